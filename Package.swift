@@ -1,0 +1,42 @@
+// swift-tools-version: 6.1
+import PackageDescription
+
+/// Strict by default: a warning is a bug that has not been read yet.
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("ExistentialAny"),
+]
+
+let package = Package(
+    name: "doppel",
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
+        .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
+    ],
+    targets: [
+        // C: the system libraries Swift cannot import as they are.
+        .target(
+            name: "CFuse", path: "CFuse",
+            cSettings: [.define("_GNU_SOURCE"), .define("FUSE_USE_VERSION", to: "314")],
+            linkerSettings: [.linkedLibrary("fuse3")]),
+        .target(name: "CLinux", cSettings: [.define("_GNU_SOURCE")]),
+        .target(name: "CXXHash", linkerSettings: [.linkedLibrary("xxhash")]),
+
+        // Doppel, from the bottom up; arrows point down only.
+        .target(name: "BlockCore", swiftSettings: strict),
+        .target(name: "SystemIO", dependencies: ["BlockCore", "CLinux"], swiftSettings: strict),
+        .target(
+            name: "Pool",
+            dependencies: [
+                "BlockCore", "SystemIO", "CXXHash",
+                .product(name: "GRDB", package: "GRDB.swift"),
+                .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: strict),
+        .target(
+            name: "Volume",
+            dependencies: [
+                "BlockCore", "SystemIO", "Pool", .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: strict),
+    ]
+)

@@ -1,0 +1,49 @@
+/// Ids that the catalog hands out. None is ever used twice in the life of a pool.
+package struct ImageID: RawRepresentable, Hashable, Codable, Sendable, Comparable {
+    package var rawValue: Int64
+    package init(rawValue: Int64) { self.rawValue = rawValue }
+    package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+}
+
+package struct LayerID: RawRepresentable, Hashable, Codable, Sendable, Comparable {
+    package var rawValue: Int64
+    package init(rawValue: Int64) { self.rawValue = rawValue }
+    package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+}
+
+package struct SnapshotID: RawRepresentable, Hashable, Codable, Sendable, Comparable {
+    package var rawValue: Int64
+    package init(rawValue: Int64) { self.rawValue = rawValue }
+    package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+}
+
+/// A name in the pool's tree; also its inode number, which therefore survives remounts.
+package struct NodeID: RawRepresentable, Hashable, Codable, Sendable, Comparable {
+    package var rawValue: UInt64
+    package init(rawValue: UInt64) { self.rawValue = rawValue }
+    package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+    package static let root = NodeID(rawValue: 1)
+}
+
+/// A place in the one order of everything that happens to a pool.
+package struct SequenceNumber: RawRepresentable, Hashable, Codable, Sendable, Comparable {
+    package var rawValue: UInt64
+    @inlinable package init(rawValue: UInt64) { self.rawValue = rawValue }
+    @inlinable package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+    package static let zero = SequenceNumber(rawValue: 0)
+}
+
+/// New at each promotion; fences the older primary.
+package struct Generation: Hashable, Codable, Sendable {
+    package var number: UInt64
+    package var id: String
+    package var parentID: String?
+    package var startSequence: SequenceNumber
+
+    package init(number: UInt64, id: String, parentID: String?, startSequence: SequenceNumber) {
+        self.number = number
+        self.id = id
+        self.parentID = parentID
+        self.startSequence = startSequence
+    }
+}
