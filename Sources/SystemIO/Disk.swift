@@ -4,10 +4,10 @@ import Glibc
 public struct OpenOptions: OptionSet, Sendable {
     public let rawValue: Int32
     public init(rawValue: Int32) { self.rawValue = rawValue }
-    public static let readWrite = OpenOptions(rawValue: Int32(CLX_OPEN_READWRITE.rawValue))
-    public static let create = OpenOptions(rawValue: Int32(CLX_OPEN_CREATE.rawValue))
-    public static let exclusive = OpenOptions(rawValue: Int32(CLX_OPEN_EXCLUSIVE.rawValue))
-    public static let truncate = OpenOptions(rawValue: Int32(CLX_OPEN_TRUNCATE.rawValue))
+    public static let readWrite = OpenOptions(rawValue: Int32(CLX_OPEN_READWRITE))
+    public static let create = OpenOptions(rawValue: Int32(CLX_OPEN_CREATE))
+    public static let exclusive = OpenOptions(rawValue: Int32(CLX_OPEN_EXCLUSIVE))
+    public static let truncate = OpenOptions(rawValue: Int32(CLX_OPEN_TRUNCATE))
 }
 
 public struct DirectoryEntry: Sendable, Hashable {

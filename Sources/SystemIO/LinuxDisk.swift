@@ -29,7 +29,7 @@ public final class LinuxDisk: Disk, @unchecked Sendable {  // no state
     }
 
     public override func syncDirectory(_ path: String) throws(SystemError) {
-        let fd = clx_open(path, Int32(CLX_OPEN_DIRECTORY.rawValue), 0)
+        let fd = clx_open(path, Int32(CLX_OPEN_DIRECTORY), 0)
         try checked(fd, "open directory", path)
         defer { _ = clx_close(fd) }
         try checked(clx_fsync(fd), "fsync directory", path)
@@ -74,7 +74,7 @@ public final class LinuxDisk: Disk, @unchecked Sendable {  // no state
     }
 
     public override func tryLock(_ path: String) throws(SystemError) -> DiskLock? {
-        let flags = Int32(CLX_OPEN_READWRITE.rawValue | CLX_OPEN_CREATE.rawValue)
+        let flags = Int32(CLX_OPEN_READWRITE | CLX_OPEN_CREATE)
         let fd = clx_open(path, flags, 0o600)
         try checked(fd, "open", path)
         let result = clx_try_lock(fd)
