@@ -87,7 +87,7 @@ extension Disk {
         let temporary = path + ".new"
         let file = try open(temporary, [.readWrite, .create, .truncate], mode: mode)
         do throws(SystemError) {
-            try contents.withUnsafeBytes { bytes throws(SystemError) in
+            try contents.withTypedBytes { bytes throws(SystemError) in
                 try file.write(bytes, at: 0)
             }
             try file.sync()
@@ -105,7 +105,7 @@ extension Disk {
         defer { file.close() }
         let size = Int(try file.status().sizeBytes)
         var bytes = [UInt8](repeating: 0, count: size)
-        let got = try bytes.withUnsafeMutableBytes { buffer throws(SystemError) in
+        let got = try bytes.withTypedMutableBytes { buffer throws(SystemError) in
             try file.read(into: buffer, at: 0)
         }
         bytes.removeSubrange(got...)
