@@ -66,3 +66,7 @@ public struct LazyMemory: @unchecked Sendable {  // an address; the owner decide
 
     public func free() { clx_unmap(base, lengthBytes) }
 }
+
+public enum Pause {
+    public static func microseconds(_ count: UInt32) { usleep(count) }
+}

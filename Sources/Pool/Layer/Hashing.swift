@@ -1,0 +1,46 @@
+import CXXHash
+
+/// XXH3, 64 bits: guards against rot and torn writes, not against an adversary.
+@inline(__always)
+package func blockHash(_ bytes: UnsafeRawBufferPointer, seed: UInt64 = 0) -> UInt64 {
+    doppel_xxh3_64(bytes.baseAddress, bytes.count, seed)
+}
+
+/// Little-endian fields, one by one: no struct is ever read straight from disk bytes.
+package struct ByteWriter {
+    package private(set) var bytes: [UInt8] = []
+
+    package init(capacity: Int = 64) { bytes.reserveCapacity(capacity) }
+
+    package mutating func put<T: FixedWidthInteger>(_ value: T) {
+        withUnsafeBytes(of: value.littleEndian) { bytes.append(contentsOf: $0) }
+    }
+    package mutating func pad(to count: Int) {
+        if bytes.count < count { bytes.append(contentsOf: repeatElement(0, count: count - bytes.count)) }
+    }
+    /// Appends the hash of everything so far, and returns it.
+    @discardableResult
+    package mutating func seal(seed: UInt64 = 0) -> UInt64 {
+        let hash = bytes.withUnsafeBytes { blockHash($0, seed: seed) }
+        put(hash)
+        return hash
+    }
+}
+
+package struct ByteReader {
+    private let bytes: UnsafeRawBufferPointer
+    package private(set) var position: Int
+
+    package init(_ bytes: UnsafeRawBufferPointer, at position: Int = 0) {
+        self.bytes = bytes
+        self.position = position
+    }
+
+    package var remaining: Int { bytes.count - position }
+
+    package mutating func take<T: FixedWidthInteger>(_ type: T.Type = T.self) -> T {
+        let value = bytes.loadUnaligned(fromByteOffset: position, as: T.self)
+        position += MemoryLayout<T>.size
+        return T(littleEndian: value)
+    }
+}

@@ -1,0 +1,179 @@
+// One layer: a sparse data file at identity offsets, its block map, its checksums once sealed.
+//
+// Invariants
+//   L1 `commit` takes the pending extents, syncs the data, and only then appends and syncs the map:
+//      the order on flush. What is written meanwhile goes to the next commit.
+//   L2 A layer without a map is the root of its chain: a hole is zero, its size the file's.
+//   L3 After a failed sync the layer is suspect: every later commit throws the first failure.
+//   L4 Space for map records is found when a write adds the extent, not when a flush commits it.
+
+import BlockCore
+import Synchronization
+import SystemIO
+
+package final class Layer: @unchecked Sendable {  // fields below are under `lock` or set once
+    package let id: LayerID
+    package let imageID: ImageID
+    package let data: DiskFile
+    /// nil for a root layer (L2).
+    package let map: LayerMapFile?
+
+    private let lock = Lock()
+    private var pending: [MapExtent] = []
+    private var punchable: [BlockRange] = []
+    private var isSizeDirty = false
+    /// Where the map ended after the last commit, and how many extents one under way adds.
+    private var mapEndBytes: UInt64
+    private var committingExtents = 0
+    private var sums: SumsFile?
+    private var failure: LayerError?
+    private var sealed: Bool
+    /// Relaxed mirror of `sums != nil`, so that a read of an uncovered layer costs no lock.
+    private let hasSums = Atomic<Bool>(false)
+
+    package init(
+        id: LayerID, imageID: ImageID, data: DiskFile, map: LayerMapFile?, isSealed: Bool,
+        sums: SumsFile?
+    ) {
+        self.id = id
+        self.imageID = imageID
+        self.data = data
+        self.map = map
+        self.sums = sums
+        sealed = isSealed
+        mapEndBytes = map?.endOffset ?? 0
+        hasSums.store(sums != nil, ordering: .relaxed)
+    }
+
+    package var isSealed: Bool { lock.withLock { sealed } }
+    package var latchedFailure: LayerError? { lock.withLock { failure } }
+    package var coveringSums: SumsFile? { lock.withLock { sums } }
+    package func setSums(_ file: SumsFile?) {
+        lock.withLock { sums = file }
+        hasSums.store(file != nil, ordering: .releasing)
+    }
+
+    // MARK: Changing the map (called under the blocks' stripes)
+
+    /// Notes a change of blocks for the next commit.
+    /// - Throws: when the disk has no room for its record; the map is unchanged then.
+    package func note(_ range: BlockRange, _ state: BlockState) throws(SystemError) {
+        guard let map else { return }
+        try lock.withLock { () throws(SystemError) in
+            if let last = pending.last, last.state == state, last.range.end == range.start {
+                pending[pending.count - 1].range.count += range.count
+                return
+            }
+            try map.reserve(
+                to: LayerMapFile.bytesNeeded(
+                    after: mapEndBytes, extentCount: committingExtents + pending.count + 1))
+            pending.append(MapExtent(range: range, state: state))
+        }
+    }
+
+    package func noteSize() { lock.withLock { isSizeDirty = true } }
+
+    /// Blocks whose old data may be freed once their new state is durable.
+    package func punchAfterCommit(_ range: BlockRange) { lock.withLock { punchable.append(range) } }
+
+    package var hasPending: Bool { lock.withLock { !pending.isEmpty || isSizeDirty } }
+
+    // MARK: Flushing
+
+    /// Makes everything noted and written before the call durable, in the order of L1. One caller
+    /// at a time (the image's flush gate).
+    /// - Parameter imageSizeBytes: read after the pending changes were taken, so that a size noted
+    ///   with them cannot be newer than the size committed.
+    /// - Returns: ranges that may now be punched.
+    package func commit(
+        imageSizeBytes: @autoclosure () -> UInt64, sequence: SequenceNumber, seal: Bool = false
+    ) throws(LayerError) -> [BlockRange] {
+        lock.lock()
+        if let failure {
+            lock.unlock()
+            throw failure
+        }
+        let extents = pending
+        let punches = punchable
+        let mustCommit = map != nil && (!extents.isEmpty || isSizeDirty || (seal && !sealed))
+        pending = []
+        punchable = []
+        isSizeDirty = false
+        committingExtents = extents.count
+        lock.unlock()
+        let sizeBytes = imageSizeBytes()
+        do throws(LayerError) {
+            try layered { () throws(SystemError) in try data.syncData() }
+            if mustCommit, let map {
+                try map.append(
+                    extents, imageSizeBytes: sizeBytes, sequence: sequence, isSealed: seal)
+                try layered { () throws(SystemError) in try map.file.syncData() }
+            }
+        } catch {
+            lock.withLock { failure = error }
+            throw error
+        }
+        lock.withLock {
+            committingExtents = 0
+            mapEndBytes = map?.endOffset ?? 0
+            if seal { sealed = true }
+        }
+        return punches
+    }
+
+    // MARK: Reading
+
+    /// Reads bytes that the index says lie in this layer; what is past the file's end is zero.
+    /// Covered blocks are verified (G7).
+    @inline(__always)
+    package func read(
+        into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) throws(LayerError) {
+        if hasSums.load(ordering: .acquiring), let sums = coveringSums {
+            return try readVerified(into: buffer, at: offset, sums: sums)
+        }
+        try readPlain(into: buffer, at: offset)
+    }
+
+    private func readPlain(
+        into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) throws(LayerError) {
+        let got = try layered { () throws(SystemError) in try data.read(into: buffer, at: offset) }
+        if got < buffer.count {
+            UnsafeMutableRawBufferPointer(rebasing: buffer[got...])
+                .initializeMemory(as: UInt8.self, repeating: 0)
+        }
+    }
+
+    private func readVerified(
+        into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64, sums: SumsFile
+    ) throws(LayerError) {
+        var done = 0
+        while done < buffer.count {
+            let position = offset + UInt64(done)
+            let inBlock = Int(position & 4095)
+            let left = buffer.count - done
+            if inBlock == 0, left >= 4096 {
+                let part = UnsafeMutableRawBufferPointer(
+                    rebasing: buffer[done..<done + left / 4096 * 4096])
+                try readPlain(into: part, at: position)
+                try sums.verify(UnsafeRawBufferPointer(part), startingAt: position >> 12)
+                done += part.count
+                continue
+            }
+            let length = min(left, 4096 - inBlock)
+            var failure: LayerError?
+            withUnsafeTemporaryAllocation(byteCount: 4096, alignment: 8) { block in
+                do throws(LayerError) {
+                    try readPlain(into: block, at: position & ~4095)
+                    try sums.verify(UnsafeRawBufferPointer(block), startingAt: position >> 12)
+                } catch { failure = error }
+                UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + length])
+                    .copyMemory(
+                        from: UnsafeRawBufferPointer(rebasing: block[inBlock..<inBlock + length]))
+            }
+            if let failure { throw failure }
+            done += length
+        }
+    }
+}

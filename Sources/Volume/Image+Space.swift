@@ -1,0 +1,173 @@
+// Trim, zero, allocate and resize: changes of what is stored rather than of what it says.
+
+import BlockCore
+import Pool
+import SystemIO
+
+extension Image {
+    /// Bytes handled under one hold of the stripes.
+    private static var pieceBytes: UInt64 { 1 << 30 }
+
+    /// The range reads as zeros afterwards, and its space is given back.
+    package func trim(at offset: UInt64, length: UInt64) throws(VolumeError) {
+        let end = min(offset &+ length < offset ? UInt64.max : offset + length, sizeBytes)
+        try forEachPiece(from: offset, to: end) { (start, stop) throws(VolumeError) in
+            try zeroPiece(from: start, to: stop, punches: true)
+        }
+    }
+
+    /// The range reads as zeros afterwards; without `keepSize` the image grows to hold it.
+    package func zero(at offset: UInt64, length: UInt64, keepSize: Bool) throws(VolumeError) {
+        guard length <= Geometry.maxImageSizeBytes, offset <= Geometry.maxImageSizeBytes - length
+        else { throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB") }
+        if !keepSize, offset + length > sizeBytes { try resize(to: offset + length) }
+        let end = min(offset + length, sizeBytes)
+        try forEachPiece(from: offset, to: end) { (start, stop) throws(VolumeError) in
+            try zeroPiece(from: start, to: stop, punches: false)
+        }
+    }
+
+    /// Finds space for the range now, so that writes into it do not meet a full disk.
+    package func allocate(at offset: UInt64, length: UInt64, keepSize: Bool) throws(VolumeError) {
+        guard length <= Geometry.maxImageSizeBytes, offset <= Geometry.maxImageSizeBytes - length
+        else { throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB") }
+        try forEachPiece(from: offset, to: offset + length) { (start, stop) throws(VolumeError) in
+            let blocks = BlockRange(coveringBytesAt: start, lengthBytes: stop - start)
+            try lockForChange(of: blocks)
+            defer { unlock(blocks) }
+            try VolumeError.system(id) { () throws(SystemError) in
+                try head.data.allocate(
+                    at: start, length: stop - start, keepSize: keepSize || head.map != nil)
+            }
+            if !keepSize { grow(to: stop) }
+            _ = core.nextSequence()
+        }
+    }
+
+    private func forEachPiece(
+        from start: UInt64, to end: UInt64,
+        _ body: (UInt64, UInt64) throws(VolumeError) -> Void
+    ) throws(VolumeError) {
+        var position = start
+        while position < end {
+            let stop = min(end, (position / Self.pieceBytes + 1) * Self.pieceBytes)
+            try body(position, stop)
+            position = stop
+        }
+    }
+
+    private func zeroPiece(from start: UInt64, to end: UInt64, punches: Bool) throws(VolumeError) {
+        let covering = BlockRange(coveringBytesAt: start, lengthBytes: end - start)
+        try lockForChange(of: covering)
+        if head.map == nil {
+            defer { unlock(covering) }
+            try VolumeError.system(id) { () throws(SystemError) in
+                // The size may have shrunk since the caller looked: neither call grows a file.
+                if punches {
+                    try head.data.punchHole(at: start, length: end - start)
+                } else {
+                    try head.data.zeroRange(at: start, length: end - start)
+                }
+            }
+            noteChange()
+            _ = core.nextSequence()
+            return
+        }
+        unlock(covering)
+        // The image's last block counts as whole: what is past the end is zero already (V4).
+        let endsImage = end >= sizeBytes
+        var whole = BlockRange(insideBytesAt: start, lengthBytes: end - start)
+        if endsImage, end & 4095 != 0 {
+            let first = (start + 4095) >> Geometry.blockShift
+            whole = BlockRange(start: first, count: covering.end > first ? covering.end - first : 0)
+        }
+        if whole.isEmpty { return try writeZeros(from: start, to: end) }
+        if start < whole.startByte { try writeZeros(from: start, to: whole.startByte) }
+        try zeroBlocks(whole, onlyIfEndsAt: endsImage ? end : nil)
+        let wholeEnd = whole.startByte + whole.lengthBytes
+        if wholeEnd < end { try writeZeros(from: wholeEnd, to: end) }
+    }
+
+    private func writeZeros(from start: UInt64, to end: UInt64) throws(VolumeError) {
+        var result = Result<Void, VolumeError>.success(())
+        withUnsafeTemporaryAllocation(byteCount: 4096, alignment: 4096) { zeros in
+            zeros.initializeMemory(as: UInt8.self, repeating: 0)
+            result = Result { () throws(VolumeError) in
+                var position = start
+                while position < end {
+                    let count = Int(min(end - position, 4096))
+                    try write(
+                        UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(zeros)[0..<count]),
+                        at: position)
+                    position += UInt64(count)
+                }
+            }
+        }
+        try result.get()
+    }
+
+    /// - Parameter imageEnd: the size under which the last block was taken as whole; when the
+    ///   image has grown past it meanwhile, that block is left to hold what was written.
+    private func zeroBlocks(
+        _ range: BlockRange, onlyIfEndsAt imageEnd: UInt64?
+    ) throws(VolumeError) {
+        try lockForChange(of: range)
+        defer { unlock(range) }
+        var range = range
+        if let imageEnd, imageEnd & 4095 != 0, sizeBytes > imageEnd { range.count -= 1 }
+        guard !range.isEmpty, !chain.index.isAll(.zero, in: range) else { return }
+        do throws(SystemError) { try head.note(range, .zero) } catch {
+            throw VolumeError(error, image: id)
+        }
+        chain.index.set(range, to: .zero)
+        head.punchAfterCommit(range)
+        noteChange()
+        _ = core.nextSequence()
+    }
+
+    /// Grows with zeros, or cuts off. What was cut off reads as zeros should the image grow again.
+    package func resize(to newSize: UInt64) throws(VolumeError) {
+        guard newSize <= Geometry.maxImageSizeBytes else {
+            throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB")
+        }
+        // Every block between the two sizes changes for whoever follows this image.
+        let old = sizeBytes
+        let low = min(old, newSize)
+        let high = max(max(old, newSize), low + 1)
+        let changed = BlockRange(coveringBytesAt: low, lengthBytes: high - low)
+        try lockForChange(of: changed)
+        unlock(changed)
+        if head.map != nil, newSize < old, newSize & 4095 != 0 {
+            // V4: the tail of the new last block becomes zero before the size says so.
+            let blockEnd = min((newSize | 4095) + 1, old)
+            try writeZeros(from: newSize, to: blockEnd)
+        }
+        let all = BlockRange(
+            start: 0, count: max(Geometry.blockCount(sizeBytes: max(high, sizeBytes)), 1))
+        core.cut.lockRead()
+        stripes.lockAll()
+        defer {
+            stripes.unlockAll()
+            core.cut.unlock()
+        }
+        let current = sizeBytes
+        if head.map == nil {
+            try VolumeError.system(id) { () throws(SystemError) in
+                try head.data.truncate(to: newSize)
+            }
+        } else if newSize < current {
+            let first = Geometry.blockCount(sizeBytes: newSize)
+            let cutOff = BlockRange(start: first, count: max(all.end, first) - first)
+            if !cutOff.isEmpty {
+                do throws(SystemError) { try head.note(cutOff, .zero) } catch {
+                    throw VolumeError(error, image: id)
+                }
+                chain.index.set(cutOff, to: .zero)
+                head.punchAfterCommit(cutOff)
+            }
+        }
+        storeSize(newSize)
+        noteChange()
+        _ = core.nextSequence()
+    }
+}

@@ -1,0 +1,176 @@
+import BlockCore
+import Pool
+import SystemIO
+
+extension Image {
+    /// Active regions beyond which the log is settled in the background.
+    private static var activeRegionLimit: Int { 1024 }
+
+    /// Writes all of the buffer, growing the image where it passes its end.
+    package func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(VolumeError) {
+        guard buffer.count > 0 else { return }
+        let length = UInt64(buffer.count)
+        guard offset <= Geometry.maxImageSizeBytes, length <= Geometry.maxImageSizeBytes - offset
+        else {
+            throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB")
+        }
+        let blocks = BlockRange(coveringBytesAt: offset, lengthBytes: length)
+        while true {
+            try lockForChange(of: blocks)
+            if head.map == nil || !needsMerging(blocks, offset: offset, end: offset + length) {
+                defer { unlock(blocks) }
+                return try writeLocked(buffer, at: offset, blocks: blocks)
+            }
+            unlock(blocks)
+            if try writeMerging(buffer, at: offset, blocks: blocks) { return }
+        }
+    }
+
+    // MARK: Locks
+
+    /// Marks the regions, then takes the cut lock shared and the stripes; the marks hold while they
+    /// are held.
+    func lockForChange(of blocks: BlockRange) throws(VolumeError) {
+        let first = Int(blocks.start / Geometry.blocksPerRegion)
+        let last = Int((blocks.end - 1) / Geometry.blocksPerRegion)
+        while true {
+            if !activity.isActive(first: first, last: last) {
+                do throws(SystemError) { try activity.activate(first: first, last: last) } catch {
+                    throw VolumeError(error, image: id)
+                }
+                if activity.activeCount > Self.activeRegionLimit { wantsSettling() }
+            }
+            core.cut.lockRead()
+            if activity.isActive(first: first, last: last) { break }
+            core.cut.unlock()
+        }
+        activity.touch(first: first, last: last)
+        stripes.lock(blocks)
+    }
+
+    @inline(__always)
+    func unlock(_ blocks: BlockRange) {
+        stripes.unlock(blocks)
+        core.cut.unlock()
+    }
+
+    // MARK: Under the locks
+
+    /// A partly written edge block that is not in the head needs the rest of its content.
+    @inline(__always)
+    private func needsMerging(_ blocks: BlockRange, offset: UInt64, end: UInt64) -> Bool {
+        if offset & 4095 != 0, chain.index.slot(of: blocks.start) != headSlot { return true }
+        return end & 4095 != 0 && chain.index.slot(of: blocks.end - 1) != headSlot
+    }
+
+    @inline(__always)
+    private func writeLocked(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64, blocks: BlockRange
+    ) throws(VolumeError) {
+        do throws(SystemError) {
+            try head.data.write(buffer, at: offset)
+            try noteWritten(blocks)
+        } catch { throw VolumeError(error, image: id) }
+        grow(to: offset + UInt64(buffer.count))
+        noteChange()
+        _ = core.nextSequence()
+    }
+
+    /// After the data: a commit that takes the record must find the data written (Layer's L1).
+    @inline(__always)
+    private func noteWritten(_ blocks: BlockRange) throws(SystemError) {
+        guard head.map != nil, !chain.index.isAll(headSlot, in: blocks) else { return }
+        try head.note(blocks, .data)
+        chain.index.set(blocks, to: headSlot)
+    }
+
+    // MARK: Merging edges with what lies below
+
+    /// Reads the edges' old content without a lock, then writes whole blocks under the locks.
+    /// - Returns: false when an edge changed meanwhile; the caller starts over.
+    private func writeMerging(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64, blocks: BlockRange
+    ) throws(VolumeError) -> Bool {
+        var result = Result<Bool, VolumeError>.success(false)
+        withUnsafeTemporaryAllocation(byteCount: 8192, alignment: 4096) { scratch in
+            result = Result { () throws(VolumeError) in
+                try writeMerging(buffer, at: offset, blocks: blocks, scratch: scratch)
+            }
+        }
+        return try result.get()
+    }
+
+    private func writeMerging(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64, blocks: BlockRange,
+        scratch: UnsafeMutableRawBufferPointer
+    ) throws(VolumeError) -> Bool {
+        let end = offset + UInt64(buffer.count)
+        let hasFirst = offset & 4095 != 0 || (blocks.count == 1 && end & 4095 != 0)
+        let hasLast = end & 4095 != 0 && blocks.count > 1
+        let first = UnsafeMutableRawBufferPointer(rebasing: scratch[0..<4096])
+        let last = UnsafeMutableRawBufferPointer(rebasing: scratch[4096..<8192])
+        let firstSlot = hasFirst ? try fetch(blocks.start, into: first) : .zero
+        let lastSlot = hasLast ? try fetch(blocks.end - 1, into: last) : .zero
+
+        try lockForChange(of: blocks)
+        defer { unlock(blocks) }
+        // A block that is in the head by now may have been written since it was read.
+        if hasFirst, firstSlot == headSlot || chain.index.slot(of: blocks.start) != firstSlot {
+            return false
+        }
+        if hasLast, lastSlot == headSlot || chain.index.slot(of: blocks.end - 1) != lastSlot {
+            return false
+        }
+        do throws(SystemError) {
+            var from = 0
+            var to = buffer.count
+            if hasFirst {
+                let inBlock = Int(offset & 4095)
+                let count = min(buffer.count, 4096 - inBlock)
+                UnsafeMutableRawBufferPointer(rebasing: first[inBlock..<inBlock + count])
+                    .copyMemory(from: UnsafeRawBufferPointer(rebasing: buffer[0..<count]))
+                try head.data.write(UnsafeRawBufferPointer(first), at: blocks.startByte)
+                from = count
+            }
+            if hasLast {
+                let count = Int(end & 4095)
+                UnsafeMutableRawBufferPointer(rebasing: last[0..<count]).copyMemory(
+                    from: UnsafeRawBufferPointer(rebasing: buffer[(buffer.count - count)...]))
+                try head.data.write(
+                    UnsafeRawBufferPointer(last), at: (blocks.end - 1) << Geometry.blockShift)
+                to = buffer.count - count
+            }
+            if from < to {
+                try head.data.write(
+                    UnsafeRawBufferPointer(rebasing: buffer[from..<to]), at: offset + UInt64(from))
+            }
+            try head.note(blocks, .data)
+            chain.index.set(blocks, to: headSlot)
+        } catch { throw VolumeError(error, image: id) }
+        grow(to: end)
+        noteChange()
+        _ = core.nextSequence()
+        return true
+    }
+
+    /// Reads one block as the image shows it.
+    /// - Returns: the slot it was found in, which tells later whether it is still the same.
+    private func fetch(
+        _ block: UInt64, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(VolumeError) -> LayerSlot {
+        let ticket = core.epochs.enter()
+        defer { core.epochs.leave(ticket) }
+        let chain = self.chain
+        let slot = chain.index.slot(of: block)
+        do throws(LayerError) {
+            if slot == .zero {
+                buffer.initializeMemory(as: UInt8.self, repeating: 0)
+            } else {
+                try chain.withLayer(slot) { layer throws(LayerError) in
+                    try layer.read(into: buffer, at: block << Geometry.blockShift)
+                }
+            }
+        } catch { throw VolumeError(error, image: id) }
+        return slot
+    }
+}

@@ -1,0 +1,270 @@
+// One live image: where reads and writes of a disk meet its layers.
+//
+// The way of a write (DESIGN §5), in Image+Write.swift:
+//   1. before any lock: the region's activity bit is durable; the old content of a partly written
+//      block that is not in the head was read
+//   2. cut lock shared, then the stripes, ascending: pwrite, map, size, sequence; the place where
+//      a write stream is appended to. Both are released
+//   3. reply
+//
+// Invariants
+//   V1 `head`, `headSlot` and `chain` change only under the cut lock, held exclusively.
+//   V2 Index entries change only under their stripes, with the cut lock held (shared is enough).
+//   V3 No lock here is held across a sync or a wait for one.
+//   V4 What lies past the image's end inside its last block is zero, in every layer.
+
+import BlockCore
+import Pool
+import Synchronization
+import SystemIO
+
+/// What all images of a volume share: the cut lock, the one sequence, the clock.
+final class VolumeCore: Sendable {
+    let disk: Disk
+    let cut = ReadWriteLock()
+    let epochs = ReadEpochs()
+    private let lastSequence: Atomic<UInt64>
+
+    init(disk: Disk, lastSequence: SequenceNumber) {
+        self.disk = disk
+        self.lastSequence = Atomic(lastSequence.rawValue)
+    }
+
+    @inline(__always)
+    func nextSequence() -> SequenceNumber {
+        SequenceNumber(rawValue: lastSequence.add(1, ordering: .relaxed).newValue)
+    }
+    var sequence: SequenceNumber {
+        SequenceNumber(rawValue: lastSequence.load(ordering: .relaxed))
+    }
+}
+
+/// A layer that was sealed at a cut and is not yet known durable.
+struct UnsettledLayer {
+    var layer: Layer
+    var sizeBytes: UInt64
+    var sequence: SequenceNumber
+}
+
+package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic or under `lock`
+    package let id: ImageID
+    let core: VolumeCore
+    let activity: ActivityLog
+    let stripes = Stripes()
+    let gate = FlushGate()
+
+    private let chainPointer: Atomic<UInt>
+    private(set) var head: Layer
+    private(set) var headSlot: LayerSlot
+
+    private let size: Atomic<UInt64>
+    private let modified: Atomic<Int64>
+    private let lock = Lock()
+    private var unsettled: [UnsettledLayer] = []
+    /// Every chain this image ever had: a reader may still be in an older one.
+    private var chains: [LayerChain]
+    private var failure: VolumeError?
+    /// Asked for when the activity log has more regions than it should; see `Volume.settle`.
+    let wantsSettling: @Sendable () -> Void
+
+    init(
+        id: ImageID, core: VolumeCore, activity: ActivityLog, chain: LayerChain, head: Layer,
+        headSlot: LayerSlot, sizeBytes: UInt64, modifiedNs: Int64,
+        wantsSettling: @escaping @Sendable () -> Void
+    ) {
+        self.id = id
+        self.core = core
+        self.activity = activity
+        self.head = head
+        self.headSlot = headSlot
+        self.wantsSettling = wantsSettling
+        chains = [chain]
+        chainPointer = Atomic(UInt(bitPattern: Unmanaged.passUnretained(chain).toOpaque()))
+        size = Atomic(sizeBytes)
+        modified = Atomic(modifiedNs)
+    }
+
+    @inline(__always)
+    var chain: LayerChain {
+        let raw = UnsafeRawPointer(bitPattern: chainPointer.load(ordering: .acquiring))!
+        return Unmanaged<LayerChain>.fromOpaque(raw).takeUnretainedValue()  // kept by `chains`
+    }
+
+    @inline(__always)
+    package var sizeBytes: UInt64 { size.load(ordering: .acquiring) }
+    /// Time of the last change of content, nanoseconds since 1970.
+    package var modifiedNs: Int64 { modified.load(ordering: .relaxed) }
+    package func setModified(ns: Int64) { modified.store(ns, ordering: .relaxed) }
+
+    package var allocatedBytes: UInt64 {
+        min(allocated(chain.layers), (sizeBytes + 4095) & ~4095)
+    }
+    /// The first failed sync; see ``flush()``.
+    package var latchedFailure: VolumeError? { lock.withLock { failure } }
+
+    func latch(_ error: VolumeError) {
+        lock.withLock { if failure == nil { failure = error } }
+    }
+
+    // MARK: Called by the parts of the write path
+
+    @inline(__always)
+    func noteChange() { modified.store(core.disk.now(), ordering: .relaxed) }
+
+    /// Grows the size to `end`; the caller holds the stripes of the last byte.
+    @inline(__always)
+    func grow(to end: UInt64) {
+        var now = size.load(ordering: .relaxed)
+        while now < end {
+            let (won, current) = size.compareExchange(
+                expected: now, desired: end, ordering: .acquiringAndReleasing)
+            if won {
+                head.noteSize()
+                return
+            }
+            now = current
+        }
+    }
+
+    /// The caller holds every stripe.
+    func storeSize(_ sizeBytes: UInt64) {
+        size.store(sizeBytes, ordering: .releasing)
+        head.noteSize()
+    }
+
+    // MARK: Changing the head (V1: the caller holds the cut lock exclusively)
+
+    func switchHead(to layer: Layer, slot: LayerSlot, sequence: SequenceNumber) {
+        lock.withLock {
+            unsettled.append(
+                UnsettledLayer(layer: head, sizeBytes: sizeBytes, sequence: sequence))
+        }
+        head = layer
+        headSlot = slot
+        // The new head's first commit was written before the cut; what the size is at the cut must
+        // be in its next one.
+        layer.noteSize()
+    }
+
+    func replaceChain(
+        _ chain: LayerChain, head layer: Layer, slot: LayerSlot, sizeBytes: UInt64,
+        sequence: SequenceNumber
+    ) {
+        switchHead(to: layer, slot: slot, sequence: sequence)
+        lock.withLock { chains.append(chain) }
+        chainPointer.store(
+            UInt(bitPattern: Unmanaged.passUnretained(chain).toOpaque()), ordering: .releasing)
+        size.store(sizeBytes, ordering: .releasing)
+        noteChange()
+    }
+
+    /// The head is an existing layer from now on (the end of a merge down).
+    func adoptHead(_ layer: Layer, slot: LayerSlot) {
+        head = layer
+        headSlot = slot
+    }
+
+    // MARK: Reading
+
+    /// - Returns: bytes read; short only at the end of the image.
+    @inline(__always)
+    package func read(
+        into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) throws(VolumeError) -> Int {
+        let ticket = core.epochs.enter()
+        defer { core.epochs.leave(ticket) }
+        let end = sizeBytes
+        guard offset < end, buffer.count > 0 else { return 0 }
+        let count = Int(min(UInt64(buffer.count), end - offset))
+        do throws(LayerError) {
+            try chain.read(
+                into: UnsafeMutableRawBufferPointer(rebasing: buffer[0..<count]), at: offset)
+        } catch { throw VolumeError(error, image: id) }
+        return count
+    }
+
+    package func seekData(from offset: UInt64) throws(VolumeError) -> UInt64? {
+        try seek(data: true, from: offset)
+    }
+
+    /// The end of the image counts as a hole; nil past it.
+    package func seekHole(from offset: UInt64) throws(VolumeError) -> UInt64? {
+        guard offset < sizeBytes else { return nil }
+        return try seek(data: false, from: offset) ?? sizeBytes
+    }
+
+    private func seek(data: Bool, from offset: UInt64) throws(VolumeError) -> UInt64? {
+        let ticket = core.epochs.enter()
+        defer { core.epochs.leave(ticket) }
+        return try VolumeError.wrapping(id) { () throws(LayerError) in
+            try chain.seek(data: data, from: offset, sizeBytes: sizeBytes)
+        }
+    }
+
+    // MARK: Flushing
+
+    /// Makes everything acknowledged before the call durable: the layers sealed by cuts that have
+    /// not settled yet, then the head.
+    /// - Throws: the first failure for ever after one; nothing is retried and hoped over.
+    package func flush() throws(VolumeError) {
+        try gate.run { () throws(VolumeError) in
+            if let failure = latchedFailure {
+                throw VolumeError(
+                    .latched, image: id, errno: failure.errno,
+                    "an earlier sync failed (\(failure.message)); check the disk, then remount")
+            }
+            do throws(VolumeError) { try flushOnce() } catch {
+                latch(error)
+                throw error
+            }
+        }
+    }
+
+    private func flushOnce() throws(VolumeError) {
+        core.cut.lockRead()
+        let sealed = lock.withLock { unsettled }
+        let head = self.head
+        core.cut.unlock()
+        for each in sealed {
+            _ = try VolumeError.wrapping(id) { () throws(LayerError) in
+                try each.layer.commit(
+                    imageSizeBytes: each.sizeBytes, sequence: each.sequence, seal: true)
+            }
+        }
+        // The size is the image's only as long as the head is: a cut in between seals the old size
+        // with the layer, and this commit's is then only an upper bound that the seal corrects.
+        let punches = try VolumeError.wrapping(id) { () throws(LayerError) in
+            try head.commit(imageSizeBytes: sizeBytes, sequence: core.sequence)
+        }
+        lock.withLock { unsettled.removeAll { each in sealed.contains { $0.layer === each.layer } } }
+        punch(punches, in: head)
+    }
+
+    /// Frees what trims left behind, where nothing was written since. A failure costs only space.
+    private func punch(_ ranges: [BlockRange], in layer: Layer) {
+        for range in ranges {
+            var block = range.start
+            while block < range.end {
+                let part = BlockRange(start: block, count: min(range.end - block, 1 << 18))
+                core.cut.lockRead()
+                stripes.lock(part)
+                if head === layer { punchZeros(part, in: layer) }
+                stripes.unlock(part)
+                core.cut.unlock()
+                block = part.end
+            }
+        }
+    }
+
+    private func punchZeros(_ range: BlockRange, in layer: Layer) {
+        var block = range.start
+        while block < range.end {
+            let (slot, count) = chain.index.run(at: block, limit: range.end - block)
+            if slot == .zero {
+                let hole = BlockRange(start: block, count: count)
+                try? layer.data.punchHole(at: hole.startByte, length: hole.lengthBytes)
+            }
+            block += count
+        }
+    }
+}

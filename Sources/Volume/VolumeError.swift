@@ -1,0 +1,58 @@
+import BlockCore
+import Pool
+import SystemIO
+
+/// A request on an image, a snapshot or the whole volume that failed: what happened, to which
+/// image, and what to do next.
+package struct VolumeError: Error, CustomStringConvertible, Sendable {
+    package enum Kind: Sendable, Hashable {
+        case noSpace, io, latched, checksum, readOnly, tooLarge, busy, damaged, notFound, exists
+        case invalid
+    }
+
+    package var kind: Kind
+    package var image: ImageID?
+    package var message: String
+    package var errno: Int32
+
+    package init(_ kind: Kind, image: ImageID? = nil, errno: Int32 = 0, _ message: String) {
+        self.kind = kind
+        self.image = image
+        self.errno = errno
+        self.message = message
+    }
+
+    package init(_ error: SystemError, image: ImageID? = nil) {
+        self.init(
+            error.isNoSpace ? .noSpace : .io, image: image, errno: error.errno, error.description)
+    }
+
+    package init(_ error: LayerError, image: ImageID? = nil) {
+        switch error {
+        case .system(let system): self.init(system, image: image)
+        case .damaged: self.init(.damaged, image: image, error.description)
+        case .checksumMismatch: self.init(.checksum, image: image, error.description)
+        }
+    }
+
+    package var description: String {
+        image.map { "image \($0.rawValue): \(message)" } ?? message
+    }
+}
+
+extension VolumeError {
+    /// Runs `body`, turning what the store says into what a user of the volume is told.
+    @inline(__always)
+    static func wrapping<T>(
+        _ image: ImageID? = nil, _ body: () throws(LayerError) -> T
+    ) throws(VolumeError) -> T {
+        do throws(LayerError) { return try body() } catch { throw VolumeError(error, image: image) }
+    }
+
+    @inline(__always)
+    static func system<T>(
+        _ image: ImageID? = nil, _ body: () throws(SystemError) -> T
+    ) throws(VolumeError) -> T {
+        do throws(SystemError) { return try body() } catch { throw VolumeError(error, image: image) }
+    }
+}
