@@ -1,0 +1,436 @@
+#!/usr/bin/env python3
+"""Measures Doppel against peers in one run, interleaved, and prints Markdown tables.
+
+    make bench                                  everything (about ten minutes)
+    make bench BENCH="--only throughput"        one part: throughput, fsync, snapshots, scale
+    Benchmarks/bench.py --seconds 1 --rounds 1  a smoke run
+
+Each round runs each job once on every peer, so that a drift of the machine meets all of them; a cell
+is the median over the rounds. The store of `throughput` and `scale` is on tmpfs (--fast), that of
+`fsync` and `snapshots` on a disk (--disk). All files are written once before anything is measured.
+Peers that are not installed are left out and named.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+DOPPEL = os.path.realpath(os.environ.get("DOPPEL", ".build/release/doppel"))
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+
+
+def say(*words):
+    print(*words, file=sys.stderr, flush=True)
+
+
+def call(*command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr}{done.stdout}")
+    return done.stdout
+
+
+def doppel(*arguments):
+    return call(DOPPEL, *arguments)
+
+
+def wait_for(what, condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise RuntimeError(f"{what}: not ready after {seconds} s")
+        time.sleep(0.02)
+
+
+def fill(path, size):
+    """Writes every byte once: touching fresh pages is dear and would be measured otherwise."""
+    chunk = os.urandom(MIB)
+    with open(path, "wb") as file:
+        for _ in range(size // MIB):
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# --- Peers: each is a context that yields the path of a file to load -----------------------------
+
+
+@contextlib.contextmanager
+def bare(folder, size):
+    path = os.path.join(folder, "disk.raw")
+    fill(path, size)
+    yield path
+
+
+@contextlib.contextmanager
+def mounted(pool, mount_point, *options):
+    os.makedirs(mount_point, exist_ok=True)
+    doppel("mount", pool, mount_point, *options)
+    try:
+        yield
+    finally:
+        doppel("unmount", mount_point)
+
+
+@contextlib.contextmanager
+def doppel_mount(folder, size):
+    pool = os.path.join(folder, "pool")
+    os.makedirs(pool)
+    fill(os.path.join(pool, "disk.raw"), size)
+    doppel("adopt", pool)
+    with mounted(pool, os.path.join(folder, "mnt")):
+        yield os.path.join(folder, "mnt", "disk.raw")
+
+
+@contextlib.contextmanager
+def served(command, path, size):
+    """A server in the foreground that shows a disk of `size` bytes at `path`."""
+    log = tempfile.TemporaryFile()
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def ready():
+        if server.poll() is not None:
+            log.seek(0)
+            raise RuntimeError(f"{command[0]} ended: {log.read().decode()}")
+        with contextlib.suppress(OSError):
+            return os.path.ismount(path) or os.path.ismount(os.path.dirname(path))
+        return False
+
+    try:
+        wait_for(command[0], ready)
+        wait_for(command[0], lambda: os.stat(path).st_size == size)
+        yield path
+    finally:
+        # Both unmount when they are asked to end.
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        for place in (path, os.path.dirname(path)):
+            if os.path.ismount(place):
+                subprocess.run(["fusermount3", "-uz", place], check=False)
+
+
+@contextlib.contextmanager
+def qemu_export(folder, size):
+    store, mount_point = os.path.join(folder, "store.raw"), os.path.join(folder, "disk.raw")
+    fill(store, size)
+    open(mount_point, "wb").close()
+    command = [
+        "qemu-storage-daemon",
+        "--blockdev", f"driver=file,node-name=file,filename={store}",
+        "--blockdev", "driver=raw,node-name=raw,file=file",
+        "--export", f"type=fuse,id=disk,node-name=raw,mountpoint={mount_point},writable=on",
+    ]
+    with served(command, mount_point, size) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def nbdfuse(folder, size):
+    store, mount_point = os.path.join(folder, "store.raw"), os.path.join(folder, "mnt")
+    fill(store, size)
+    os.makedirs(mount_point)
+    path = os.path.join(mount_point, "disk.raw")
+    command = ["nbdfuse", path, "[", "qemu-nbd", "-f", "raw", "-e", "8", store, "]"]
+    with served(command, path, size) as path:
+        yield path
+
+
+PEERS = {
+    "bare file": (bare, None),
+    "doppel": (doppel_mount, None),
+    "qemu FUSE export": (qemu_export, "qemu-storage-daemon"),
+    "nbdfuse": (nbdfuse, "nbdfuse"),
+}
+
+
+def available(names):
+    for name in names:
+        program = PEERS[name][1]
+        if program and not shutil.which(program):
+            say(f"left out: {name} ({program} is not installed)")
+        else:
+            yield name
+
+
+# --- Load -------------------------------------------------------------------------------------
+
+
+def fio(path, seconds, job, size=None):
+    """Operations a second of one fio job on one file."""
+    options = {
+        "name": "job", "filename": path, "direct": "1", "time_based": "1", "runtime": str(seconds),
+        "ramp_time": "0", "allow_file_create": "0", "group_reporting": "1", "ioengine": "psync",
+        "randrepeat": "0", "norandommap": "1", "thread": "1", "size": str(size or os.stat(path).st_size),
+    }
+    options.update(job)
+    command = ["fio", "--output-format=json"]
+    command += [f"--{key}={value}" for key, value in options.items() if value is not None]
+    report = json.loads(re.sub(r"^[^{]*", "", call(*command), count=1))["jobs"][0]
+    return report["read"]["iops"] + report["write"]["iops"]
+
+
+def random_4k(kind, depth=1, jobs=1):
+    job = {"rw": f"rand{kind}", "bs": "4k", "numjobs": str(jobs)}
+    if depth > 1:
+        job.update(ioengine="libaio", iodepth=str(depth))
+    return job
+
+
+# Job, and what the design wants of it as a multiple of qemu's FUSE export.
+THROUGHPUT = [
+    ("sequential write 1 MiB", {"rw": "write", "bs": "1m"}, 3.0),
+    ("sequential read 1 MiB", {"rw": "read", "bs": "1m"}, 3.0),
+    ("random write 4 KiB, depth 1", random_4k("write"), 2.0),
+    ("random write 4 KiB, 2 x depth 32", random_4k("write", 32, 2), 3.0),
+    ("random read 4 KiB, depth 1", random_4k("read"), 2.0),
+    ("random read 4 KiB, depth 32", random_4k("read", 32), 2.5),
+]
+FSYNC = [("4 KiB write + fsync", {"rw": "randwrite", "bs": "4k", "fsync": "1"}, 0.8)]
+
+
+def table(header, rows):
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print(flush=True)
+
+
+def compare(title, folder, jobs, names, arguments):
+    """Runs each job on every peer in turn, round after round."""
+    with contextlib.ExitStack() as stack:
+        paths = {}
+        for name in available(names):
+            home = os.path.join(folder, re.sub(r"\W+", "-", f"{title} {name}"))
+            os.makedirs(home)
+            say(f"preparing {name}")
+            paths[name] = stack.enter_context(PEERS[name][0](home, arguments.size * MIB))
+        seen = {}
+        for round_number in range(arguments.rounds):
+            for job, options, _ in jobs:
+                for name, path in paths.items():
+                    rate = fio(path, arguments.seconds, options)
+                    seen.setdefault((job, name), []).append(rate)
+                    say(f"round {round_number + 1}: {job}: {name}: {rate:,.0f}/s")
+    medians = {key: statistics.median(rates) for key, rates in seen.items()}
+    rows = []
+    for job, _, wanted in jobs:
+        row = [job] + [f"{medians[job, name]:,.0f}" for name in paths]
+        for peer in paths:
+            if peer != "doppel":
+                row.append(f"{medians[job, 'doppel'] / medians[job, peer]:.2f} x")
+        row.append(f"{wanted:g} x")
+        rows.append(row)
+    print(f"### {title} (operations a second, medians of {arguments.rounds})\n")
+    table(
+        ["job", *paths, *[f"doppel : {peer}" for peer in paths if peer != "doppel"], "reach : qemu"],
+        rows)
+    return {f"{job} / {name}": rates for (job, name), rates in seen.items()}
+
+
+def throughput(arguments):
+    return compare(
+        "Throughput, store on tmpfs", arguments.fast_folder, THROUGHPUT, list(PEERS), arguments)
+
+
+def fsync(arguments):
+    return compare(
+        "Write and fsync, store on disk", arguments.disk_folder, FSYNC,
+        ["bare file", "doppel", "qemu FUSE export"], arguments)
+
+
+def snapshots(arguments):
+    """Eight snapshots with scattered layers under an image, against the same image without."""
+    folder, size = arguments.disk_folder, arguments.size * MIB
+    jobs = [
+        ("random write 4 KiB, depth 1", random_4k("write")),
+        ("random write 4 KiB, 2 x depth 32", random_4k("write", 32, 2)),
+        ("random read 4 KiB, depth 1", random_4k("read")),
+        ("random read 4 KiB, depth 32", random_4k("read", 32)),
+    ]
+    # Load stays in the first quarter, which is then wholly in the head.
+    hot = size // 4
+    seen = {}
+    with contextlib.ExitStack() as stack:
+        paths, pools = {}, {}
+        for name in ("without", "with eight"):
+            home = os.path.join(folder, f"snapshots-{name.replace(' ', '-')}")
+            os.makedirs(home)
+            say(f"preparing an image {name}")
+            paths[name] = stack.enter_context(doppel_mount(home, size))
+            pools[name] = os.path.join(home, "pool")
+        scattered = dict(random_4k("write", 32), time_based=None, io_size=str(size // 16))
+        for number in range(8):
+            doppel("snapshot", "create", pools["with eight"], f"s{number + 1}")
+            fio(paths["with eight"], 60, scattered)
+        for path in paths.values():
+            fio(path, 60, {"rw": "write", "bs": "1m", "time_based": None, "end_fsync": "1"}, hot)
+        for _ in range(arguments.rounds):
+            for job, options in jobs:
+                for name, path in paths.items():
+                    rate = fio(path, arguments.seconds, options, hot)
+                    seen.setdefault((job, name), []).append(rate)
+                    say(f"{job}: {name}: {rate:,.0f}/s")
+        # Each block at most once, on a layer that has none of them yet.
+        first = dict(random_4k("write"), norandommap="0")
+        for number in range(arguments.rounds):
+            doppel("snapshot", "create", pools["with eight"], f"first{number + 1}")
+            for name, path in paths.items():
+                rate = fio(path, min(arguments.seconds, 2), first, size)
+                seen.setdefault(("first write after a snapshot, depth 1", name), []).append(rate)
+                say(f"first writes: {name}: {rate:,.0f}/s")
+    rows = []
+    for job in dict.fromkeys(job for job, _ in seen):
+        without = statistics.median(seen[job, "without"])
+        with_eight = statistics.median(seen[job, "with eight"])
+        wanted = "0.4 x (guide)" if job.startswith("first") else "0.85 x"
+        rows.append(
+            [job, f"{without:,.0f}", f"{with_eight:,.0f}", f"{with_eight / without:.2f} x", wanted])
+    print(f"### Eight snapshots, store on disk (operations a second, medians of {arguments.rounds})\n")
+    table(["job", "without snapshots", "with eight", "ratio", "reach"], rows)
+    return {f"{job} / {name}": rates for (job, name), rates in seen.items()}
+
+
+# --- Many large images ------------------------------------------------------------------------
+
+
+class Writer(threading.Thread):
+    """Writes 4 KiB in a loop and keeps the longest time that one write took."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self.file = os.open(path, os.O_RDWR)
+        self.longest = 0.0
+        self.going = True
+
+    def run(self):
+        block, number = os.urandom(4096), 0
+        while self.going:
+            start = time.perf_counter()
+            os.pwrite(self.file, block, (number % 4096) * 4096)
+            self.longest = max(self.longest, time.perf_counter() - start)
+            number += 1
+
+    def worst_since_asked(self):
+        worst, self.longest = self.longest, 0.0
+        return worst
+
+    def stop(self):
+        self.going = False
+        self.join()
+        os.close(self.file)
+
+
+def daemon_memory(pool):
+    """Resident memory of the pool's daemon, in MiB."""
+    status = json.loads(doppel("status", pool, "--json"))
+    text = json.dumps(status)
+    pid = int(re.search(r'"(?:pid|processID)": (\d+)', text)[1])
+    with open(f"/proc/{pid}/status") as file:
+        return int(re.search(r"VmRSS:\s+(\d+) kB", file.read())[1]) / 1024
+
+
+def scale(arguments):
+    """100 sparse images of 1 TiB: opening, memory, a snapshot and the pause of a writer."""
+    pool, mount_point = (os.path.join(arguments.fast_folder, part) for part in ("big", "big-mnt"))
+    doppel("init", pool)
+    say("creating 100 images of 1 TiB")
+    for number in range(100):
+        doppel("create", pool, f"disk{number:03}.raw", "--size", "1T")
+    opening, taking, pauses, usual = [], [], [], []
+    for round_number in range(arguments.rounds):
+        start = time.monotonic()
+        with mounted(pool, mount_point):
+            opening.append(time.monotonic() - start)
+            if round_number == 0:
+                time.sleep(2)
+                idle = daemon_memory(pool)
+            writer = Writer(os.path.join(mount_point, "disk000.raw"))
+            writer.start()
+            time.sleep(1)
+            writer.worst_since_asked()
+            time.sleep(1)
+            usual.append(writer.worst_since_asked())
+            start = time.monotonic()
+            doppel("snapshot", "create", pool, f"s{round_number + 1}")
+            taking.append(time.monotonic() - start)
+            pauses.append(writer.worst_since_asked())
+            writer.stop()
+            if round_number == arguments.rounds - 1:
+                before = daemon_memory(pool)
+                for number in range(4):
+                    call("fallocate", "--punch-hole", "--offset", "0", "--length", str(TIB),
+                         os.path.join(mount_point, f"disk{10 + number:03}.raw"))
+                each = (daemon_memory(pool) - before) / 4
+    start = time.monotonic()
+    doppel("version")
+    command = time.monotonic() - start
+    milli = [f"{statistics.median(times) * 1000:.1f} ms" for times in (opening, taking, pauses, usual)]
+    print("### 100 sparse images of 1 TiB, store on tmpfs\n")
+    table(["what", "measured", "reach"], [
+        ["`doppel mount` of the pool, until ready", milli[0], "1 s"],
+        ["`doppel snapshot create`, whole command", milli[1], "100 ms"],
+        ["a bare `doppel version` (what starting the program costs)", f"{command * 1000:.1f} ms", ""],
+        ["longest 4 KiB write while the snapshot was taken", milli[2], "5 ms"],
+        ["longest 4 KiB write in a second without a snapshot", milli[3], ""],
+        ["resident memory, idle", f"{idle:.1f} MiB", "64 MiB"],
+        ["more for each TiB trimmed over a snapshot (one piece)", f"{each:.1f} MiB", "32 MiB"],
+    ])
+    return {"open": opening, "snapshot": taking, "pause": pauses, "usual": usual,
+            "idle MiB": [idle], "MiB a TiB": [each]}
+
+
+PARTS = {"throughput": throughput, "fsync": fsync, "snapshots": snapshots, "scale": scale}
+
+
+def machine():
+    with open("/proc/cpuinfo") as file:
+        model = re.search(r"model name\s*:\s*(.*)", file.read())
+    print(f"{os.cpu_count()} cores ({model[1] if model else 'unknown'}), Linux {os.uname().release}, "
+          f"{doppel('version').strip().splitlines()[0]}, {time.strftime('%Y-%m-%d')}\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, action="append", help="run this part (repeatable)")
+    parser.add_argument("--seconds", type=int, default=3, help="of each fio run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=1024, help="of a disk image, in MiB")
+    parser.add_argument("--fast", default="/dev/shm", help="a folder on tmpfs")
+    parser.add_argument("--disk", default="/var/tmp", help="a folder on a disk")
+    parser.add_argument("--json", help="write every single figure to this file")
+    arguments = parser.parse_args()
+    if not os.access(DOPPEL, os.X_OK):
+        sys.exit(f"No {DOPPEL}: run make build first.")
+    figures = {}
+    with contextlib.ExitStack() as stack:
+        for name in ("fast", "disk"):
+            folder = tempfile.mkdtemp(prefix="doppel-bench-", dir=getattr(arguments, name))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            setattr(arguments, f"{name}_folder", folder)
+        machine()
+        for part in arguments.only or PARTS:
+            figures[part] = PARTS[part](arguments)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(figures, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
