@@ -40,6 +40,7 @@ extension Image {
                     at: start, length: stop - start, keepSize: keepSize || head.map != nil)
             }
             if !keepSize { grow(to: stop) }
+            noteChange()
             _ = core.nextSequence()
         }
     }

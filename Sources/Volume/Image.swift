@@ -59,6 +59,7 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
 
     private let size: Atomic<UInt64>
     private let modified: Atomic<Int64>
+    private let changed: Atomic<Bool>
     private let lock = Lock()
     private var unsettled: [UnsettledLayer] = []
     /// Every chain this image ever had: a reader may still be in an older one.
@@ -82,6 +83,8 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         chainPointer = Atomic(UInt(bitPattern: Unmanaged.passUnretained(chain).toOpaque()))
         size = Atomic(sizeBytes)
         modified = Atomic(modifiedNs)
+        // After a reopen only the map tells: more than its first commit may be a change.
+        changed = Atomic((head.map?.lastCommit?.epoch ?? 2) > 1)
     }
 
     @inline(__always)
@@ -102,6 +105,11 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     /// The first failed sync; see ``flush()``.
     package var latchedFailure: VolumeError? { lock.withLock { failure } }
 
+    /// The head has the same content as the layer below it: a snapshot may use that one.
+    var isUnchangedSinceCut: Bool {
+        head.map != nil && headSlot != .root && !changed.load(ordering: .acquiring)
+    }
+
     func latch(_ error: VolumeError) {
         lock.withLock { if failure == nil { failure = error } }
     }
@@ -109,7 +117,10 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     // MARK: Called by the parts of the write path
 
     @inline(__always)
-    func noteChange() { modified.store(core.disk.now(), ordering: .relaxed) }
+    func noteChange() {
+        modified.store(core.disk.now(), ordering: .relaxed)
+        if !changed.load(ordering: .relaxed) { changed.store(true, ordering: .releasing) }
+    }
 
     /// Grows the size to `end`; the caller holds the stripes of the last byte.
     @inline(__always)
@@ -144,6 +155,7 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         // The new head's first commit was written before the cut; what the size is at the cut must
         // be in its next one.
         layer.noteSize()
+        changed.store(false, ordering: .releasing)
     }
 
     func replaceChain(
@@ -155,11 +167,12 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         chainPointer.store(
             UInt(bitPattern: Unmanaged.passUnretained(chain).toOpaque()), ordering: .releasing)
         size.store(sizeBytes, ordering: .releasing)
-        noteChange()
+        modified.store(core.disk.now(), ordering: .relaxed)
     }
 
     /// The head is an existing layer from now on (the end of a merge down).
     func adoptHead(_ layer: Layer, slot: LayerSlot) {
+        changed.store(true, ordering: .releasing)
         head = layer
         headSlot = slot
     }

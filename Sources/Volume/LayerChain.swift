@@ -45,6 +45,9 @@ package final class LayerChain: @unchecked Sendable {  // slots are atomics; the
         return slot
     }
 
+    /// The slot that the next `add` gives; for loading, where nobody else adds.
+    var nextSlotForLoading: LayerSlot { lock.withLock { LayerSlot(rawValue: UInt16(nextSlot)) } }
+
     func slot(of layer: Layer) -> LayerSlot? {
         lock.withLock { retained.first { $0.value === layer }?.key }
     }
@@ -110,7 +113,7 @@ package final class LayerChain: @unchecked Sendable {  // slots are atomics; the
                 if !wantsData { return position }
             } else {
                 let found = try withLayer(slot) { layer throws(LayerError) -> UInt64? in
-                    if layer.map != nil { return wantsData ? position : nil }
+                    if slot != .root { return wantsData ? position : nil }
                     return try Self.seekInRoot(layer, wantsData: wantsData, from: position, to: end)
                 }
                 if let found { return found }

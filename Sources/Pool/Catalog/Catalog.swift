@@ -1,0 +1,117 @@
+// The one SQLite database of a pool: images and names, layers, snapshots, events.
+//
+// Invariants
+//   C1 A write transaction is durable when `write` returns (WAL, synchronous=FULL): what is told
+//      to anyone after it survives power loss.
+//   C2 One process has it open (locking_mode=EXCLUSIVE: no shared memory file, no second writer).
+//   C3 After a failed commit nothing more is written: the database may not be what it seems.
+//   C4 It is never on the path of a write, an fsync of data, or an acknowledgement of a stream.
+
+import BlockCore
+import GRDB
+import SystemIO
+
+package struct CatalogError: Error, CustomStringConvertible, Sendable {
+    package var message: String
+    package var cause: String
+    package var description: String { cause.isEmpty ? message : "\(message): \(cause)" }
+}
+
+package final class Catalog: Sendable {
+    private let queue: DatabaseQueue
+    private let latch = Latch()
+
+    private final class Latch: @unchecked Sendable {  // `failure` is under `lock`
+        private let lock = Lock()
+        private var failure: String?
+        var current: String? { lock.withLock { failure } }
+        func set(_ text: String) { lock.withLock { if failure == nil { failure = text } } }
+    }
+
+    private init(queue: DatabaseQueue) { self.queue = queue }
+
+    // MARK: Opening
+
+    package static func create(
+        at path: String, identity: PoolIdentity
+    ) throws(CatalogError) -> Catalog {
+        try make(identity: identity) { try DatabaseQueue(path: path, configuration: configuration) }
+    }
+
+    /// For tests: the same code on a database in memory, whose commits are atomic.
+    package static func inMemory(identity: PoolIdentity) throws(CatalogError) -> Catalog {
+        try make(identity: identity) {
+            var memory = Configuration()
+            memory.foreignKeysEnabled = true
+            return try DatabaseQueue(configuration: memory)
+        }
+    }
+
+    private static func make(
+        identity: PoolIdentity, _ open: () throws -> DatabaseQueue
+    ) throws(CatalogError) -> Catalog {
+        do {
+            let catalog = Catalog(queue: try open())
+            try catalog.queue.write { db in
+                try CatalogSchema.create(in: db)
+                try CatalogTransaction(db).setIdentity(identity)
+            }
+            return catalog
+        } catch { throw CatalogError(message: "cannot create the catalog", cause: "\(error)") }
+    }
+
+    package static func open(at path: String) throws(CatalogError) -> Catalog {
+        do {
+            let queue = try DatabaseQueue(path: path, configuration: configuration)
+            let version = try queue.read { try Int.fetchOne($0, sql: "PRAGMA user_version") ?? 0 }
+            guard version == CatalogSchema.version else {
+                throw CatalogError(
+                    message: "the catalog has format \(version), this Doppel knows "
+                        + "\(CatalogSchema.version)", cause: "")
+            }
+            return Catalog(queue: queue)
+        } catch let error as CatalogError { throw error } catch {
+            throw CatalogError(message: "cannot open the catalog \(path)", cause: "\(error)")
+        }
+    }
+
+    private static var configuration: Configuration {
+        var configuration = Configuration()
+        configuration.foreignKeysEnabled = true
+        configuration.prepareDatabase { db in
+            try db.execute(sql: "PRAGMA locking_mode = EXCLUSIVE")
+            // Exclusive before WAL: that order is what spares the shared-memory file.
+            _ = try String.fetchOne(db, sql: "PRAGMA journal_mode = WAL")
+            try db.execute(sql: "PRAGMA synchronous = FULL")
+        }
+        return configuration
+    }
+
+    // MARK: Transactions
+
+    package var isFailed: Bool { latch.current != nil }
+
+    package func read<T>(_ body: (CatalogTransaction) throws -> T) throws -> T {
+        // A write queue read: in exclusive mode there is one connection for both.
+        try queue.read { try body(CatalogTransaction($0)) }
+    }
+
+    /// One transaction, durable on return. What `body` throws is thrown on; a failure of SQLite
+    /// itself latches the catalog (C3).
+    package func write<T>(_ body: (CatalogTransaction) throws -> T) throws -> T {
+        if let failure = latch.current {
+            throw CatalogError(
+                message: "the catalog failed earlier and takes no changes; check the disk and "
+                    + "open the pool again", cause: failure)
+        }
+        do {
+            return try queue.write { try body(CatalogTransaction($0)) }
+        } catch let error as DatabaseError {
+            // A constraint is the programmer's or the caller's mistake; the database is whole.
+            if error.resultCode != .SQLITE_CONSTRAINT { latch.set("\(error)") }
+            throw CatalogError(message: "a change of the catalog failed", cause: "\(error)")
+        }
+    }
+
+    package func close() { try? queue.close() }
+}

@@ -1,0 +1,58 @@
+import GRDB
+
+/// The tables; `docs/disk-format.md` explains them to people.
+enum CatalogSchema {
+    static let version = 1
+
+    static func create(in db: Database) throws {
+        try db.execute(
+            sql: """
+                CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+                CREATE TABLE images (
+                    id INTEGER PRIMARY KEY AUTOINCREMENT,
+                    head INTEGER REFERENCES layers(id),
+                    deleted INTEGER NOT NULL DEFAULT 0);
+                CREATE TABLE layers (
+                    id INTEGER PRIMARY KEY AUTOINCREMENT,
+                    image INTEGER NOT NULL,
+                    parent INTEGER REFERENCES layers(id),
+                    sealed INTEGER NOT NULL DEFAULT 0,
+                    size_bytes INTEGER NOT NULL DEFAULT 0,
+                    sealed_sequence INTEGER NOT NULL DEFAULT 0);
+                CREATE INDEX layers_by_parent ON layers(parent);
+                CREATE TABLE snapshots (
+                    id INTEGER PRIMARY KEY AUTOINCREMENT,
+                    name TEXT NOT NULL UNIQUE,
+                    created_ns INTEGER NOT NULL,
+                    sequence INTEGER NOT NULL,
+                    state INTEGER NOT NULL,
+                    origin TEXT NOT NULL);
+                CREATE TABLE nodes (
+                    id INTEGER PRIMARY KEY AUTOINCREMENT,
+                    parent INTEGER, name BLOB NOT NULL, kind INTEGER NOT NULL,
+                    mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+                    access_ns INTEGER NOT NULL, modify_ns INTEGER NOT NULL,
+                    change_ns INTEGER NOT NULL,
+                    symlink BLOB, image INTEGER REFERENCES images(id), xattrs BLOB);
+                CREATE TABLE snapshot_nodes (
+                    snapshot INTEGER NOT NULL REFERENCES snapshots(id) ON DELETE CASCADE,
+                    node INTEGER NOT NULL,
+                    parent INTEGER, name BLOB NOT NULL, kind INTEGER NOT NULL,
+                    mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+                    access_ns INTEGER NOT NULL, modify_ns INTEGER NOT NULL,
+                    change_ns INTEGER NOT NULL,
+                    symlink BLOB, image INTEGER, xattrs BLOB,
+                    layer INTEGER REFERENCES layers(id), size_bytes INTEGER NOT NULL,
+                    PRIMARY KEY (snapshot, node)) WITHOUT ROWID;
+                CREATE INDEX snapshot_nodes_by_layer ON snapshot_nodes(layer);
+                CREATE TABLE merges (
+                    layer INTEGER PRIMARY KEY, into_layer INTEGER NOT NULL,
+                    direction INTEGER NOT NULL);
+                CREATE TABLE events (
+                    id INTEGER PRIMARY KEY AUTOINCREMENT,
+                    at_ns INTEGER NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL,
+                    message TEXT NOT NULL);
+                PRAGMA user_version = \(version);
+                """)
+    }
+}

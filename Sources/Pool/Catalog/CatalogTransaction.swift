@@ -1,0 +1,183 @@
+import BlockCore
+import GRDB
+
+/// Rows of the catalog, inside one transaction. Valid only in the closure it is handed to.
+package final class CatalogTransaction {
+    let db: Database
+    init(_ db: Database) { self.db = db }
+
+    // MARK: Settings, identity, state
+
+    package func setting(_ key: String) throws -> String? {
+        try String.fetchOne(db, sql: "SELECT value FROM settings WHERE key = ?", arguments: [key])
+    }
+    package func setSetting(_ key: String, _ value: String) throws {
+        try db.execute(
+            sql: "INSERT OR REPLACE INTO settings (key, value) VALUES (?, ?)",
+            arguments: [key, value])
+    }
+
+    package func identity() throws -> PoolIdentity {
+        PoolIdentity(
+            id: try required("pool.id"), formatVersion: Int(try required("pool.format")) ?? 0,
+            createdNs: Int64(try required("pool.created_ns")) ?? 0)
+    }
+    func setIdentity(_ identity: PoolIdentity) throws {
+        try setSetting("pool.id", identity.id)
+        try setSetting("pool.format", String(identity.formatVersion))
+        try setSetting("pool.created_ns", String(identity.createdNs))
+    }
+
+    private func required(_ key: String) throws -> String {
+        guard let value = try setting(key) else {
+            throw CatalogError(message: "the catalog lacks '\(key)'", cause: "")
+        }
+        return value
+    }
+
+    package func poolState() throws -> PoolState {
+        PoolState(
+            cleanlyClosed: try setting("state.clean") == "1",
+            generation: Generation(
+                number: UInt64(try setting("state.generation") ?? "1") ?? 1,
+                id: try setting("state.generation_id") ?? "",
+                parentID: try setting("state.generation_parent"),
+                startSequence: SequenceNumber(
+                    rawValue: UInt64(try setting("state.generation_start") ?? "0") ?? 0)),
+            incarnation: UInt64(try setting("state.incarnation") ?? "1") ?? 1,
+            incarnationID: try setting("state.incarnation_id") ?? "",
+            lastSequence: SequenceNumber(
+                rawValue: UInt64(try setting("state.sequence") ?? "0") ?? 0))
+    }
+    package func setPoolState(_ state: PoolState) throws {
+        try setSetting("state.clean", state.cleanlyClosed ? "1" : "0")
+        try setSetting("state.generation", String(state.generation.number))
+        try setSetting("state.generation_id", state.generation.id)
+        if let parent = state.generation.parentID {
+            try setSetting("state.generation_parent", parent)
+        }
+        try setSetting("state.generation_start", String(state.generation.startSequence.rawValue))
+        try setSetting("state.incarnation", String(state.incarnation))
+        try setSetting("state.incarnation_id", state.incarnationID)
+        try setSetting("state.sequence", String(state.lastSequence.rawValue))
+    }
+
+    // MARK: Images
+
+    package func insertImage() throws -> ImageID {
+        try db.execute(sql: "INSERT INTO images DEFAULT VALUES")
+        return ImageID(rawValue: db.lastInsertedRowID)
+    }
+    package func images() throws -> [ImageRecord] {
+        try Row.fetchAll(db, sql: "SELECT id, head, deleted FROM images ORDER BY id").map { row in
+            ImageRecord(
+                id: ImageID(rawValue: row["id"]),
+                headLayerID: (row["head"] as Int64?).map { LayerID(rawValue: $0) },
+                isDeleted: row["deleted"])
+        }
+    }
+    package func setHead(_ image: ImageID, _ layer: LayerID) throws {
+        try db.execute(
+            sql: "UPDATE images SET head = ? WHERE id = ?",
+            arguments: [layer.rawValue, image.rawValue])
+    }
+    package func clearHead(ofImagesWith layer: LayerID) throws {
+        try db.execute(
+            sql: "UPDATE images SET head = NULL WHERE head = ?", arguments: [layer.rawValue])
+    }
+    package func markImageDeleted(_ image: ImageID) throws {
+        try db.execute(
+            sql: "UPDATE images SET deleted = 1 WHERE id = ?", arguments: [image.rawValue])
+    }
+    package func deleteImage(_ image: ImageID) throws {
+        try db.execute(sql: "DELETE FROM images WHERE id = ?", arguments: [image.rawValue])
+    }
+
+    // MARK: Layers
+
+    package func insertLayer(_ layer: LayerRecord) throws -> LayerID {
+        try db.execute(
+            sql: """
+                INSERT INTO layers (image, parent, sealed, size_bytes, sealed_sequence)
+                VALUES (?, ?, ?, ?, ?)
+                """,
+            arguments: [
+                layer.imageID.rawValue, layer.parentID?.rawValue, layer.isSealed,
+                Int64(layer.sizeBytes), Int64(layer.sealedSequence.rawValue),
+            ])
+        return LayerID(rawValue: db.lastInsertedRowID)
+    }
+    package func updateLayer(_ layer: LayerRecord) throws {
+        try db.execute(
+            sql: """
+                UPDATE layers SET image = ?, parent = ?, sealed = ?, size_bytes = ?,
+                    sealed_sequence = ? WHERE id = ?
+                """,
+            arguments: [
+                layer.imageID.rawValue, layer.parentID?.rawValue, layer.isSealed,
+                Int64(layer.sizeBytes), Int64(layer.sealedSequence.rawValue), layer.id.rawValue,
+            ])
+    }
+    package func deleteLayer(_ id: LayerID) throws {
+        try db.execute(sql: "DELETE FROM layers WHERE id = ?", arguments: [id.rawValue])
+    }
+    package func layers() throws -> [LayerRecord] {
+        try Row.fetchAll(db, sql: "SELECT * FROM layers ORDER BY id").map(Self.layer)
+    }
+    package func layer(_ id: LayerID) throws -> LayerRecord? {
+        try Row.fetchOne(db, sql: "SELECT * FROM layers WHERE id = ?", arguments: [id.rawValue])
+            .map(Self.layer)
+    }
+    private static func layer(_ row: Row) -> LayerRecord {
+        LayerRecord(
+            id: LayerID(rawValue: row["id"]), imageID: ImageID(rawValue: row["image"]),
+            parentID: (row["parent"] as Int64?).map { LayerID(rawValue: $0) },
+            isSealed: row["sealed"], sizeBytes: UInt64(row["size_bytes"] as Int64),
+            sealedSequence: SequenceNumber(rawValue: UInt64(row["sealed_sequence"] as Int64)))
+    }
+
+    /// Everything that named `old` names `new` from now on (the end of a merge down).
+    package func replaceReferences(to old: LayerID, with new: LayerID) throws {
+        let pair: StatementArguments = [new.rawValue, old.rawValue]
+        try db.execute(sql: "UPDATE layers SET parent = ? WHERE parent = ?", arguments: pair)
+        try db.execute(sql: "UPDATE snapshot_nodes SET layer = ? WHERE layer = ?", arguments: pair)
+        try db.execute(sql: "UPDATE images SET head = ? WHERE head = ?", arguments: pair)
+    }
+
+    // MARK: Merges and events
+
+    package func setMerge(_ merge: MergeRecord) throws {
+        try db.execute(
+            sql: "INSERT OR REPLACE INTO merges (layer, into_layer, direction) VALUES (?, ?, ?)",
+            arguments: [
+                merge.layerID.rawValue, merge.intoLayerID.rawValue, merge.direction.rawValue,
+            ])
+    }
+    package func deleteMerge(_ layer: LayerID) throws {
+        try db.execute(sql: "DELETE FROM merges WHERE layer = ?", arguments: [layer.rawValue])
+    }
+    package func merges() throws -> [MergeRecord] {
+        try Row.fetchAll(db, sql: "SELECT * FROM merges ORDER BY layer").map { row in
+            MergeRecord(
+                layerID: LayerID(rawValue: row["layer"]),
+                intoLayerID: LayerID(rawValue: row["into_layer"]),
+                direction: MergeRecord.Direction(rawValue: row["direction"]) ?? .up)
+        }
+    }
+
+    package func addEvent(_ event: EventRecord) throws {
+        try db.execute(
+            sql: "INSERT INTO events (at_ns, kind, subject, message) VALUES (?, ?, ?, ?)",
+            arguments: [event.atNs, event.kind, event.subject, event.message])
+    }
+    /// The newest first.
+    package func events(limit: Int) throws -> [EventRecord] {
+        try Row.fetchAll(
+            db, sql: "SELECT * FROM events ORDER BY id DESC LIMIT ?", arguments: [limit]
+        ).map { row in
+            EventRecord(
+                atNs: row["at_ns"], kind: row["kind"], subject: row["subject"],
+                message: row["message"])
+        }
+    }
+}

@@ -1,0 +1,258 @@
+// From the catalog's rows and the layers' files to images: what runs at open, also after a crash.
+//
+// What may be found, and what is done:
+//   head whose map has a torn tail           the tail is cut (LayerMapFile M4); an event tells
+//   unsealed layer with children             a cut whose snapshot did not complete: it is synced
+//                                            and sealed; the snapshot is not shown, the heads stay
+//   unsealed layer, no head, no children     made for a cut that never was: removed
+//   layer row without files, not needed      removed
+//   files without a row                      removed by `removeStrayFiles`
+//   image that no name and no snapshot has   the name tree's owner deletes it
+
+import BlockCore
+import Pool
+import SystemIO
+
+enum LayerLoader {
+    /// The pool's sequence goes on from the highest commit that any head made durable.
+    static func highestSequence(_ store: PoolStore) throws(VolumeError) -> SequenceNumber {
+        let rows = try Volume.catalog(store) { try $0.layers() }
+        var highest = SequenceNumber.zero
+        for row in rows where !row.isSealed {
+            let path = store.mapPath(image: row.imageID, layer: row.id)
+            guard (try? store.disk.status(path)) ?? nil != nil else { continue }
+            let map = try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
+                try LayerMapFile.open(
+                    disk: store.disk, path: path, layer: row.id, isSealed: false, readOnly: true
+                ) { _ in }
+            }
+            highest = max(highest, map.lastCommit?.sequence ?? .zero)
+        }
+        return highest
+    }
+}
+
+extension Volume {
+    func loadAll() throws(VolumeError) {
+        var rows: [LayerID: LayerRecord] = [:]
+        for row in try read({ try $0.layers() }) { rows[row.id] = row }
+        let imageRows = try read { try $0.images() }
+        let sealedNow = try finishCuts(&rows, images: imageRows)
+        for row in imageRows where !row.isDeleted {
+            guard let headID = row.headLayerID else { continue }
+            try load(row, headID: headID, rows: rows, sealedNow: sealedNow)
+        }
+    }
+
+    // MARK: Cuts that a crash interrupted
+
+    private func finishCuts(
+        _ rows: inout [LayerID: LayerRecord], images: [ImageRecord]
+    ) throws(VolumeError) -> Set<LayerID> {
+        var sealedNow: Set<LayerID> = []
+        let heads = Set(images.compactMap(\.headLayerID))
+        let parents = Set(rows.values.compactMap(\.parentID))
+        for row in rows.values.sorted(by: { $0.id > $1.id }) where !row.isSealed {
+            if heads.contains(row.id) { continue }
+            if parents.contains(row.id) {
+                rows[row.id] = try sealAfterCrash(row)
+                sealedNow.insert(row.id)
+            } else {
+                try commit { try $0.deleteLayer(row.id) }
+                removeFiles(of: row)
+                rows[row.id] = nil
+            }
+        }
+        let pending = try read { try $0.snapshots().filter { $0.state == .pending } }
+        guard !pending.isEmpty else { return sealedNow }
+        try commit { tx in
+            for snapshot in pending {
+                try tx.deleteSnapshot(snapshot.id)
+                try tx.addEvent(
+                    EventRecord(
+                        atNs: disk.now(), kind: "recovery", subject: snapshot.name,
+                        message: "the snapshot was not complete when the pool was last in use; "
+                            + "it is dropped, nothing of the images is lost"))
+            }
+        }
+        return sealedNow
+    }
+
+    private func sealAfterCrash(_ row: LayerRecord) throws(VolumeError) -> LayerRecord {
+        var row = row
+        let data = try openData(of: row)
+        defer { data.close() }
+        var sizeBytes: UInt64 = 0
+        try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
+            let path = store.mapPath(image: row.imageID, layer: row.id)
+            do throws(SystemError) {
+                try data.syncData()
+                guard try disk.status(path) != nil else {
+                    sizeBytes = try data.status().sizeBytes
+                    return
+                }
+            } catch { throw .system(error) }
+            let map = try LayerMapFile.open(
+                disk: disk, path: path, layer: row.id, isSealed: false
+            ) { _ in }
+            sizeBytes = map.lastCommit!.imageSizeBytes
+            if map.lastCommit?.isSealed != true {
+                try map.append(
+                    [], imageSizeBytes: sizeBytes, sequence: map.lastCommit!.sequence,
+                    isSealed: true)
+                do throws(SystemError) { try map.file.syncData() } catch { throw .system(error) }
+            }
+        }
+        row.isSealed = true
+        row.sizeBytes = sizeBytes
+        let sealed = row
+        try commit { try $0.updateLayer(sealed) }
+        note("layer \(row.id.rawValue) was sealed: the last cut was not complete")
+        return row
+    }
+
+    // MARK: Images
+
+    private func load(
+        _ row: ImageRecord, headID: LayerID, rows: [LayerID: LayerRecord],
+        sealedNow: Set<LayerID>
+    ) throws(VolumeError) {
+        let (chain, head, slot) = try buildChain(to: headID, rows: rows)
+        let sizeBytes = try imageSize(
+            head: head, row: rows[headID]!, rows: rows, sealedNow: sealedNow)
+        let (activity, wasDamaged) = try VolumeError.system(row.id) { () throws(SystemError) in
+            try ActivityLog.open(
+                disk: disk, path: store.activityPath(image: row.id), imageSizeBytes: sizeBytes)
+        }
+        if wasDamaged { note("image \(row.id.rawValue): its activity log was made anew") }
+        let modifiedNs = (try? head.data.status().modifyNs) ?? 0
+        put(
+            makeImage(
+                row.id, activity: activity, chain: chain, head: head, slot: slot,
+                sizeBytes: sizeBytes, modifiedNs: modifiedNs))
+    }
+
+    func makeImage(
+        _ id: ImageID, activity: ActivityLog, chain: LayerChain, head: Layer, slot: LayerSlot,
+        sizeBytes: UInt64, modifiedNs: Int64
+    ) -> Image {
+        Image(
+            id: id, core: core, activity: activity, chain: chain, head: head, headSlot: slot,
+            sizeBytes: sizeBytes, modifiedNs: modifiedNs
+        ) { [weak self] in self?.background.wake(settling: id) }
+    }
+
+    /// A head that has only its first commit, on a parent that was sealed by recovery just now,
+    /// takes the parent's size: the first commit was written before the cut.
+    private func imageSize(
+        head: Layer, row: LayerRecord, rows: [LayerID: LayerRecord], sealedNow: Set<LayerID>
+    ) throws(VolumeError) -> UInt64 {
+        guard let map = head.map, let last = map.lastCommit else {
+            return try VolumeError.system(row.imageID) { () throws(SystemError) in
+                try head.data.status().sizeBytes
+            }
+        }
+        if last.epoch == 1, let parentID = row.parentID, sealedNow.contains(parentID),
+            let parent = rows[parentID]
+        {
+            return parent.sizeBytes
+        }
+        return last.imageSizeBytes
+    }
+
+    /// Opens the layers from the root to `top` and flattens their maps into one index.
+    func buildChain(
+        to top: LayerID, rows: [LayerID: LayerRecord]
+    ) throws(VolumeError) -> (LayerChain, Layer, LayerSlot) {
+        var path: [LayerRecord] = []
+        var next: LayerID? = top
+        while let id = next {
+            guard let row = rows[id], path.count < LayerSlot.limit else {
+                throw VolumeError(
+                    .damaged, "layer \(id.rawValue) is missing from the catalog: run `doppel check`")
+            }
+            path.append(row)
+            next = row.parentID
+        }
+        let chain = LayerChain(epochs: core.epochs)
+        var last: (Layer, LayerSlot)?
+        for row in path.reversed() {
+            let layer = try open(row, indexing: chain)
+            last = (layer, chain.slot(of: layer)!)
+        }
+        return (chain, last!.0, last!.1)
+    }
+
+    /// Opens a layer (or takes the open one) and enters its blocks into the chain's index.
+    private func open(_ row: LayerRecord, indexing chain: LayerChain) throws(VolumeError) -> Layer {
+        let path = store.mapPath(image: row.imageID, layer: row.id)
+        let hasMap = try VolumeError.system(row.imageID) { () throws(SystemError) in
+            try disk.status(path) != nil
+        }
+        if let known = layer(row.id) {
+            let slot = try chain.add(known)
+            if hasMap { _ = try replay(row, path: path, slot: slot, chain: chain, readOnly: true) }
+            return known
+        }
+        let data = try openData(of: row)
+        // The slot is known before the layer is: the next one of the chain.
+        let layer: Layer
+        let slot = chain.nextSlotForLoading
+        let map =
+            hasMap
+            ? try replay(
+                row, path: path, slot: slot, chain: chain,
+                readOnly: row.isSealed) : nil
+        if let torn = map?.tornTailBytes, torn > 0 {
+            note("layer \(row.id.rawValue): cut \(torn) bytes of an unfinished commit off its map")
+        }
+        let sums = row.isSealed ? try openSums(of: row) : nil
+        layer = Layer(
+            id: row.id, imageID: row.imageID, data: data, map: map, isSealed: row.isSealed,
+            sums: sums)
+        _ = try chain.add(layer)
+        put(layer)
+        return layer
+    }
+
+    private func openSums(of row: LayerRecord) throws(VolumeError) -> SumsFile? {
+        let path = store.sumsPath(image: row.imageID, layer: row.id)
+        do throws(LayerError) {
+            return try SumsFile.open(disk: disk, path: path, layer: row.id)
+        } catch {
+            // Without its checksums the layer is not covered, which status shows; with a torn file
+            // every read of it would fail.
+            store.quarantine(path, reason: error.description)
+            note("layer \(row.id.rawValue): \(error.description)")
+            return nil
+        }
+    }
+
+    private func replay(
+        _ row: LayerRecord, path: String, slot: LayerSlot, chain: LayerChain, readOnly: Bool
+    ) throws(VolumeError) -> LayerMapFile {
+        try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
+            try LayerMapFile.open(
+                disk: disk, path: path, layer: row.id, isSealed: row.isSealed, readOnly: readOnly
+            ) { extent in
+                chain.index.set(extent.range, to: extent.state == .zero ? .zero : slot)
+            }
+        }
+    }
+
+    private func openData(of row: LayerRecord) throws(VolumeError) -> DiskFile {
+        try VolumeError.system(row.imageID) { () throws(SystemError) in
+            try disk.open(
+                store.dataPath(image: row.imageID, layer: row.id),
+                .readWrite)
+        }
+    }
+
+    func removeFiles(of row: LayerRecord) {
+        for path in [
+            store.dataPath(image: row.imageID, layer: row.id),
+            store.mapPath(image: row.imageID, layer: row.id),
+            store.sumsPath(image: row.imageID, layer: row.id),
+        ] { try? disk.removeFile(path) }
+    }
+}

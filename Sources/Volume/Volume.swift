@@ -1,0 +1,141 @@
+// All live images of one pool, the cut that a snapshot makes through them, and what runs behind:
+// settling, checksums, merges.
+//
+// Locks, in the order they are taken:
+//   structure   one change of images, layers or snapshots at a time; may be held across a sync,
+//               never wanted by a read, write or flush
+//   core.cut    see Image
+//   stripes     see Image
+//   state       the tables below; leaf, never held across anything
+
+import BlockCore
+import Logging
+import Pool
+import SystemIO
+
+package struct VolumeOptions: Sendable {
+    /// Checksums and merges run on their own thread; off for tests that step them by hand.
+    package var runsInBackground = true
+    package var isReadOnly = false
+    package init(runsInBackground: Bool = true, isReadOnly: Bool = false) {
+        self.runsInBackground = runsInBackground
+        self.isReadOnly = isReadOnly
+    }
+}
+
+package final class Volume: @unchecked Sendable {  // tables are under `state`
+    package let store: PoolStore
+    package let options: VolumeOptions
+    let core: VolumeCore
+    let log: Logger
+    let structure = Lock()
+    private let state = Lock()
+    private var images: [ImageID: Image] = [:]
+    private var layers: [LayerID: Layer] = [:]
+    private var views: [LayerID: LayerView] = [:]
+    let background = BackgroundWork()
+    /// What recovery did at open, for the log and the events.
+    package private(set) var recoveryNotes: [String] = []
+
+    var disk: Disk { store.disk }
+    package var sequence: SequenceNumber { core.sequence }
+
+    /// Opens every image of the pool, after what a crash left was mended.
+    /// - Throws: ``VolumeError`` `.damaged` when something known durable does not verify.
+    package init(store: PoolStore, options: VolumeOptions = VolumeOptions()) throws(VolumeError) {
+        self.store = store
+        self.options = options
+        log = Logger(label: "doppel.volume")
+        let last = try Self.catalog(store) { (tx) in try tx.poolState().lastSequence }
+        let start = max(last, try LayerLoader.highestSequence(store))
+        core = VolumeCore(disk: store.disk, lastSequence: start)
+        try loadAll()
+        if options.runsInBackground && !options.isReadOnly {
+            background.start { [weak self] in self?.runBackgroundStep() ?? false }
+        }
+    }
+
+    // MARK: Tables
+
+    package func image(_ id: ImageID) throws(VolumeError) -> Image {
+        guard let image = state.withLock({ images[id] }) else {
+            throw VolumeError(.notFound, image: id, "there is no such image in the pool")
+        }
+        return image
+    }
+
+    var allImages: [Image] { state.withLock { images.values.sorted { $0.id < $1.id } } }
+    func put(_ image: Image) { state.withLock { images[image.id] = image } }
+    func forget(image id: ImageID) { _ = state.withLock { images.removeValue(forKey: id) } }
+    func layer(_ id: LayerID) -> Layer? { state.withLock { layers[id] } }
+    func put(_ layer: Layer) { state.withLock { layers[layer.id] = layer } }
+    func forget(layer id: LayerID) { _ = state.withLock { layers.removeValue(forKey: id) } }
+    var allViews: [LayerView] { state.withLock { Array(views.values) } }
+    func cachedView(_ id: LayerID) -> LayerView? { state.withLock { views[id] } }
+    func put(_ view: LayerView) { state.withLock { views[view.layerID] = view } }
+    func forget(view id: LayerID) { _ = state.withLock { views.removeValue(forKey: id) } }
+    func note(_ text: String) {
+        recoveryNotes.append(text)
+        log.warning("\(text)")
+    }
+
+    // MARK: Catalog
+
+    static func catalog<T>(
+        _ store: PoolStore, _ body: (CatalogTransaction) throws -> T
+    ) throws(VolumeError) -> T {
+        do { return try store.catalog.read(body) } catch { throw VolumeError(.io, "\(error)") }
+    }
+
+    func commit<T>(_ body: (CatalogTransaction) throws -> T) throws(VolumeError) -> T {
+        do { return try store.catalog.write(body) } catch {
+            throw VolumeError(.io, "the catalog did not take a change: \(error)")
+        }
+    }
+
+    func read<T>(_ body: (CatalogTransaction) throws -> T) throws(VolumeError) -> T {
+        try Self.catalog(store, body)
+    }
+
+    // MARK: Names
+
+    /// Runs a change of names under the cut lock, shared, with its place in the sequence: a
+    /// snapshot has it or has it not, together with every write before it.
+    package func withNameChange<T, E: Error>(
+        _ body: (SequenceNumber) throws(E) -> T
+    ) throws(E) -> T {
+        try core.cut.withRead { () throws(E) in try body(core.nextSequence()) }
+    }
+
+    // MARK: Ending
+
+    /// Makes everything acknowledged before the call durable, in every image.
+    package func flushAll() throws(VolumeError) {
+        var first: VolumeError?
+        for image in allImages {
+            do throws(VolumeError) { try image.flush() } catch { first = first ?? error }
+        }
+        if let first { throw first }
+    }
+
+    /// Stops the background work, makes all durable and empties the activity logs.
+    /// - Returns: whether the pool may be marked clean.
+    package func close() throws(VolumeError) {
+        background.stop()
+        guard !options.isReadOnly else { return }
+        try flushAll()
+        for image in allImages { try settle(image, all: true) }
+    }
+
+    // MARK: Settling the activity log
+
+    /// Clears the bits of regions that were not written since the last call (all, at the end).
+    package func settle(_ image: Image, all: Bool) throws(VolumeError) {
+        let idle = core.cut.withWrite { image.activity.retire(all: all) }
+        guard !idle.isEmpty else { return }
+        try image.flush()
+        try VolumeError.system(image.id) { () throws(SystemError) in
+            try image.activity.clear(idle)
+        }
+    }
+}
