@@ -56,6 +56,8 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     private let chainPointer: Atomic<UInt>
     private(set) var head: Layer
     private(set) var headSlot: LayerSlot
+    /// The head's parent; changes as V1 says.
+    private(set) var layerBelowHead: LayerID?
 
     private let size: Atomic<UInt64>
     private let modified: Atomic<Int64>
@@ -70,7 +72,7 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
 
     init(
         id: ImageID, core: VolumeCore, activity: ActivityLog, chain: LayerChain, head: Layer,
-        headSlot: LayerSlot, sizeBytes: UInt64, modifiedNs: Int64,
+        headSlot: LayerSlot, layerBelowHead: LayerID?, sizeBytes: UInt64, modifiedNs: Int64,
         wantsSettling: @escaping @Sendable () -> Void
     ) {
         self.id = id
@@ -78,6 +80,7 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         self.activity = activity
         self.head = head
         self.headSlot = headSlot
+        self.layerBelowHead = layerBelowHead
         self.wantsSettling = wantsSettling
         chains = [chain]
         chainPointer = Atomic(UInt(bitPattern: Unmanaged.passUnretained(chain).toOpaque()))
@@ -150,6 +153,7 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
             unsettled.append(
                 UnsettledLayer(layer: head, sizeBytes: sizeBytes, sequence: sequence))
         }
+        layerBelowHead = head.id
         head = layer
         headSlot = slot
         // The new head's first commit was written before the cut; what the size is at the cut must
@@ -159,10 +163,11 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     }
 
     func replaceChain(
-        _ chain: LayerChain, head layer: Layer, slot: LayerSlot, sizeBytes: UInt64,
-        sequence: SequenceNumber
+        _ chain: LayerChain, head layer: Layer, slot: LayerSlot, below: LayerID,
+        sizeBytes: UInt64, sequence: SequenceNumber
     ) {
         switchHead(to: layer, slot: slot, sequence: sequence)
+        layerBelowHead = below
         lock.withLock { chains.append(chain) }
         chainPointer.store(
             UInt(bitPattern: Unmanaged.passUnretained(chain).toOpaque()), ordering: .releasing)
@@ -170,11 +175,8 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         modified.store(core.disk.now(), ordering: .relaxed)
     }
 
-    /// The head is an existing layer from now on (the end of a merge down).
-    func adoptHead(_ layer: Layer, slot: LayerSlot) {
-        changed.store(true, ordering: .releasing)
-        head = layer
-        headSlot = slot
+    func layerMerged(_ upper: LayerID, into lower: LayerID) {
+        core.cut.withWrite { if layerBelowHead == upper { layerBelowHead = lower } }
     }
 
     // MARK: Reading

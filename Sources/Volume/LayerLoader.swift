@@ -37,6 +37,9 @@ extension Volume {
         var rows: [LayerID: LayerRecord] = [:]
         for row in try read({ try $0.layers() }) { rows[row.id] = row }
         let imageRows = try read { try $0.images() }
+        for merge in try read({ try $0.merges() }) {
+            mergingLayers.formUnion([merge.layerID, merge.intoLayerID])
+        }
         let sealedNow = try finishCuts(&rows, images: imageRows)
         for row in imageRows where !row.isDeleted {
             guard let headID = row.headLayerID else { continue }
@@ -129,16 +132,16 @@ extension Volume {
         put(
             makeImage(
                 row.id, activity: activity, chain: chain, head: head, slot: slot,
-                sizeBytes: sizeBytes, modifiedNs: modifiedNs))
+                below: rows[headID]?.parentID, sizeBytes: sizeBytes, modifiedNs: modifiedNs))
     }
 
     func makeImage(
         _ id: ImageID, activity: ActivityLog, chain: LayerChain, head: Layer, slot: LayerSlot,
-        sizeBytes: UInt64, modifiedNs: Int64
+        below: LayerID?, sizeBytes: UInt64, modifiedNs: Int64
     ) -> Image {
         Image(
             id: id, core: core, activity: activity, chain: chain, head: head, headSlot: slot,
-            sizeBytes: sizeBytes, modifiedNs: modifiedNs
+            layerBelowHead: below, sizeBytes: sizeBytes, modifiedNs: modifiedNs
         ) { [weak self] in self?.background.wake(settling: id) }
     }
 
@@ -202,7 +205,7 @@ extension Volume {
             hasMap
             ? try replay(
                 row, path: path, slot: slot, chain: chain,
-                readOnly: row.isSealed) : nil
+                readOnly: false) : nil
         if let torn = map?.tornTailBytes, torn > 0 {
             note("layer \(row.id.rawValue): cut \(torn) bytes of an unfinished commit off its map")
         }
@@ -228,13 +231,24 @@ extension Volume {
         }
     }
 
+    /// Enters a map's blocks into the index. A map with blocks that a merge moved away is read
+    /// whole first: only the last word on each block counts.
     private func replay(
         _ row: LayerRecord, path: String, slot: LayerSlot, chain: LayerChain, readOnly: Bool
     ) throws(VolumeError) -> LayerMapFile {
         try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
-            try LayerMapFile.open(
-                disk: disk, path: path, layer: row.id, isSealed: row.isSealed, readOnly: readOnly
+            let isMerging = mergingLayers.contains(row.id)
+            var contents: LayerContents?
+            if isMerging {
+                contents = try LayerContents.read(disk: disk, path: path, layer: row.id)
+                for range in contents!.data.ranges { chain.index.set(range, to: slot) }
+                for range in contents!.zero.ranges { chain.index.set(range, to: .zero) }
+            }
+            return try LayerMapFile.open(
+                disk: disk, path: path, layer: row.id, isSealed: row.isSealed && !isMerging,
+                readOnly: readOnly && !isMerging
             ) { extent in
+                if contents != nil { return }
                 chain.index.set(extent.range, to: extent.state == .zero ? .zero : slot)
             }
         }

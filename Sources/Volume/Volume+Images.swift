@@ -33,7 +33,8 @@ extension Volume {
             let slot = try chain.add(layer)
             put(layer)
             let image = makeImage(
-                imageID, activity: activity, chain: chain, head: layer, slot: slot, sizeBytes: 0,
+                imageID, activity: activity, chain: chain, head: layer, slot: slot, below: nil,
+                sizeBytes: 0,
                 modifiedNs: disk.now())
             put(image)
             return image

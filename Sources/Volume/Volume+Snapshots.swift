@@ -222,7 +222,8 @@ extension Volume {
                 image: image, newHead: head, slot: slot, sealedID: image.head.id,
                 sizeBytes: image.sizeBytes)
             image.replaceChain(
-                chain, head: head, slot: slot, sizeBytes: sizeBytes, sequence: sequence)
+                chain, head: head, slot: slot, below: layer, sizeBytes: sizeBytes,
+                sequence: sequence)
             core.cut.unlock()
             try image.flush()
             var completed = record
@@ -248,8 +249,8 @@ extension Volume {
             }
             try commit { try $0.setHead(id, row.id) }
             let image = makeImage(
-                id, activity: activity, chain: chain, head: head, slot: slot, sizeBytes: sizeBytes,
-                modifiedNs: disk.now())
+                id, activity: activity, chain: chain, head: head, slot: slot, below: layer,
+                sizeBytes: sizeBytes, modifiedNs: disk.now())
             put(image)
             return image
         }

@@ -33,6 +33,8 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     private var images: [ImageID: Image] = [:]
     private var layers: [LayerID: Layer] = [:]
     private var views: [LayerID: LayerView] = [:]
+    /// Layers whose maps a merge may have left with a torn tail; set at open.
+    var mergingLayers: Set<LayerID> = []
     let background = BackgroundWork()
     /// What recovery did at open, for the log and the events.
     package private(set) var recoveryNotes: [String] = []

@@ -20,6 +20,8 @@ import SystemIO
 package enum BlockState: UInt8, Sendable {
     case data = 1
     case zero = 2
+    /// Moved to the parent by a merge: look there again.
+    case absent = 3
 }
 
 package struct MapExtent: Sendable, Hashable {
@@ -208,7 +210,7 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
             }
             return map
         }
-        if !readOnly { try map.cutTornTail(fileSizeBytes: UInt64(bytes.count)) }
+        if !readOnly, !isSealed { try map.cutTornTail(fileSizeBytes: UInt64(bytes.count)) }
         return map
     }
 

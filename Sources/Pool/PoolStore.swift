@@ -1,0 +1,264 @@
+// A pool directory, opened by its one owner.
+//
+//   pool/  README  catalog.sqlite  images/<id>/...  quarantine/  reserve  lock
+//
+// Invariants
+//   P1 `lock` is held (by the kernel, for this process) as long as a PoolStore is open writable; a
+//      dead owner has let go of it, whatever became of its pid. Its text only informs people.
+//   P2 The catalog says "not clean" durably before anything else is changed, and "clean" only as
+//      the last step of a close that made everything durable.
+//   P3 Nothing is deleted that does not verify: it moves to quarantine/, with an event.
+
+import BlockCore
+import SystemIO
+
+package struct PoolError: Error, CustomStringConvertible, Sendable {
+    package enum Kind: Sendable, Hashable { case inUse, notAPool, exists, damaged, io, refused }
+    package var kind: Kind
+    package var message: String
+    /// With `.inUse`: what the owner wrote about itself.
+    package var owner: PoolOwner?
+
+    package init(_ kind: Kind, _ message: String, owner: PoolOwner? = nil) {
+        self.kind = kind
+        self.message = message
+        self.owner = owner
+    }
+    package init(_ error: SystemError) { self.init(.io, error.description) }
+    package var description: String { message }
+}
+
+package final class PoolStore: @unchecked Sendable {  // `ownerText` and `lock` are under `guardLock`
+    package let disk: Disk
+    package let path: String
+    package let catalog: Catalog
+    package let identity: PoolIdentity
+    /// The pool was not closed cleanly the last time.
+    package let wasUnclean: Bool
+    private let guardLock = Lock()
+    private var lock: DiskLock?
+    private var owner: PoolOwner
+
+    /// Opens on a catalog that is open already; `open` does this after it took the lock.
+    package init(
+        disk: Disk, path: String, catalog: Catalog, lock: DiskLock?, owner: PoolOwner
+    ) throws(PoolError) {
+        self.disk = disk
+        self.path = path
+        self.catalog = catalog
+        self.lock = lock
+        self.owner = owner
+        do {
+            let (identity, state) = try catalog.read { (try $0.identity(), try $0.poolState()) }
+            self.identity = identity
+            wasUnclean = !state.cleanlyClosed
+            try catalog.write { tx in
+                var next = state
+                if !state.cleanlyClosed {
+                    next.incarnation += 1
+                    next.incarnationID = PoolStore.randomID()
+                    try tx.addEvent(
+                        EventRecord(
+                            atNs: disk.now(), kind: "unclean-open", subject: path,
+                            message: "the pool was not closed cleanly; incarnation "
+                                + "\(next.incarnation) begins"))
+                }
+                next.cleanlyClosed = false
+                try tx.setPoolState(next)
+            }
+        } catch { throw PoolError(.damaged, "\(path): \(error)") }
+    }
+
+    // MARK: Creating and opening
+
+    package static func initialize(path: String, disk: Disk) throws(PoolError) {
+        if isPool(path, disk: disk) { throw PoolError(.exists, "\(path) is a pool already") }
+        let entries: [DirectoryEntry]
+        do throws(SystemError) {
+            if try disk.status(path) == nil {
+                try disk.createDirectory(path, mode: 0o700)
+                try disk.syncDirectory(parentPath(path))
+            }
+            entries = try disk.list(path)
+        } catch { throw PoolError(error) }
+        guard entries.isEmpty else {
+            throw PoolError(
+                .exists,
+                "\(path) is not empty; `doppel adopt \(path)` turns a folder of images into a pool")
+        }
+        try lay(path: path, disk: disk)
+    }
+
+    /// Puts the pool's own files into a directory. The catalog comes last and under its final name
+    /// at once: without it the directory is not a pool.
+    package static func lay(path: String, disk: Disk) throws(PoolError) {
+        do throws(SystemError) {
+            for directory in ["images", "quarantine"]
+            where try disk.status(path + "/" + directory) == nil {
+                try disk.createDirectory(path + "/" + directory, mode: 0o700)
+            }
+            try disk.writeDurably(
+                path + "/README",
+                contents: Array(
+                    """
+                    This is a Doppel pool: disk images with their snapshots and block maps.
+                    Do not edit, move or delete anything in here by hand. To use it:
+                        doppel mount \(path) /some/mount/point
+                    To get plain files back: doppel eject, or doppel export.
+
+                    """.utf8), mode: 0o600)
+        } catch { throw PoolError(error) }
+        let root = NodeRecord(
+            id: .root, parentID: nil, name: [], kind: .directory, mode: 0o755, uid: 0, gid: 0,
+            accessNs: disk.now(), modifyNs: disk.now(), changeNs: disk.now())
+        do {
+            // A catalog without its root, left by a crash here, is not opened as a pool: `open`
+            // asks for the setting that is written last.
+            let catalog = try Catalog.create(
+                at: path + "/catalog.sqlite",
+                identity: PoolIdentity(id: randomUUID(), createdNs: disk.now()))
+            try catalog.write { tx in try initializeRows(tx, root: root) }
+            catalog.close()
+            try disk.syncDirectory(path)
+        } catch { throw PoolError(.io, "cannot create the catalog of \(path): \(error)") }
+    }
+
+    package static func initializeRows(_ tx: CatalogTransaction, root: NodeRecord) throws {
+        try tx.upsertNode(root)
+        try tx.setPoolState(
+            PoolState(
+                cleanlyClosed: true,
+                generation: Generation(
+                    number: 1, id: randomID(), parentID: nil, startSequence: .zero),
+                incarnation: 1, incarnationID: randomID(), lastSequence: .zero))
+        try tx.setSetting("pool.complete", "1")
+    }
+
+    package static func isPool(_ path: String, disk: Disk) -> Bool {
+        ((try? disk.status(path + "/catalog.sqlite")) ?? nil) != nil
+    }
+
+    /// Opens the pool and becomes its owner.
+    /// - Parameter drainTimeoutMs: how long to wait for an owner that says it is draining.
+    /// - Throws: ``PoolError`` `.inUse` with what the owner wrote about itself.
+    package static func open(
+        path: String, disk: Disk, owner: PoolOwner = .current(), drainTimeoutMs: Int64 = 30_000
+    ) throws(PoolError) -> PoolStore {
+        guard isPool(path, disk: disk) else {
+            throw PoolError(.notAPool, "\(path) is not a pool; `doppel init` makes one")
+        }
+        let lock = try takeLock(path: path, disk: disk, drainTimeoutMs: drainTimeoutMs)
+        do {
+            try disk.writeDurably(path + "/owner", contents: owner.bytes)
+            let catalog = try Catalog.open(at: path + "/catalog.sqlite")
+            guard try catalog.read({ try $0.setting("pool.complete") }) == "1" else {
+                throw PoolError(
+                    .notAPool,
+                    "\(path) was being made into a pool when it was interrupted; run the same "
+                        + "`doppel adopt` or remove its catalog and run `doppel init` again")
+            }
+            let store = try PoolStore(
+                disk: disk, path: path, catalog: catalog, lock: lock, owner: owner)
+            store.removeStrayFiles()
+            return store
+        } catch let error as PoolError {
+            lock.release()
+            throw error
+        } catch {
+            lock.release()
+            throw PoolError(.damaged, "cannot open the pool \(path): \(error)")
+        }
+    }
+
+    private static func takeLock(
+        path: String, disk: Disk, drainTimeoutMs: Int64
+    ) throws(PoolError) -> DiskLock {
+        let deadline = disk.monotonic() + drainTimeoutMs * 1_000_000
+        while true {
+            do throws(SystemError) {
+                if let lock = try disk.tryLock(path + "/lock") { return lock }
+            } catch { throw PoolError(error) }
+            let owner = readOwner(path: path, disk: disk)
+            guard owner?.isDraining == true, disk.monotonic() < deadline else {
+                let who = owner.map { " by \($0.summary)" } ?? ""
+                throw PoolError(.inUse, "the pool \(path) is in use\(who)", owner: owner)
+            }
+            Pause.microseconds(20_000)
+        }
+    }
+
+    package static func readOwner(path: String, disk: Disk) -> PoolOwner? {
+        (try? disk.readAll(path + "/owner")).flatMap(PoolOwner.init(bytes:))
+    }
+
+    // MARK: Owner
+
+    /// Tells others who holds the pool: where it is mounted, which socket it listens on.
+    package func updateOwner(_ change: (inout PoolOwner) -> Void) {
+        guardLock.withLock {
+            change(&owner)
+            try? disk.writeDurably(path + "/owner", contents: owner.bytes)
+        }
+    }
+
+    /// Lets the next open wait instead of failing.
+    package func markDraining() { updateOwner { $0.isDraining = true } }
+
+    /// - Parameter clean: everything is durable; the next open has nothing to mend.
+    package func close(clean: Bool, lastSequence: SequenceNumber) throws(PoolError) {
+        var failure: PoolError?
+        if clean {
+            do {
+                try catalog.write { tx in
+                    var state = try tx.poolState()
+                    state.cleanlyClosed = true
+                    state.lastSequence = lastSequence
+                    try tx.setPoolState(state)
+                }
+            } catch { failure = PoolError(.io, "cannot close \(path): \(error)") }
+        }
+        catalog.close()
+        guardLock.withLock {
+            if lock != nil { try? disk.removeFile(path + "/owner") }
+            lock?.release()
+            lock = nil
+        }
+        if let failure { throw failure }
+    }
+
+    // MARK: Paths
+
+    package func imageDirectory(_ image: ImageID) -> String { "\(path)/images/\(image.rawValue)" }
+    package func dataPath(image: ImageID, layer: LayerID) -> String {
+        "\(imageDirectory(image))/\(layer.rawValue).data"
+    }
+    package func mapPath(image: ImageID, layer: LayerID) -> String {
+        "\(imageDirectory(image))/\(layer.rawValue).map"
+    }
+    package func sumsPath(image: ImageID, layer: LayerID) -> String {
+        "\(imageDirectory(image))/\(layer.rawValue).sums"
+    }
+    package func activityPath(image: ImageID) -> String { imageDirectory(image) + "/activity" }
+
+    /// For a person without Doppel: which image a directory holds. Best effort, never read back.
+    package func describe(image: ImageID, name: String, sizeBytes: UInt64) {
+        let text = "name: \(name)\nsize: \(sizeBytes) bytes\n"
+        try? disk.writeDurably(imageDirectory(image) + "/image.txt", contents: Array(text.utf8))
+    }
+
+    package static func randomID() -> String {
+        SystemRandom.bytes(16).map { hex($0) }.joined()
+    }
+    package static func randomUUID() -> String {
+        var bytes = SystemRandom.bytes(16)
+        bytes[6] = bytes[6] & 0x0f | 0x40
+        bytes[8] = bytes[8] & 0x3f | 0x80
+        let text = bytes.map { hex($0) }
+        return [0..<4, 4..<6, 6..<8, 8..<10, 10..<16].map { text[$0].joined() }
+            .joined(separator: "-")
+    }
+    private static func hex(_ byte: UInt8) -> String {
+        let digits = Array("0123456789abcdef")
+        return String([digits[Int(byte >> 4)], digits[Int(byte & 15)]])
+    }
+}

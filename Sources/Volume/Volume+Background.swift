@@ -1,0 +1,130 @@
+// What runs behind: settling activity logs, checksums of sealed layers, merges.
+
+import BlockCore
+import Pool
+import SystemIO
+
+extension Volume {
+    /// One bounded piece of work.
+    /// - Returns: false when nothing is left to do.
+    func runBackgroundStep() -> Bool {
+        if let id = background.takeSettling() {
+            if let image = try? image(id) {
+                do throws(VolumeError) { try settle(image, all: false) } catch {
+                    log.error("settling image \(id.rawValue): \(error)")
+                }
+            }
+            return true
+        }
+        do throws(VolumeError) {
+            if try mergeStep() { return true }
+            return try coverNextLayer()
+        } catch {
+            // What could not be done is tried again when something wakes the thread: a deletion,
+            // a snapshot, the next open.
+            log.error("background work stopped: \(error)")
+            return false
+        }
+    }
+
+    // MARK: Checksums
+
+    /// Sealed layers whose blocks have no checksums yet; for status (G7).
+    package func uncoveredLayers() throws(VolumeError) -> [LayerRecord] {
+        try read { try $0.layers() }.filter { row in
+            row.isSealed && layer(row.id)?.coveringSums == nil
+        }
+    }
+
+    /// Hashes one sealed layer that nobody is merging.
+    package func coverNextLayer() throws(VolumeError) -> Bool {
+        let rows = try read { try $0.layers() }
+        let merging = try mergeCandidates(rows)
+        let busy = Set(merging.flatMap { [$0.lower.id, $0.upper.id] })
+        for row in rows where row.isSealed && !busy.contains(row.id) {
+            guard let layer = layer(row.id), layer.isSealed, layer.coveringSums == nil else { continue }
+            let ranges = try contents(of: row, layer: layer).data.ranges
+            let sums = try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
+                try SumsFile.build(
+                    disk: disk, path: store.sumsPath(image: row.imageID, layer: row.id),
+                    layer: row.id, data: layer.data, covering: ranges,
+                    shouldStop: { background.shouldStop })
+            }
+            guard let sums else { return false }
+            // A merge may have begun meanwhile, or the layer may be gone: then the sums go too.
+            try structure.withLock { () throws(VolumeError) in
+                if self.layer(row.id) === layer, layer.isSealed {
+                    layer.setSums(sums)
+                } else {
+                    try? disk.removeFile(store.sumsPath(image: row.imageID, layer: row.id))
+                }
+            }
+            return true
+        }
+        return false
+    }
+
+    /// What a layer itself holds: from its map, or for a root from the file's own data.
+    func contents(of row: LayerRecord, layer: Layer) throws(VolumeError) -> LayerContents {
+        try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
+            if row.parentID == nil { return try LayerContents.ofRoot(layer.data) }
+            return try LayerContents.read(
+                disk: disk, path: store.mapPath(image: row.imageID, layer: row.id), layer: row.id)
+        }
+    }
+
+    // MARK: Scrub
+
+    package struct ScrubReport: Sendable, Equatable {
+        package var blocksRead: UInt64 = 0
+        package var blocksCovered: UInt64 = 0
+        package var damaged: [String] = []
+    }
+
+    /// Reads every block of every sealed layer and holds it against its checksum.
+    package func scrub(
+        progress: (_ doneBlocks: UInt64, _ totalBlocks: UInt64) -> Void = { _, _ in }
+    ) throws(VolumeError) -> ScrubReport {
+        var report = ScrubReport()
+        var work: [(LayerRecord, Layer, [BlockRange])] = []
+        for row in try read({ try $0.layers() }) where row.isSealed {
+            guard let layer = layer(row.id) else { continue }
+            work.append((row, layer, try contents(of: row, layer: layer).data.ranges))
+        }
+        let total = work.reduce(0) { $0 + $1.2.reduce(0) { $0 + $1.count } }
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 4096)
+        defer { buffer.deallocate() }
+        for (row, layer, ranges) in work {
+            for range in ranges {
+                var block = range.start
+                while block < range.end {
+                    let count = min(range.end - block, 256)
+                    scrubPiece(BlockRange(start: block, count: count), row, layer, buffer, &report)
+                    block += count
+                    progress(report.blocksRead, total)
+                }
+            }
+        }
+        return report
+    }
+
+    private func scrubPiece(
+        _ range: BlockRange, _ row: LayerRecord, _ layer: Layer,
+        _ buffer: UnsafeMutableRawBufferPointer, _ report: inout ScrubReport
+    ) {
+        report.blocksRead += range.count
+        let part = UnsafeMutableRawBufferPointer(rebasing: buffer[0..<Int(range.lengthBytes)])
+        do throws(LayerError) {
+            let got: Int
+            do throws(SystemError) {
+                got = try layer.data.read(into: part, at: range.startByte)
+            } catch { throw .system(error) }
+            UnsafeMutableRawBufferPointer(rebasing: part[got...])
+                .initializeMemory(as: UInt8.self, repeating: 0)
+            if let sums = layer.coveringSums {
+                report.blocksCovered += UInt64(
+                    try sums.verify(UnsafeRawBufferPointer(part), startingAt: range.start))
+            }
+        } catch { report.damaged.append("image \(row.imageID.rawValue): \(error)") }
+    }
+}
