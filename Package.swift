@@ -38,5 +38,8 @@ let package = Package(
             dependencies: [
                 "BlockCore", "SystemIO", "Pool", .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
+        .target(
+            name: "VirtualFS", dependencies: ["BlockCore", "SystemIO", "Pool", "Volume"],
+            swiftSettings: strict),
     ]
 )

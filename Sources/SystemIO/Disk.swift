@@ -118,3 +118,17 @@ public func parentPath(_ path: String) -> String {
     guard let slash = path.lastIndex(of: "/") else { return "." }
     return slash == path.startIndex ? "/" : String(path[..<slash])
 }
+
+extension Disk {
+    /// The first bytes of a file whose size the system does not tell, such as those of /proc.
+    public func readSmall(_ path: String, limit: Int) throws(SystemError) -> [UInt8] {
+        let file = try open(path, [])
+        defer { file.close() }
+        var bytes = [UInt8](repeating: 0, count: limit)
+        let got = try bytes.withTypedMutableBytes { (raw) throws(SystemError) in
+            try file.read(into: raw, at: 0)
+        }
+        bytes.removeSubrange(got...)
+        return bytes
+    }
+}

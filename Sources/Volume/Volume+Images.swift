@@ -126,3 +126,7 @@ extension Volume {
         }
     }
 }
+
+extension Volume {
+    package var imageIDs: [ImageID] { allImages.map(\.id) }
+}

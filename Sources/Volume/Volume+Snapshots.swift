@@ -199,7 +199,7 @@ extension Volume {
     /// this one image, named `keepAs`.
     package func restore(
         image id: ImageID, to layer: LayerID, sizeBytes: UInt64, keepAs: String,
-        node: NodeRecord
+        nodes: [NodeRecord]
     ) throws(VolumeError) {
         try structure.withLock { () throws(VolumeError) in
             let image = try image(id)
@@ -228,7 +228,7 @@ extension Volume {
             try image.flush()
             var completed = record
             completed.sequence = sequence
-            try complete(completed, cuts: [cut], nodes: [node])
+            try complete(completed, cuts: [cut], nodes: nodes)
         }
         background.wake()
     }

@@ -1,0 +1,63 @@
+import Pool
+
+package struct Attributes: Sendable, Hashable {
+    package typealias Kind = NodeRecord.Kind
+    package var inode: UInt64
+    package var kind: Kind
+    package var mode: UInt32
+    package var uid: UInt32
+    package var gid: UInt32
+    package var sizeBytes: UInt64
+    package var allocatedBytes: UInt64
+    package var accessNs: Int64
+    package var modifyNs: Int64
+    package var changeNs: Int64
+    package var linkCount: UInt32
+    /// Content and attributes never change: a snapshot's.
+    package var isImmutable = false
+
+    init(_ node: NodeRecord, inode: UInt64, linkCount: UInt32 = 1) {
+        self.inode = inode
+        kind = node.kind
+        mode = node.mode
+        uid = node.uid
+        gid = node.gid
+        sizeBytes = UInt64(node.symlinkTarget?.count ?? 0)
+        allocatedBytes = 0
+        accessNs = node.accessNs
+        modifyNs = node.modifyNs
+        changeNs = node.changeNs
+        self.linkCount = linkCount
+    }
+}
+
+package struct AttributeChanges: Sendable {
+    package var mode: UInt32?
+    package var uid: UInt32?
+    package var gid: UInt32?
+    package var sizeBytes: UInt64?
+    package var accessNs: Int64?
+    package var modifyNs: Int64?
+    package init() {}
+}
+
+/// Inode numbers: a node's id for the live tree; bit 62 and the snapshot for the read-only ones; a
+/// few fixed ones for the dot folders.
+enum InodeNumber {
+    static let snapshotsFolder: UInt64 = 1 << 61
+    static let controlFolder: UInt64 = 1 << 61 | 1
+    static let statusFile: UInt64 = 1 << 61 | 2
+    private static let snapshotBit: UInt64 = 1 << 62
+    private static let nodeBits: UInt64 = 38
+
+    static func inSnapshot(_ snapshot: Int64, _ node: UInt64) -> UInt64 {
+        snapshotBit | UInt64(snapshot) << nodeBits | node
+    }
+    static func snapshotParts(_ inode: UInt64) -> (snapshot: Int64, node: UInt64)? {
+        guard inode & snapshotBit != 0 else { return nil }
+        return (
+            Int64((inode & ~snapshotBit) >> nodeBits), inode & ((1 << nodeBits) - 1)
+        )
+    }
+    static func isFixed(_ inode: UInt64) -> Bool { inode & (1 << 61) != 0 && inode & snapshotBit == 0 }
+}

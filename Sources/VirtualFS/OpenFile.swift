@@ -1,0 +1,91 @@
+import BlockCore
+import SystemIO
+import Volume
+
+/// An open file of the mount. Reads, writes and flushes go straight to what backs it.
+package final class OpenFile: Sendable {
+    package enum Backing: Sendable {
+        case image(Image)
+        case view(LayerView)
+        case bytes([UInt8])
+    }
+    package enum Access: Sendable, Hashable { case read, write, readWrite }
+
+    package let inode: UInt64
+    package let backing: Backing
+    package let access: Access
+    /// The process that opened it; for messages that name who is in the way.
+    package let clientPID: Int32
+    private let fileSystem: VirtualFS
+
+    init(
+        inode: UInt64, backing: Backing, access: Access, clientPID: Int32, fileSystem: VirtualFS
+    ) {
+        self.inode = inode
+        self.backing = backing
+        self.access = access
+        self.clientPID = clientPID
+        self.fileSystem = fileSystem
+    }
+
+    package var isWritable: Bool { access != .read }
+    package var isImmutable: Bool { if case .view = backing { true } else { false } }
+
+    @inline(__always)
+    package func read(
+        into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) throws(FSError) -> Int {
+        switch backing {
+        case .image(let image):
+            do throws(VolumeError) { return try image.read(into: buffer, at: offset) } catch {
+                throw FSError(error)
+            }
+        case .view(let view):
+            do throws(VolumeError) { return try view.read(into: buffer, at: offset) } catch {
+                throw FSError(error)
+            }
+        case .bytes(let bytes):
+            guard offset < UInt64(bytes.count) else { return 0 }
+            let part = bytes[Int(offset)...].prefix(buffer.count)
+            buffer.copyBytes(from: part)
+            return part.count
+        }
+    }
+
+    @inline(__always)
+    package func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(FSError) {
+        guard case .image(let image) = backing else { throw FSError(.readOnly) }
+        do throws(VolumeError) { try image.write(buffer, at: offset) } catch {
+            throw FSError(error)
+        }
+    }
+
+    /// Makes the data, and the name where it is not durable yet, survive power loss.
+    package func flush() throws(FSError) {
+        guard case .image(let image) = backing else { return }
+        try fileSystem.waitDurable(inode: inode)
+        try volumed { () throws(VolumeError) in try image.flush() }
+    }
+
+    package func image() throws(FSError) -> Image {
+        guard case .image(let image) = backing else { throw FSError(.readOnly) }
+        return image
+    }
+
+    package func seekData(from offset: UInt64) throws(FSError) -> UInt64? {
+        switch backing {
+        case .image(let image): try volumed { () throws(VolumeError) in try image.seekData(from: offset) }
+        case .view(let view): try volumed { () throws(VolumeError) in try view.seekData(from: offset) }
+        case .bytes(let bytes): offset < UInt64(bytes.count) ? offset : nil
+        }
+    }
+    package func seekHole(from offset: UInt64) throws(FSError) -> UInt64? {
+        switch backing {
+        case .image(let image): try volumed { () throws(VolumeError) in try image.seekHole(from: offset) }
+        case .view(let view): try volumed { () throws(VolumeError) in try view.seekHole(from: offset) }
+        case .bytes(let bytes): offset < UInt64(bytes.count) ? UInt64(bytes.count) : nil
+        }
+    }
+
+    package func close() { fileSystem.closed(self) }
+}

@@ -1,0 +1,161 @@
+import BlockCore
+import Pool
+import Volume
+
+/// The names of one snapshot, as they were at its cut.
+struct SnapshotTree: Sendable {
+    let record: SnapshotRecord
+    let nodes: [NodeID: SnapshotNode]
+    private let names: NameTree
+
+    init(record: SnapshotRecord, nodes: [SnapshotNode]) {
+        self.record = record
+        self.nodes = Dictionary(uniqueKeysWithValues: nodes.map { ($0.node.id, $0) })
+        names = NameTree(nodes.map(\.node))
+    }
+
+    func child(_ parent: NodeID, _ name: [UInt8]) -> SnapshotNode? {
+        names.child(parent, name).flatMap { nodes[$0.id] }
+    }
+    func entries(of parent: NodeID) -> [NodeRecord] { names.entries(of: parent) }
+    func resolve(_ path: String) -> SnapshotNode? {
+        names.resolve(path).flatMap { nodes[$0.id] }
+    }
+    func subdirectoryCount(_ id: NodeID) -> Int { names.subdirectoryCount(id) }
+    func path(of id: NodeID) -> String { names.path(of: id) }
+}
+
+extension VirtualFS {
+    // MARK: Finding
+
+    func snapshotTree(_ record: SnapshotRecord) throws(FSError) -> SnapshotTree {
+        if let tree = lock.withLock({ snapshotTrees[record.id.rawValue] }) { return tree }
+        do {
+            let nodes = try volume.store.catalog.read { try $0.snapshotNodes(record.id) }
+            let tree = SnapshotTree(record: record, nodes: nodes)
+            lock.withLock { snapshotTrees[record.id.rawValue] = tree }
+            return tree
+        } catch { throw FSError(.io, "\(error)") }
+    }
+
+    private func snapshots() throws(FSError) -> [SnapshotRecord] {
+        try volumed { () throws(VolumeError) in try volume.snapshots() }
+    }
+
+    private func snapshotTree(id: Int64) throws(FSError) -> SnapshotTree {
+        if let tree = lock.withLock({ snapshotTrees[id] }) { return tree }
+        guard let record = try snapshots().first(where: { $0.id.rawValue == id }) else {
+            throw FSError(.stale)
+        }
+        return try snapshotTree(record)
+    }
+
+    func snapshotNode(_ inode: UInt64) throws(FSError) -> SnapshotNode {
+        guard let parts = InodeNumber.snapshotParts(inode),
+            let node = try snapshotTree(id: parts.snapshot).nodes[NodeID(rawValue: parts.node)]
+        else { throw FSError(.stale) }
+        return node
+    }
+
+    func lookupInSnapshots(parent: UInt64, name: [UInt8]) throws(FSError) -> Attributes {
+        switch parent {
+        case InodeNumber.controlFolder:
+            guard name == Array("status.json".utf8) else { throw FSError(.notFound) }
+            return try snapshotAttributes(of: InodeNumber.statusFile)
+        case InodeNumber.snapshotsFolder:
+            let wanted = String(decoding: name, as: UTF8.self)
+            guard let record = try snapshots().first(where: { $0.name == wanted }) else {
+                throw FSError(.notFound)
+            }
+            return try snapshotAttributes(
+                of: InodeNumber.inSnapshot(record.id.rawValue, NodeID.root.rawValue))
+        default:
+            guard let parts = InodeNumber.snapshotParts(parent) else { throw FSError(.notDirectory) }
+            let tree = try snapshotTree(id: parts.snapshot)
+            guard let child = tree.child(NodeID(rawValue: parts.node), name) else {
+                throw FSError(.notFound)
+            }
+            return attributes(of: child, in: tree)
+        }
+    }
+
+    func snapshotAttributes(of inode: UInt64) throws(FSError) -> Attributes {
+        if let parts = InodeNumber.snapshotParts(inode) {
+            let tree = try snapshotTree(id: parts.snapshot)
+            guard let node = tree.nodes[NodeID(rawValue: parts.node)] else { throw FSError(.stale) }
+            return attributes(of: node, in: tree)
+        }
+        let root = try liveNode(NodeID.root.rawValue)
+        let isFolder = inode != InodeNumber.statusFile
+        var attributes = Attributes(root, inode: inode, linkCount: isFolder ? 2 : 1)
+        attributes.kind = isFolder ? .directory : .file
+        attributes.mode = isFolder ? 0o555 : 0o444
+        if !isFolder {
+            attributes.sizeBytes = UInt64(options.status().count)
+            attributes.modifyNs = now
+        }
+        return attributes
+    }
+
+    private func attributes(of node: SnapshotNode, in tree: SnapshotTree) -> Attributes {
+        let id = node.node.id
+        var attributes = Attributes(
+            node.node, inode: InodeNumber.inSnapshot(tree.record.id.rawValue, id.rawValue),
+            linkCount: node.node.kind == .directory ? UInt32(2 + tree.subdirectoryCount(id)) : 1)
+        // Read-only, whoever asks: a copy made with its mode kept is writable only by intent.
+        attributes.mode &= ~0o222
+        attributes.isImmutable = true
+        if node.node.kind == .file {
+            attributes.sizeBytes = node.sizeBytes
+            let view = node.layerID.flatMap { try? volume.openView($0, sizeBytes: node.sizeBytes) }
+            attributes.allocatedBytes = view?.allocatedBytes() ?? 0
+        }
+        return attributes
+    }
+
+    func snapshotSymlink(_ inode: UInt64) throws(FSError) -> [UInt8] {
+        guard let target = try snapshotNode(inode).node.symlinkTarget else { throw FSError(.invalid) }
+        return target
+    }
+
+    func snapshotBacking(_ inode: UInt64) throws(FSError) -> OpenFile.Backing {
+        if inode == InodeNumber.statusFile { return .bytes(options.status()) }
+        guard InodeNumber.snapshotParts(inode) != nil else { throw FSError(.isDirectory) }
+        let node = try snapshotNode(inode)
+        if node.node.kind == .directory { throw FSError(.isDirectory) }
+        guard let layer = node.layerID else { throw FSError(.invalid) }
+        return .view(
+            try volumed { () throws(VolumeError) in
+                try volume.openView(layer, sizeBytes: node.sizeBytes)
+            })
+    }
+
+    func listSnapshots(_ inode: UInt64) throws(FSError) -> DirectoryListing {
+        switch inode {
+        case InodeNumber.controlFolder:
+            return DirectoryListing(entries: [
+                .init(name: Array("status.json".utf8), inode: InodeNumber.statusFile, kind: .file)
+            ])
+        case InodeNumber.snapshotsFolder:
+            return DirectoryListing(
+                entries: try snapshots().map {
+                    .init(
+                        name: Array($0.name.utf8),
+                        inode: InodeNumber.inSnapshot($0.id.rawValue, NodeID.root.rawValue),
+                        kind: .directory)
+                })
+        default:
+            guard let parts = InodeNumber.snapshotParts(inode) else { throw FSError(.notDirectory) }
+            let tree = try snapshotTree(id: parts.snapshot)
+            guard tree.nodes[NodeID(rawValue: parts.node)]?.node.kind == .directory else {
+                throw FSError(.notDirectory)
+            }
+            return DirectoryListing(
+                entries: tree.entries(of: NodeID(rawValue: parts.node)).map {
+                    .init(
+                        name: $0.name,
+                        inode: InodeNumber.inSnapshot(parts.snapshot, $0.id.rawValue), kind: $0.kind)
+                })
+        }
+    }
+}
