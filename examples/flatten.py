@@ -8,6 +8,7 @@ docs/disk-format.md, "Flattening an image by hand", changes nothing in the pool,
 hashes (they are XXH3, which that library lacks): prefer `doppel export` wherever it runs.
 """
 
+import bisect
 import os
 import shutil
 import sqlite3
@@ -16,6 +17,7 @@ import sys
 import tempfile
 
 BLOCK = 4096
+DATA, ZERO = 1, 2
 
 
 def catalog(pool):
@@ -75,6 +77,25 @@ def records(path):
         chain, position = data[end:end + 8], end + 8
 
 
+def contents(path):
+    """What one map says in the end: pieces (first, end, state) in blocks, and the image's size."""
+    pieces, size = [], 0
+    for size, extents in records(path):
+        for first, word in extents:
+            end, state = first + (word >> 8), word & 0xFF
+            # What a later extent covers of an earlier one is gone; its ends may stay.
+            at = bisect.bisect_left(pieces, first, key=lambda piece: piece[1])
+            until = bisect.bisect_left(pieces, end, key=lambda piece: piece[0])
+            over = pieces[at:until]
+            new = [(first, end, state)]
+            if over and over[0][0] < first:
+                new.insert(0, (over[0][0], first, over[0][2]))
+            if over and over[-1][1] > end:
+                new.append((end, over[-1][1], over[-1][2]))
+            pieces[at:until] = new
+    return pieces, size
+
+
 def copy(source, target, offset, length):
     """Copies what is stored and leaves holes; what is past the source's end is zeros."""
     while length > 0:
@@ -125,14 +146,14 @@ def flatten(pool, image, snapshot, out):
                 copy_root(source, out)
                 last_size = os.stat(base + ".data").st_size
                 continue
-            for last_size, extents in records(base + ".map"):
-                for first, word in extents:
-                    for start in range(first * BLOCK, (first + (word >> 8)) * BLOCK, 1 << 20):
-                        length = min((first + (word >> 8)) * BLOCK - start, 1 << 20)
-                        if word & 0xFF == 1:
-                            copy(source, out, start, length)
-                        else:
-                            clear(out, start, length)
+            pieces, last_size = contents(base + ".map")
+            for first, end, state in pieces:
+                for start in range(first * BLOCK, end * BLOCK, 1 << 20):
+                    length = min(end * BLOCK - start, 1 << 20)
+                    if state == DATA:
+                        copy(source, out, start, length)
+                    elif state == ZERO:
+                        clear(out, start, length)
     out.truncate(last_size if size is None else size)
 
 
