@@ -41,5 +41,11 @@ let package = Package(
         .target(
             name: "VirtualFS", dependencies: ["BlockCore", "SystemIO", "Pool", "Volume"],
             swiftSettings: strict),
+        .target(
+            name: "Daemon",
+            dependencies: [
+                "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS",
+                .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: strict),
     ]
 )

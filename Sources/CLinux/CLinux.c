@@ -200,6 +200,7 @@ void *clx_map_zeroed(size_t n) {
 }
 void clx_unmap(void *p, size_t n) { munmap(p, n); }
 int clx_random(void *b, size_t n) { return getrandom(b, n, 0) == (ssize_t)n ? 0 : -EIO; }
+char *const *clx_environment(void) { return environ; }
 int clx_get_thread_id(void) { return (int)gettid(); }
 int clx_set_thread_name(const char *n) { return result(prctl(PR_SET_NAME, n)); }
 int clx_list(const char *p, bool (*each)(void *, const char *, uint8_t), void *context) {

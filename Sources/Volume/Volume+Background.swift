@@ -128,3 +128,31 @@ extension Volume {
         } catch { report.damaged.append("image \(row.imageID.rawValue): \(error)") }
     }
 }
+
+extension Volume {
+    /// Blocks that may differ between two sealed layers: those that either side holds above the
+    /// nearest layer they share.
+    package func changedBlocks(from a: LayerID, to b: LayerID) throws(VolumeError) -> UInt64 {
+        let rows = Dictionary(
+            uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
+        func path(_ top: LayerID) -> [LayerRecord] {
+            var result: [LayerRecord] = []
+            var next: LayerID? = top
+            while let id = next, let row = rows[id] {
+                result.append(row)
+                next = row.parentID
+            }
+            return result
+        }
+        let (left, right) = (path(a), path(b))
+        let shared = Set(left.map(\.id)).intersection(right.map(\.id))
+        var changed = BlockSet()
+        for row in left + right where !shared.contains(row.id) {
+            guard let layer = layer(row.id) else { continue }
+            let contents = try contents(of: row, layer: layer)
+            changed.formUnion(contents.data)
+            changed.formUnion(contents.zero)
+        }
+        return changed.count
+    }
+}

@@ -70,6 +70,8 @@ int64_t clx_monotonic_ns(void);
 void *clx_map_zeroed(size_t length);
 void clx_unmap(void *address, size_t length);
 int clx_random(void *buffer, size_t length);
+/// The process's environment, for starting others with it.
+char *const *clx_environment(void);
 int clx_get_thread_id(void);
 int clx_set_thread_name(const char *name);
 /// Calls `each` for every entry but . and ..; stops when it returns false.

@@ -1,0 +1,156 @@
+// What goes over the control socket: one JSON object a line, in the manner of QEMU's QMP.
+//
+//   -> {"execute":"snapshot-create","arguments":{"name":"before-upgrade"},"id":1}
+//   <- {"return":{...},"id":1}   or   {"error":{"class":"InUse","message":"...","exitCode":3},"id":1}
+
+import Foundation
+
+package enum ControlCommand: String, Codable, Sendable, CaseIterable {
+    case status, list, create, resize, rename, delete, restore, clone, scrub, check, unmount
+    case snapshotCreate = "snapshot-create"
+    case snapshotList = "snapshot-list"
+    case snapshotDelete = "snapshot-delete"
+    case snapshotDiff = "snapshot-diff"
+    case events
+}
+
+package struct ControlArguments: Codable, Sendable, Hashable {
+    package var path: String?
+    package var newPath: String?
+    package var name: String?
+    package var names: [String]?
+    package var snapshot: String?
+    package var otherSnapshot: String?
+    package var sizeBytes: UInt64?
+    package var force: Bool?
+    package var limit: Int?
+    package init() {}
+}
+
+package struct ControlRequest: Codable, Sendable, Hashable {
+    package var execute: ControlCommand
+    package var arguments: ControlArguments?
+    package var id: Int?
+    package init(_ execute: ControlCommand, _ fill: (inout ControlArguments) -> Void = { _ in }) {
+        self.execute = execute
+        var arguments = ControlArguments()
+        fill(&arguments)
+        self.arguments = arguments
+    }
+}
+
+/// Exit codes of the command line, by kind.
+package enum ExitKind: Int32, Codable, Sendable {
+    case ok = 0, failed = 1, usage = 2, inUse = 3, degraded = 4, damaged = 5
+}
+
+package struct ControlFailure: Error, Codable, Sendable, Hashable, CustomStringConvertible {
+    package var kind: String
+    package var message: String
+    package var exitCode: Int32
+
+    package init(_ exit: ExitKind, _ message: String) {
+        kind = "\(exit)"
+        exitCode = exit.rawValue
+        self.message = message
+    }
+    package var description: String { message }
+
+    private enum CodingKeys: String, CodingKey { case kind = "class", message, exitCode }
+}
+
+package struct ImageInfo: Codable, Sendable, Hashable {
+    package var path: String
+    package var kind: String
+    package var sizeBytes: UInt64
+    package var allocatedBytes: UInt64
+    package var modifiedNs: Int64
+}
+
+package struct SnapshotInfo: Codable, Sendable, Hashable {
+    package var name: String
+    package var createdNs: Int64
+    package var sequence: UInt64
+    package var origin: String
+}
+
+package struct DiffInfo: Codable, Sendable, Hashable {
+    package var path: String
+    /// "added", "removed", "changed", "resized".
+    package var change: String
+    package var changedBytes: UInt64
+}
+
+package struct EventInfo: Codable, Sendable, Hashable {
+    package var atNs: Int64
+    package var kind: String
+    package var subject: String
+    package var message: String
+}
+
+package struct StatusInfo: Codable, Sendable, Hashable {
+    package var pool: String
+    package var id: String
+    package var state: String
+    package var mountPoint: String?
+    package var ownerPID: Int32?
+    package var generation: UInt64
+    package var incarnation: UInt64
+    package var sequence: UInt64
+    package var images: Int
+    package var snapshots: Int
+    package var sizeBytes: UInt64
+    package var storeFreeBytes: UInt64
+    package var reserveBytes: UInt64
+    /// Sealed layers whose blocks have no checksums yet.
+    package var uncoveredLayers: Int
+    /// Images whose last sync failed: their fsync fails until the pool was checked and opened anew.
+    package var latchedImages: [String]
+    package var problems: [String]
+}
+
+package struct ScrubInfo: Codable, Sendable, Hashable {
+    package var blocksRead: UInt64
+    package var blocksCovered: UInt64
+    package var damaged: [String]
+}
+
+/// What a command returns; the fields that belong to it are set.
+package struct ControlResult: Codable, Sendable, Hashable {
+    package var text: String?
+    package var status: StatusInfo?
+    package var images: [ImageInfo]?
+    package var snapshots: [SnapshotInfo]?
+    package var snapshot: SnapshotInfo?
+    package var diff: [DiffInfo]?
+    package var scrub: ScrubInfo?
+    package var events: [EventInfo]?
+    package init() {}
+}
+
+package struct ControlReply: Codable, Sendable {
+    package var result: ControlResult?
+    package var error: ControlFailure?
+    package var id: Int?
+    private enum CodingKeys: String, CodingKey { case result = "return", error, id }
+    package init(result: ControlResult? = nil, error: ControlFailure? = nil, id: Int? = nil) {
+        self.result = result
+        self.error = error
+        self.id = id
+    }
+}
+
+package enum JSONLine {
+    package static func encode(_ value: some Encodable, pretty: Bool = false) -> [UInt8] {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting =
+            pretty
+            ? [.sortedKeys, .withoutEscapingSlashes, .prettyPrinted]
+            : [.sortedKeys, .withoutEscapingSlashes]
+        // Only our own value types come here, and all of them can be encoded.
+        return (try? encoder.encode(value)).map { [UInt8]($0) } ?? []
+    }
+    package static func decode<T: Decodable>(_ type: T.Type, _ bytes: [UInt8]) throws -> T {
+        try JSONDecoder().decode(type, from: Data(bytes))
+    }
+}

@@ -1,0 +1,240 @@
+// A pool opened for use, mounted or not: the store, its volume and its names, and the one place
+// that carries out a control request.
+
+import BlockCore
+import Foundation
+import Logging
+import Pool
+import SystemIO
+import VirtualFS
+import Volume
+
+package final class PoolSession: Sendable {
+    package struct Options: Sendable {
+        package var isReadOnly = false
+        package var isSnapdirVisible = false
+        /// Percent of the store's size, or bytes, kept free for the way out of a full disk.
+        package var reserve: Reserve = .percent(1)
+        package var drainTimeoutMs: Int64 = 30_000
+        package var mountPoint: String?
+        package var socketPath: String?
+        package init() {}
+    }
+    package enum Reserve: Sendable, Hashable {
+        case percent(Double), bytes(UInt64)
+        /// What one percent may come to: deletions need megabytes, not a share of a large disk.
+        static let percentCapBytes: UInt64 = 1 << 30
+    }
+
+    package let store: PoolStore
+    package let volume: Volume
+    package let fileSystem: VirtualFS
+    package let options: Options
+
+    /// Opens the pool, mending what a crash left.
+    /// - Throws: ``ControlFailure`` with the exit code of its kind.
+    package init(path: String, options: Options = Options()) throws {
+        self.options = options
+        var owner = PoolOwner.current()
+        owner.mountPoint = options.mountPoint
+        owner.socketPath = options.socketPath
+        do {
+            store = try PoolStore.open(
+                path: path, disk: LinuxDisk(), owner: owner,
+                drainTimeoutMs: options.drainTimeoutMs)
+        } catch { throw Self.failure(error) }
+        do {
+            volume = try Volume(
+                store: store,
+                options: VolumeOptions(
+                    runsInBackground: options.mountPoint != nil, isReadOnly: options.isReadOnly))
+            var fsOptions = VirtualFS.Options()
+            fsOptions.isReadOnly = options.isReadOnly
+            fsOptions.isSnapdirVisible = options.isSnapdirVisible
+            let status = StatusSource()
+            fsOptions.status = { status.bytes() }
+            fileSystem = try VirtualFS(volume: volume, options: fsOptions)
+            status.set { [weak volume, weak fileSystem, store, options] in
+                guard let volume, let fileSystem else { return nil }
+                return Self.status(
+                    store: store, volume: volume, fileSystem: fileSystem, options: options)
+            }
+        } catch {
+            try? store.close(clean: false, lastSequence: .zero)
+            throw Self.failure(error)
+        }
+        makeReserve()
+    }
+
+    private func makeReserve() {
+        let total = (try? fileSystem.statistics())?.totalBytes ?? 0
+        switch options.reserve {
+        case .percent(let percent):
+            let bytes = min(UInt64(Double(total) * percent / 100), Reserve.percentCapBytes)
+            store.makeReserve(lengthBytes: bytes)
+        case .bytes(let bytes): store.makeReserve(lengthBytes: bytes)
+        }
+    }
+
+    /// Makes everything durable and lets go of the pool.
+    package func close() throws {
+        store.markDraining()
+        var failure: (any Error)?
+        do { try fileSystem.close() } catch { failure = error }
+        do { try volume.close() } catch { failure = failure ?? error }
+        do {
+            try store.close(clean: failure == nil, lastSequence: volume.sequence)
+        } catch { failure = failure ?? error }
+        if let failure { throw Self.failure(failure) }
+    }
+
+    // MARK: Requests
+
+    package func execute(_ request: ControlRequest) -> ControlReply {
+        do {
+            return ControlReply(result: try perform(request), id: request.id)
+        } catch { return ControlReply(error: Self.failure(error), id: request.id) }
+    }
+
+    private func perform(_ request: ControlRequest) throws -> ControlResult {
+        let arguments = request.arguments ?? ControlArguments()
+        var result = ControlResult()
+        func need<T>(_ value: T?, _ name: String) throws -> T {
+            guard let value else { throw ControlFailure(.usage, "'\(name)' is missing") }
+            return value
+        }
+        let force = arguments.force ?? false
+        switch request.execute {
+        case .status:
+            result.status = Self.status(
+                store: store, volume: volume, fileSystem: fileSystem, options: options)
+        case .list:
+            result.images = fileSystem.listAll().map {
+                ImageInfo(
+                    path: $0.path, kind: "\($0.kind)", sizeBytes: $0.sizeBytes,
+                    allocatedBytes: $0.allocatedBytes, modifiedNs: $0.modifyNs)
+            }
+        case .create:
+            try fileSystem.create(
+                path: try need(arguments.path, "path"),
+                sizeBytes: try need(arguments.sizeBytes, "sizeBytes")
+            ).close()
+        case .resize:
+            try fileSystem.resize(
+                path: try need(arguments.path, "path"),
+                sizeBytes: try need(arguments.sizeBytes, "sizeBytes"))
+        case .rename:
+            try fileSystem.rename(
+                path: try need(arguments.path, "path"),
+                to: try need(arguments.newPath, "newPath"))
+        case .delete:
+            try fileSystem.remove(path: try need(arguments.path, "path"), force: force)
+        case .snapshotCreate:
+            result.snapshot = Self.info(try fileSystem.createSnapshot(name: arguments.name))
+        case .snapshotList:
+            result.snapshots = try volume.snapshots().map(Self.info)
+        case .snapshotDelete:
+            for name in try need(arguments.names, "names") { try fileSystem.deleteSnapshot(name) }
+        case .snapshotDiff:
+            result.diff = try fileSystem.diff(
+                try need(arguments.snapshot, "snapshot"), arguments.otherSnapshot)
+                .map { DiffInfo(path: $0.path, change: $0.change, changedBytes: $0.changedBytes) }
+        case .restore:
+            let path = try need(arguments.path, "path")
+            let snapshot = try need(arguments.snapshot, "snapshot")
+            if let newPath = arguments.newPath {
+                try fileSystem.clone(path: path, snapshot: snapshot, to: newPath)
+            } else {
+                result.text = try fileSystem.restore(path: path, snapshot: snapshot, force: force)
+            }
+        case .clone:
+            try fileSystem.clone(
+                path: try need(arguments.path, "path"), snapshot: arguments.snapshot,
+                to: try need(arguments.newPath, "newPath"))
+        case .scrub:
+            while try volume.coverNextLayer() {}
+            let report = try volume.scrub()
+            result.scrub = ScrubInfo(
+                blocksRead: report.blocksRead, blocksCovered: report.blocksCovered,
+                damaged: report.damaged)
+        case .check:
+            result.status = Self.status(
+                store: store, volume: volume, fileSystem: fileSystem, options: options)
+        case .events:
+            result.events = try store.catalog.read {
+                try $0.events(limit: arguments.limit ?? 100)
+            }.map {
+                EventInfo(atNs: $0.atNs, kind: $0.kind, subject: $0.subject, message: $0.message)
+            }
+        case .unmount:
+            throw ControlFailure(.usage, "the pool is not mounted")
+        }
+        return result
+    }
+
+    private static func info(_ record: SnapshotRecord) -> SnapshotInfo {
+        SnapshotInfo(
+            name: record.name, createdNs: record.createdNs, sequence: record.sequence.rawValue,
+            origin: record.origin)
+    }
+
+    static func status(
+        store: PoolStore, volume: Volume, fileSystem: VirtualFS, options: Options
+    ) -> StatusInfo {
+        let state = try? store.catalog.read { try $0.poolState() }
+        let entries = fileSystem.listAll().filter { $0.kind == .file }
+        let latched = volume.imageIDs.compactMap { id -> String? in
+            guard let image = try? volume.image(id), let failure = image.latchedFailure else {
+                return nil
+            }
+            return failure.description
+        }
+        var problems = latched
+        if store.catalog.isFailed { problems.append("the catalog failed: the pool takes no changes") }
+        return StatusInfo(
+            pool: store.path, id: store.identity.id,
+            state: problems.isEmpty ? "healthy" : "degraded", mountPoint: options.mountPoint,
+            ownerPID: ProcessControl.processID, generation: state?.generation.number ?? 0,
+            incarnation: state?.incarnation ?? 0, sequence: volume.sequence.rawValue,
+            images: entries.count, snapshots: (try? volume.snapshots().count) ?? 0,
+            sizeBytes: entries.reduce(0) { $0 + $1.sizeBytes },
+            storeFreeBytes: (try? fileSystem.statistics())?.availableBytes ?? 0,
+            reserveBytes: store.reserveBytes,
+            uncoveredLayers: (try? volume.uncoveredLayers().count) ?? 0,
+            latchedImages: latched, problems: problems)
+    }
+
+    /// Every error of the layers below, with the exit code of its kind.
+    package static func failure(_ error: any Error) -> ControlFailure {
+        switch error {
+        case let failure as ControlFailure: return failure
+        case let error as PoolError:
+            switch error.kind {
+            case .inUse: return ControlFailure(.inUse, error.message)
+            case .damaged: return ControlFailure(.damaged, error.message)
+            default: return ControlFailure(.failed, error.message)
+            }
+        case let error as VolumeError:
+            switch error.kind {
+            case .damaged, .checksum: return ControlFailure(.damaged, error.description)
+            case .busy: return ControlFailure(.inUse, error.description)
+            default: return ControlFailure(.failed, error.description)
+            }
+        case let error as FSError:
+            return ControlFailure(error.code == .busy ? .inUse : .failed, error.description)
+        default: return ControlFailure(.failed, "\(error)")
+        }
+    }
+}
+
+/// Breaks the circle between the file system, which serves the status, and the session, which knows.
+private final class StatusSource: @unchecked Sendable {  // `make` is under `lock`
+    private let lock = Lock()
+    private var make: (@Sendable () -> StatusInfo?)?
+    func set(_ make: @escaping @Sendable () -> StatusInfo?) { lock.withLock { self.make = make } }
+    func bytes() -> [UInt8] {
+        let make = lock.withLock { self.make }
+        guard let info = make?() else { return Array("{}\n".utf8) }
+        return JSONLine.encode(info, pretty: true) + [0x0a]
+    }
+}

@@ -1,0 +1,136 @@
+import CLinux
+import Glibc
+
+/// Starting, stopping and telling about processes.
+public enum ProcessControl {
+    public static var isRoot: Bool { geteuid() == 0 }
+    public static var userID: UInt32 { geteuid() }
+    public static var processID: Int32 { getpid() }
+
+    public static func environment(_ name: String) -> String? {
+        getenv(name).map { String(cString: $0) }
+    }
+
+    /// The path with symlinks resolved; nil where it does not exist.
+    public static func realPath(_ path: String) -> String? {
+        guard let raw = realpath(path, nil) else { return nil }
+        defer { free(raw) }
+        return String(cString: raw)
+    }
+
+    public static func isAlive(_ pid: Int32) -> Bool { kill(pid, 0) == 0 || errno == EPERM }
+
+    // MARK: A daemon that says when it is ready
+
+    public struct Readiness: Sendable {
+        let fd: Int32
+
+        /// Tells the waiting parent; an empty text means ready, any other is why not.
+        public func report(_ text: String) {
+            let bytes = Array(text.utf8) + [0x0a]
+            _ = bytes.withUnsafeBytes { write(fd, $0.baseAddress, $0.count) }
+            close(fd)
+        }
+    }
+
+    /// The readiness pipe that `spawnDaemon` handed to this process.
+    public static func inheritedReadiness(descriptor: Int32) -> Readiness {
+        _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
+        return Readiness(fd: descriptor)
+    }
+
+    /// Runs the program in a session of its own, with standard output and error going to `logPath`,
+    /// and waits for its word.
+    /// - Parameter arguments: made from the descriptor the child must report on.
+    /// - Returns: "" when ready, else why not.
+    public static func spawnDaemon(
+        program: String, logPath: String, arguments: (Int32) -> [String]
+    ) throws(SystemError) -> String {
+        var ends: [Int32] = [0, 0]
+        guard pipe(&ends) == 0 else {
+            throw SystemError(operation: "make pipe", path: program, errno: errno)
+        }
+        _ = fcntl(ends[0], F_SETFD, FD_CLOEXEC)
+        var actions = posix_spawn_file_actions_t()
+        posix_spawn_file_actions_init(&actions)
+        defer { posix_spawn_file_actions_destroy(&actions) }
+        posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
+        posix_spawn_file_actions_addopen(
+            &actions, 1, logPath, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        posix_spawn_file_actions_adddup2(&actions, 1, 2)
+        var attributes = posix_spawnattr_t()
+        posix_spawnattr_init(&attributes)
+        defer { posix_spawnattr_destroy(&attributes) }
+        posix_spawnattr_setflags(&attributes, 0x80)  // POSIX_SPAWN_SETSID
+        var argv: [UnsafeMutablePointer<CChar>?] = ([program] + arguments(ends[1])).map { strdup($0) }
+        argv.append(nil)
+        defer { for each in argv { free(each) } }
+        var pid: pid_t = 0
+        let result = posix_spawn(&pid, program, &actions, &attributes, argv, clx_environment())
+        close(ends[1])
+        defer { close(ends[0]) }
+        if result != 0 { throw SystemError(operation: "start", path: program, errno: result) }
+        var text: [UInt8] = []
+        var byte: UInt8 = 0
+        while read(ends[0], &byte, 1) == 1 {
+            if byte == 0x0a { return String(decoding: text, as: UTF8.self) }
+            text.append(byte)
+        }
+        return "the daemon ended before it was ready; its log is \(logPath)"
+    }
+
+    /// Runs a shell command and waits.
+    /// - Returns: its exit status, 128 + signal when it was killed.
+    public static func runShell(_ command: String) throws(SystemError) -> Int32 {
+        var argv: [UnsafeMutablePointer<CChar>?] = ["sh", "-c", command].map { (text: String) in strdup(text) }
+        argv.append(nil)
+        defer { for each in argv { free(each) } }
+        var pid: pid_t = 0
+        let result = posix_spawn(&pid, "/bin/sh", nil, nil, argv, clx_environment())
+        if result != 0 { throw SystemError(operation: "run", path: command, errno: result) }
+        var status: Int32 = 0
+        while waitpid(pid, &status, 0) < 0 && errno == EINTR {}
+        return status & 0x7f == 0 ? (status >> 8) & 0xff : 128 + (status & 0x7f)
+    }
+
+    /// `READY=1`, `STOPPING=1`: to the service manager that started us, if one did.
+    public static func notifyServiceManager(_ text: String) {
+        guard let path = environment("NOTIFY_SOCKET"), !path.isEmpty else { return }
+        let fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        guard fd >= 0 else { return }
+        defer { close(fd) }
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        var name = Array(path.utf8)
+        if name[0] == 0x40 { name[0] = 0 }  // "@": an abstract socket
+        guard name.count < 107 else { return }
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: name) }
+        let length = socklen_t(2 + name.count)
+        _ = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { to in
+                Array(text.utf8).withUnsafeBytes { sendto(fd, $0.baseAddress, $0.count, 0, to, length) }
+            }
+        }
+    }
+
+    // MARK: Signals
+
+    /// Blocks SIGTERM, SIGINT and SIGHUP in this thread and all it starts later, and hands each to
+    /// `body` on a thread of its own. Call before any other thread starts.
+    public static func handleTermination(_ body: @escaping @Sendable (Int32) -> Void) -> WorkerThread {
+        var set = sigset_t()
+        sigemptyset(&set)
+        for each in [SIGTERM, SIGINT, SIGHUP] { sigaddset(&set, each) }
+        pthread_sigmask(SIG_BLOCK, &set, nil)
+        signal(SIGPIPE, SIG_IGN)
+        return WorkerThread.start("doppel-signal") {
+            var wanted = sigset_t()
+            sigemptyset(&wanted)
+            for each in [SIGTERM, SIGINT, SIGHUP] { sigaddset(&wanted, each) }
+            while true {
+                var number: Int32 = 0
+                if sigwait(&wanted, &number) == 0 { body(number) }
+            }
+        }
+    }
+}

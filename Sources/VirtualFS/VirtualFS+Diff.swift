@@ -1,0 +1,75 @@
+import BlockCore
+import Pool
+import Volume
+
+extension VirtualFS {
+    package struct DiffEntry: Sendable, Hashable {
+        package var path: String
+        package var change: String
+        package var changedBytes: UInt64
+    }
+
+    /// What changed from snapshot `a` to snapshot `b`, or to now: an upper bound by blocks that were
+    /// written, which may have been written with what they held.
+    package func diff(_ a: String, _ b: String?) throws(FSError) -> [DiffEntry] {
+        let from = try files(of: a)
+        let temporary = b == nil ? try createSnapshot(name: nil, origin: "diff").name : nil
+        let to: [NodeID: (path: String, node: SnapshotNode)]
+        let result: [DiffEntry]
+        do throws(FSError) {
+            to = try files(of: b ?? temporary!)
+            result = try compare(from, to)
+        } catch {
+            if let temporary { try? deleteSnapshot(temporary) }
+            throw error
+        }
+        if let temporary { try deleteSnapshot(temporary) }
+        return result
+    }
+
+    private func files(
+        of snapshot: String
+    ) throws(FSError) -> [NodeID: (path: String, node: SnapshotNode)] {
+        let record = try volumed { () throws(VolumeError) in try volume.snapshot(named: snapshot) }
+        let tree = try snapshotTree(record)
+        var result: [NodeID: (path: String, node: SnapshotNode)] = [:]
+        for (id, node) in tree.nodes where node.node.kind == .file {
+            result[id] = (tree.path(of: id), node)
+        }
+        return result
+    }
+
+    private func compare(
+        _ from: [NodeID: (path: String, node: SnapshotNode)],
+        _ to: [NodeID: (path: String, node: SnapshotNode)]
+    ) throws(FSError) -> [DiffEntry] {
+        var entries: [DiffEntry] = []
+        for (id, new) in to {
+            guard let old = from[id] else {
+                entries.append(
+                    DiffEntry(path: new.path, change: "added", changedBytes: new.node.sizeBytes))
+                continue
+            }
+            if old.path != new.path {
+                entries.append(
+                    DiffEntry(path: "\(old.path) -> \(new.path)", change: "renamed", changedBytes: 0))
+            }
+            guard let a = old.node.layerID, let b = new.node.layerID else { continue }
+            let changed = try volumed { () throws(VolumeError) in
+                try volume.changedBlocks(from: a, to: b)
+            }
+            if changed > 0 || old.node.sizeBytes != new.node.sizeBytes {
+                entries.append(
+                    DiffEntry(
+                        path: new.path,
+                        change: old.node.sizeBytes == new.node.sizeBytes ? "changed" : "resized",
+                        changedBytes: changed * Geometry.blockSizeBytes))
+            }
+        }
+        for (id, old) in from where to[id] == nil {
+            entries.append(
+                DiffEntry(path: old.path, change: "removed", changedBytes: old.node.sizeBytes))
+        }
+        return entries.sorted { $0.path < $1.path }
+    }
+}
