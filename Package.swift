@@ -42,9 +42,35 @@ let package = Package(
             name: "VirtualFS", dependencies: ["BlockCore", "SystemIO", "Pool", "Volume"],
             swiftSettings: strict),
         .target(
+            name: "FuseFrontend",
+            dependencies: [
+                "CFuse", "SystemIO", "Volume", "VirtualFS",
+                .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: strict),
+        .target(
             name: "Daemon",
             dependencies: [
-                "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS",
+                "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "FuseFrontend",
+                .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: strict),
+
+        // What the tests of the mount need: the calls Glibc's module lacks, and a server in a
+        // process of its own.
+        .target(
+            name: "MountCalls", path: "Tests/MountCalls", cSettings: [.define("_GNU_SOURCE")]),
+        .executableTarget(
+            name: "MountFixture",
+            dependencies: ["FuseFrontend", "SystemIO", "Pool", "Volume", "VirtualFS"],
+            path: "Tests/MountFixture", swiftSettings: strict),
+        .testTarget(
+            name: "FuseFrontendTests",
+            dependencies: ["FuseFrontend", "MountFixture", "MountCalls", "SystemIO"],
+            swiftSettings: strict),
+        .executableTarget(
+            name: "doppel",
+            dependencies: [
+                "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "FuseFrontend", "Daemon",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
     ]

@@ -1,0 +1,177 @@
+// A mounted pool as a process:
+//
+//   starting ──ready──► serving ──umount, SIGTERM, `doppel unmount`──► draining ──► ended
+//
+// Draining makes everything durable and marks the pool clean; the owner's text says so, and the
+// next mount waits for it. Whatever kills the process before leaves a pool that opens by itself.
+
+import FuseFrontend
+import Logging
+import Pool
+import SystemIO
+import VirtualFS
+
+package struct MountRequest: Sendable {
+    package var poolPath: String
+    package var mountPoint: String
+    package var mount: MountOptions
+    package var session: PoolSession.Options
+
+    package init(
+        poolPath: String, mountPoint: String, mount: MountOptions, session: PoolSession.Options
+    ) {
+        self.poolPath = poolPath
+        self.mountPoint = mountPoint
+        self.mount = mount
+        self.session = session
+    }
+}
+
+package enum MountDaemon {
+    /// Serves the mount until it is gone. Call on the process's first thread, before others start.
+    /// - Parameter whenReady: called once the mount answers.
+    package static func run(
+        _ request: MountRequest, whenReady: @escaping @Sendable () -> Void
+    ) throws {
+        let stopper = Stopper()
+        // Signals first: every thread that starts later inherits the mask.
+        _ = ProcessControl.handleTermination { _ in stopper.stop() }
+        ProcessPolicy.raiseFileLimit()
+        if !ProcessPolicy.becomeIOFlusher() {
+            Logger(label: "doppel.daemon").notice(
+                "the kernel does not let this process be an I/O flusher (needs CAP_SYS_RESOURCE)")
+        }
+        try mounting { () throws(MountError) in
+            try MountSession.prepare(mountPoint: request.mountPoint)
+        }
+        var options = request.session
+        options.mountPoint = request.mountPoint
+        options.isReadOnly = options.isReadOnly || request.mount.isReadOnly
+        let session = try PoolSession(path: request.poolPath, options: options)
+        do {
+            try serve(request, session, stopper, whenReady)
+        } catch {
+            try? session.close()
+            throw error
+        }
+        ProcessControl.notifyServiceManager("STOPPING=1")
+        try session.close()
+    }
+
+    private static func serve(
+        _ request: MountRequest, _ session: PoolSession, _ stopper: Stopper,
+        _ whenReady: @escaping @Sendable () -> Void
+    ) throws {
+        let mount = try mounting { () throws(MountError) in
+            let mount = try MountSession(
+                fileSystem: session.fileSystem, poolPath: request.poolPath,
+                mountPoint: request.mountPoint, options: request.mount)
+            try mount.mount()
+            return mount
+        }
+        let socket: ControlServer
+        do {
+            let directory = try RuntimePaths.directory(disk: LinuxDisk())
+            let path = "\(directory)/\(session.store.identity.id).sock"
+            socket = try ControlServer(path: path) { answer($0, session, mount) }
+            session.store.updateOwner {
+                $0.socketPath = path
+                $0.mountPoint = mount.mountPoint
+            }
+        } catch {
+            mount.abort()
+            throw error
+        }
+        stopper.attach(mount)
+        defer { socket.close() }
+        try mounting { () throws(MountError) in
+            try mount.run {
+                whenReady()
+                ProcessControl.notifyServiceManager("READY=1")
+            }
+        }
+        session.store.markDraining()
+    }
+
+    private static func mounting<T>(_ body: () throws(MountError) -> T) throws -> T {
+        do throws(MountError) { return try body() } catch {
+            let kind: ExitKind =
+                switch error.kind {
+                case .busy, .alreadyMounted: .inUse
+                case .badOption, .badMountPoint: .usage
+                default: .failed
+                }
+            throw ControlFailure(kind, error.description)
+        }
+    }
+
+    private static func answer(
+        _ request: ControlRequest, _ session: PoolSession, _ mount: MountSession
+    ) -> ControlReply {
+        if request.execute == .unmount {
+            do throws(MountError) {
+                try mount.unmount(force: request.arguments?.force ?? false)
+                return ControlReply(result: ControlResult(), id: request.id)
+            } catch {
+                return ControlReply(
+                    error: ControlFailure(
+                        error.kind == .busy ? .inUse : .failed, error.description),
+                    id: request.id)
+            }
+        }
+        // What the kernel has cached of an image belongs to the state that is cut.
+        if [.snapshotCreate, .snapshotDiff, .clone, .restore].contains(request.execute) {
+            do throws(MountError) { try mount.syncThroughMount() } catch {
+                return ControlReply(
+                    error: ControlFailure(.failed, error.description), id: request.id)
+            }
+        }
+        let reply = session.execute(request)
+        if let path = request.arguments?.path, reply.error == nil {
+            invalidate(request.execute, path, session, mount)
+        }
+        return reply
+    }
+
+    /// Tells the kernel what changed behind its back.
+    private static func invalidate(
+        _ command: ControlCommand, _ path: String, _ session: PoolSession, _ mount: MountSession
+    ) {
+        switch command {
+        case .resize, .restore:
+            if let node = try? session.fileSystem.resolve(path) {
+                mount.notifyInvalidate(inode: node.id.rawValue)
+            }
+        case .delete, .rename, .create:
+            let parts = path.split(separator: "/")
+            let folder = parts.dropLast().joined(separator: "/")
+            let parent = folder.isEmpty ? 1 : (try? session.fileSystem.resolve(folder))?.id.rawValue
+            if let parent, let name = parts.last {
+                mount.notifyEntry(parent: parent, name: Array(name.utf8))
+            }
+        default: break
+        }
+    }
+}
+
+/// A signal may come before there is a mount to stop.
+private final class Stopper: @unchecked Sendable {  // fields are under `lock`
+    private let lock = Lock()
+    private var mount: MountSession?
+    private var isAsked = false
+
+    func attach(_ mount: MountSession) {
+        let asked = lock.withLock { () -> Bool in
+            self.mount = mount
+            return isAsked
+        }
+        if asked { mount.requestStop() }
+    }
+    func stop() {
+        let mount = lock.withLock { () -> MountSession? in
+            isAsked = true
+            return self.mount
+        }
+        mount?.requestStop()
+    }
+}

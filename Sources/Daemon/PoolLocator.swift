@@ -1,0 +1,92 @@
+import Pool
+import SystemIO
+
+/// Finds the pool that a person means: by its own path, or by where it is mounted.
+package struct PoolLocation: Sendable, Hashable {
+    package var poolPath: String
+    /// Who holds it, when somebody does.
+    package var owner: PoolOwner?
+
+    package static func find(_ path: String) throws -> PoolLocation {
+        let disk = LinuxDisk()
+        if let mount = mounts().last(where: { $0.mountPoint == absolute(path) }) {
+            return PoolLocation(
+                poolPath: mount.source, owner: PoolStore.readOwner(path: mount.source, disk: disk))
+        }
+        guard let real = ProcessControl.realPath(path) else {
+            throw ControlFailure(.failed, "there is no \(path)")
+        }
+        if let mount = mounts().last(where: { $0.mountPoint == real }) {
+            return PoolLocation(
+                poolPath: mount.source, owner: PoolStore.readOwner(path: mount.source, disk: disk))
+        }
+        guard PoolStore.isPool(real, disk: disk) else {
+            throw ControlFailure(
+                .failed, "\(path) is neither a pool nor the mount point of one; `doppel init` "
+                    + "makes a pool, `doppel adopt` turns a folder of images into one")
+        }
+        return PoolLocation(poolPath: real, owner: PoolStore.readOwner(path: real, disk: disk))
+    }
+
+    /// Without touching the path: a dead mount point answers nothing.
+    package static func absolute(_ path: String) -> String {
+        var result = path
+        if !result.hasPrefix("/") {
+            result = (ProcessControl.realPath(".") ?? "") + "/" + result
+        }
+        var parts: [Substring] = []
+        for part in result.split(separator: "/") where part != "." {
+            if part == ".." { _ = parts.popLast() } else { parts.append(part) }
+        }
+        return "/" + parts.joined(separator: "/")
+    }
+
+    package struct Mount: Sendable, Hashable {
+        package var source: String
+        package var mountPoint: String
+    }
+
+    /// Every Doppel mount of this mount namespace.
+    package static func mounts() -> [Mount] {
+        guard let bytes = try? LinuxDisk().readSmall("/proc/self/mounts", limit: 1 << 20) else {
+            return []
+        }
+        return String(decoding: bytes, as: UTF8.self).split(separator: "\n").compactMap { line in
+            let fields = line.split(separator: " ")
+            guard fields.count >= 3, fields[2] == "fuse.doppel" else { return nil }
+            return Mount(source: unescape(fields[0]), mountPoint: unescape(fields[1]))
+        }
+    }
+
+    /// The kernel writes blanks, tabs, newlines and backslashes as three octal digits.
+    private static func unescape(_ text: Substring) -> String {
+        var bytes: [UInt8] = []
+        var rest = Array(text.utf8)[...]
+        while let byte = rest.popFirst() {
+            if byte == 0x5c, rest.count >= 3,
+                let value = UInt8(String(decoding: rest.prefix(3), as: UTF8.self), radix: 8)
+            {
+                bytes.append(value)
+                rest = rest.dropFirst(3)
+            } else {
+                bytes.append(byte)
+            }
+        }
+        return String(decoding: bytes, as: UTF8.self)
+    }
+}
+
+/// Sends a request to whoever holds the pool, or opens it and carries it out.
+package enum PoolAccess {
+    package static func perform(_ request: ControlRequest, on path: String) throws -> ControlResult {
+        let location = try PoolLocation.find(path)
+        if let socket = location.owner?.socketPath, let client = try? ControlClient(path: socket) {
+            return try client.send(request)
+        }
+        let session = try PoolSession(path: location.poolPath)
+        let reply = session.execute(request)
+        do { try session.close() } catch { if reply.error == nil { throw error } }
+        if let error = reply.error { throw error }
+        return reply.result ?? ControlResult()
+    }
+}

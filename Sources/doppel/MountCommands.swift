@@ -1,0 +1,163 @@
+import ArgumentParser
+import BlockCore
+import Daemon
+import FuseFrontend
+import Glibc
+import Pool
+import SystemIO
+
+enum SnapdirVisibility: String, ExpressibleByArgument, CaseIterable { case hidden, visible }
+extension CacheMode: ExpressibleByArgument {}
+
+struct Mount: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Mount a pool: its images become files, its snapshots folders.",
+        discussion: """
+            Returns when the mount is ready. Mounts by root let other users in, as far as the
+            files' permissions do; a user's own mounts do not, unless -o allow_other is given and
+            /etc/fuse.conf has user_allow_other.
+
+            EXAMPLES
+              doppel mount /srv/vms /mnt/vms
+              doppel mount /srv/vms /mnt/vms --read-only
+              mount -t fuse.doppel /srv/vms /mnt/vms
+              /srv/vms /mnt/vms fuse.doppel defaults,_netdev 0 0      (in /etc/fstab)
+            """)
+    @Argument(help: "The pool's directory.", completion: .directory) var pool: String
+    @Argument(help: "An existing directory.", completion: .directory) var mountPoint: String
+    @Flag(help: "Refuse every change.") var readOnly = false
+    @Option(help: "Whether .snapshots and .doppel are listed: hidden or visible.")
+    var snapdir: SnapdirVisibility = .hidden
+    @Option(help: "How the kernel caches images: none, read or writeback.") var cache: CacheMode =
+        .none
+    @Option(help: "Space kept free for recovery: 1%, or a size.") var reserve: String = "1%"
+    @Option(name: [.customShort("o"), .customLong("options")], help: "Options as mount(8) has them.")
+    var options: [String] = []
+    @Flag(help: "Stay in the foreground and log to standard error.") var foreground = false
+    @Option(help: .hidden) var readyDescriptor: Int32?
+
+    func run() throws {
+        let request = try request()
+        if foreground || readyDescriptor != nil { return try serve(request) }
+        try exiting {
+            let disk = LinuxDisk()
+            let directory = try RuntimePaths.directory(disk: disk)
+            let log = "\(directory)/\(logName(request.poolPath)).log"
+            guard let program = ProcessControl.realPath("/proc/self/exe") else {
+                throw ControlFailure(.failed, "cannot find my own program file")
+            }
+            let word = try ProcessControl.spawnDaemon(program: program, logPath: log) { ready in
+                daemonArguments(request, ready: ready)
+            }
+            guard word.isEmpty else {
+                let parts = word.split(separator: "|", maxSplits: 1)
+                let code = parts.count == 2 ? Int32(parts[0]) : nil
+                throw ControlFailure(
+                    code.flatMap(ExitKind.init) ?? .failed, String(parts.last ?? ""))
+            }
+        }
+    }
+
+    private func logName(_ path: String) -> String {
+        path.split(separator: "/").joined(separator: "-")
+    }
+
+    private func daemonArguments(_ request: MountRequest, ready: Int32) -> [String] {
+        var words = [
+            "mount", request.poolPath, request.mountPoint, "--ready-descriptor", "\(ready)",
+            "--snapdir", snapdir.rawValue, "--cache", cache.rawValue, "--reserve", reserve,
+        ]
+        if readOnly { words.append("--read-only") }
+        for each in options { words += ["--options", each] }
+        return words
+    }
+
+    private func serve(_ request: MountRequest) throws {
+        let ready = readyDescriptor.map { ProcessControl.inheritedReadiness(descriptor: $0) }
+        do {
+            try MountDaemon.run(request) { ready?.report("") }
+        } catch {
+            let failure = PoolSession.failure(error)
+            ready?.report("\(failure.exitCode)|\(failure.message)")
+            Output.error("doppel: \(failure.message)")
+            throw ExitCode(failure.exitCode)
+        }
+    }
+
+    private func request() throws -> MountRequest {
+        var mount = MountOptions.defaults(forUser: ProcessControl.userID)
+        var session = PoolSession.Options()
+        mount.cache = cache
+        session.isSnapdirVisible = snapdir == .visible
+        var reserveText = reserve
+        for word in options.flatMap(MountOptions.split) where !mount.accept(word) {
+            // In fstab our own options stand among mount's.
+            switch word.split(separator: "=", maxSplits: 1).map(String.init) {
+            case ["snapdir", "visible"]: session.isSnapdirVisible = true
+            case ["snapdir", "hidden"]: session.isSnapdirVisible = false
+            case let pair where pair.count == 2 && pair[0] == "cache":
+                guard let mode = CacheMode(rawValue: pair[1]) else {
+                    throw ValidationError("cache=\(pair[1]) is none of none, read, writeback")
+                }
+                mount.cache = mode
+            case let pair where pair.count == 2 && pair[0] == "reserve": reserveText = pair[1]
+            default: throw ValidationError("'\(word)' is no mount option that Doppel knows")
+            }
+        }
+        if readOnly { mount.isReadOnly = true }
+        session.isReadOnly = mount.isReadOnly
+        guard let parsed = Self.reserve(reserveText) else {
+            throw ValidationError("--reserve takes a share such as 1% or a size such as 2G")
+        }
+        session.reserve = parsed
+        let path = ProcessControl.realPath(pool) ?? PoolLocation.absolute(pool)
+        return MountRequest(
+            poolPath: path, mountPoint: PoolLocation.absolute(mountPoint), mount: mount,
+            session: session)
+    }
+
+    static func reserve(_ text: String) -> PoolSession.Reserve? {
+        if text.hasSuffix("%") {
+            guard let percent = Double(text.dropLast()), percent >= 0, percent <= 50 else {
+                return nil
+            }
+            return .percent(percent)
+        }
+        return ByteSize(parsing: text).map { .bytes($0.bytes) }
+    }
+}
+
+struct Unmount: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Unmount a pool and wait until all of it is durable.",
+        discussion: "EXAMPLE\n  doppel unmount /mnt/vms")
+    @Argument(help: "Where the pool is mounted.", completion: .directory) var mountPoint: String
+    @Flag(help: "Let go of the name at once; open files are served until they are closed.")
+    var force = false
+
+    func run() throws {
+        try exiting {
+            let path = PoolLocation.absolute(mountPoint)
+            guard let mount = PoolLocation.mounts().last(where: { $0.mountPoint == path }) else {
+                throw ControlFailure(.failed, "no pool is mounted at \(path)")
+            }
+            let disk = LinuxDisk()
+            let owner = PoolStore.readOwner(path: mount.source, disk: disk)
+            guard let socket = owner?.socketPath, let client = try? ControlClient(path: socket)
+            else {
+                // Nobody serves it: all that is left is to take the dead mount point away.
+                try MountSession.prepare(mountPoint: path)
+                return
+            }
+            _ = try client.send(ControlRequest(.unmount) { $0.force = force })
+            waitForEnd(of: mount.source, disk: disk, pid: owner?.pid)
+        }
+    }
+
+    /// The kernel lets go of the owner's lock when the daemon has settled everything.
+    private func waitForEnd(of pool: String, disk: Disk, pid: Int32?) {
+        while let pid, ProcessControl.isAlive(pid),
+            PoolStore.readOwner(path: pool, disk: disk)?.pid == pid
+        { Pause.microseconds(10_000) }
+    }
+}

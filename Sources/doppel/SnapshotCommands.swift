@@ -1,0 +1,197 @@
+import ArgumentParser
+import BlockCore
+import Daemon
+import SystemIO
+
+struct Snapshot: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Keep moments of the whole pool; each is a read-only folder in .snapshots.",
+        discussion: """
+            EXAMPLES
+              doppel snapshot create /mnt/vms before-upgrade
+              doppel snapshot create /mnt/vms --before 'virsh domfsfreeze web' \\
+                                              --after 'virsh domfsthaw web'
+              doppel snapshot list /mnt/vms
+              doppel snapshot diff /mnt/vms before-upgrade
+              doppel snapshot delete /mnt/vms before-upgrade
+            """,
+        subcommands: [
+            SnapshotCreate.self, SnapshotList.self, SnapshotDelete.self, SnapshotDiff.self,
+        ])
+}
+
+struct SnapshotCreate: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "create", abstract: "Take a snapshot of all images at one moment.")
+    @OptionGroup var pool: PoolArgument
+    @Argument(help: "Its name; the time when none is given.") var name: String?
+    @Option(help: "A command to run first, such as a freeze; its failure stops the snapshot.")
+    var before: String?
+    @Option(help: "A command to run afterwards, such as a thaw; it runs whatever happened.")
+    var after: String?
+    @OptionGroup var output: JSONFlag
+
+    func run() throws {
+        try exiting {
+            var failure: (any Error)?
+            do {
+                if let before { try shell(before, "--before") }
+                let made = try PoolAccess.perform(
+                    ControlRequest(.snapshotCreate) { $0.name = name }, on: pool.pool
+                ).snapshot
+                if let made {
+                    if output.json { Output.json(made) } else { print(made.name) }
+                }
+            } catch { failure = error }
+            if let after {
+                do { try shell(after, "--after") } catch { failure = failure ?? error }
+            }
+            if let failure { throw failure }
+        }
+    }
+
+    private func shell(_ command: String, _ option: String) throws {
+        let status = try ProcessControl.runShell(command)
+        if status != 0 {
+            throw ControlFailure(.failed, "the \(option) command ended with \(status): \(command)")
+        }
+    }
+}
+
+struct SnapshotList: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "list", abstract: "List a pool's snapshots.")
+    @OptionGroup var pool: PoolArgument
+    @OptionGroup var output: JSONFlag
+
+    func run() throws {
+        try exiting {
+            let all =
+                try PoolAccess.perform(ControlRequest(.snapshotList), on: pool.pool).snapshots ?? []
+            if output.json { return Output.json(all) }
+            Output.table(
+                ["SNAPSHOT", "TAKEN (UTC)", "BY"],
+                all.map { [$0.name, Output.time($0.createdNs), $0.origin] })
+        }
+    }
+}
+
+struct SnapshotDelete: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "delete", abstract: "Delete snapshots; their space is given back behind.")
+    @OptionGroup var pool: PoolArgument
+    @Argument(help: "Their names.") var names: [String]
+    @Flag(help: "Say what would be done, and do nothing.") var dryRun = false
+
+    func run() throws {
+        try exiting {
+            let known = Set(
+                (try PoolAccess.perform(ControlRequest(.snapshotList), on: pool.pool).snapshots
+                    ?? []).map(\.name))
+            for name in names where !known.contains(name) {
+                throw ControlFailure(.failed, "there is no snapshot '\(name)'")
+            }
+            if dryRun {
+                for name in names { print("would delete snapshot \(name)") }
+                return
+            }
+            _ = try PoolAccess.perform(
+                ControlRequest(.snapshotDelete) { $0.names = names }, on: pool.pool)
+        }
+    }
+}
+
+struct SnapshotDiff: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "diff",
+        abstract: "Show what was written between two snapshots, or since one.")
+    @OptionGroup var pool: PoolArgument
+    @Argument(help: "The older snapshot.") var from: String
+    @Argument(help: "The newer one; now, when none is given.") var to: String?
+    @OptionGroup var output: JSONFlag
+
+    func run() throws {
+        try exiting {
+            let diff =
+                try PoolAccess.perform(
+                    ControlRequest(.snapshotDiff) {
+                        $0.snapshot = from
+                        $0.otherSnapshot = to
+                    }, on: pool.pool
+                ).diff ?? []
+            if output.json { return Output.json(diff) }
+            Output.table(
+                ["IMAGE", "CHANGE", "WRITTEN"],
+                diff.map { [$0.path, $0.change, Output.size($0.changedBytes)] })
+        }
+    }
+}
+
+struct Restore: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Give an image the content of a snapshot, at once.",
+        discussion: """
+            Nothing is copied. What the image had stays as a snapshot, whose name is printed.
+            Refuses an image that is open for writing; --as NEW makes a new image instead and
+            always works.
+
+            EXAMPLES
+              doppel restore /mnt/vms win11.img --snapshot before-upgrade
+              doppel restore /mnt/vms win11.img --snapshot before-upgrade --as win11-old.img
+            """)
+    @OptionGroup var pool: PoolArgument
+    @Argument(help: "The image's path inside the pool.") var image: String
+    @Option(help: "The snapshot to take it from.") var snapshot: String
+    @Option(name: .customLong("as"), help: "Make this new image instead.") var newName: String?
+    @Flag(help: "Also when the image is open for writing.") var force = false
+    @Flag(help: "Say what would be done, and do nothing.") var dryRun = false
+
+    func run() throws {
+        try exiting {
+            if dryRun {
+                print(
+                    newName.map { "would make \($0) with \(image) of snapshot \(snapshot)" }
+                        ?? "would give \(image) the content of snapshot \(snapshot); what it has "
+                        + "would stay as a snapshot")
+                return
+            }
+            let result = try PoolAccess.perform(
+                ControlRequest(.restore) {
+                    $0.path = image
+                    $0.snapshot = snapshot
+                    $0.newPath = newName
+                    $0.force = force
+                }, on: pool.pool)
+            if let kept = result.text { print("what \(image) had is kept as snapshot \(kept)") }
+        }
+    }
+}
+
+struct Clone: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Make a new image with the content of another; nothing is copied.",
+        discussion: "EXAMPLE\n  doppel clone /mnt/vms base.img@golden web-3.img")
+    @OptionGroup var pool: PoolArgument
+    @Argument(help: "IMAGE, or IMAGE@SNAPSHOT.") var source: String
+    @Argument(help: "The new image.") var new: String
+
+    func run() throws {
+        try exiting {
+            let (image, snapshot) = ImageReference.split(source)
+            _ = try PoolAccess.perform(
+                ControlRequest(.clone) {
+                    $0.path = image
+                    $0.snapshot = snapshot
+                    $0.newPath = new
+                }, on: pool.pool)
+        }
+    }
+}
+
+enum ImageReference {
+    /// `a/b.img@snap` to its two parts.
+    static func split(_ text: String) -> (image: String, snapshot: String?) {
+        guard let at = text.lastIndex(of: "@") else { return (text, nil) }
+        return (String(text[..<at]), String(text[text.index(after: at)...]))
+    }
+}
