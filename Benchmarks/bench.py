@@ -340,7 +340,7 @@ def daemon_memory(pool):
     """Resident memory of the pool's daemon, in MiB."""
     status = json.loads(doppel("status", pool, "--json"))
     text = json.dumps(status)
-    pid = int(re.search(r'"(?:pid|processID)": (\d+)', text)[1])
+    pid = int(re.search(r'"ownerPID": (\d+)', text)[1])
     with open(f"/proc/{pid}/status") as file:
         return int(re.search(r"VmRSS:\s+(\d+) kB", file.read())[1]) / 1024
 

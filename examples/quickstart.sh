@@ -106,7 +106,7 @@ for _ in $(seq 300); do
     [ "$(wc -l <"$folder/acknowledged")" -lt 100 ] || break
     sleep 0.1
 done
-daemon=$("$doppel" status "$pool" --json | sed -nE 's/.*"(pid|processID)" ?: ?([0-9]+).*/\2/p' | head -n 1)
+daemon=$("$doppel" status "$pool" --json | sed -nE 's/.*"ownerPID" ?: ?([0-9]+).*/\1/p' | head -n 1)
 [ -n "$daemon" ] || fail "doppel status names no daemon"
 run kill -KILL "$daemon"
 wait "$writer" || true
