@@ -18,25 +18,25 @@ DOCS   := docs/.out
 
 # The guided tour: a real disk image, a pool, a mount, a crash, a restore.
 quickstart:
-	scripts/ensure-packages build run quickstart
+	.ci/scripts/ensure-packages build run quickstart
 	swift build -c release --product doppel --static-swift-stdlib
 	DOPPEL=$(BINARY) examples/quickstart.sh
 
 test:
-	scripts/ensure-packages build run test
-	scripts/run-tests
+	.ci/scripts/ensure-packages build run test
+	.ci/scripts/run-tests
 
 build:
-	scripts/ensure-packages build
+	.ci/scripts/ensure-packages build
 	swift build -c release --product doppel --static-swift-stdlib
 
 # The same tests with long counts; DOPPEL_SOAK multiplies steps and seeds (docs/testing.md).
 soak:
-	scripts/ensure-packages build run test
-	DOPPEL_SOAK=$(or $(DOPPEL_SOAK),50) scripts/run-tests
+	.ci/scripts/ensure-packages build run test
+	DOPPEL_SOAK=$(or $(DOPPEL_SOAK),50) .ci/scripts/run-tests
 
 bench: build
-	scripts/ensure-packages run bench
+	.ci/scripts/ensure-packages run bench
 	DOPPEL=$(BINARY) Benchmarks/bench.py $(BENCH)
 
 format:

@@ -32,7 +32,8 @@ package struct BlockRange: Hashable, Sendable, Codable {
     @inlinable
     package init(coveringBytesAt offset: UInt64, lengthBytes: UInt64) {
         start = offset >> Geometry.blockShift
-        count = lengthBytes == 0 ? 0 : ((offset + lengthBytes - 1) >> Geometry.blockShift) - start + 1
+        count =
+            lengthBytes == 0 ? 0 : ((offset + lengthBytes - 1) >> Geometry.blockShift) - start + 1
     }
 
     /// The blocks that lie wholly inside `offset ..< offset + lengthBytes`.

@@ -22,7 +22,8 @@ package struct PoolLocation: Sendable, Hashable {
         }
         guard PoolStore.isPool(real, disk: disk) else {
             throw ControlFailure(
-                .failed, "\(path) is neither a pool nor the mount point of one; `doppel init` "
+                .failed,
+                "\(path) is neither a pool nor the mount point of one; `doppel init` "
                     + "makes a pool, `doppel adopt` turns a folder of images into one")
         }
         return PoolLocation(poolPath: real, owner: PoolStore.readOwner(path: real, disk: disk))
@@ -78,7 +79,8 @@ package struct PoolLocation: Sendable, Hashable {
 
 /// Sends a request to whoever holds the pool, or opens it and carries it out.
 package enum PoolAccess {
-    package static func perform(_ request: ControlRequest, on path: String) throws -> ControlResult {
+    package static func perform(_ request: ControlRequest, on path: String) throws -> ControlResult
+    {
         let location = try PoolLocation.find(path)
         if let socket = location.owner?.socketPath, let client = try? ControlClient(path: socket) {
             return try client.send(request)

@@ -137,8 +137,9 @@ package final class PoolSession: Sendable {
             for name in try need(arguments.names, "names") { try fileSystem.deleteSnapshot(name) }
         case .snapshotDiff:
             result.diff = try fileSystem.diff(
-                try need(arguments.snapshot, "snapshot"), arguments.otherSnapshot)
-                .map { DiffInfo(path: $0.path, change: $0.change, changedBytes: $0.changedBytes) }
+                try need(arguments.snapshot, "snapshot"), arguments.otherSnapshot
+            )
+            .map { DiffInfo(path: $0.path, change: $0.change, changedBytes: $0.changedBytes) }
         case .restore:
             let path = try need(arguments.path, "path")
             let snapshot = try need(arguments.snapshot, "snapshot")
@@ -190,7 +191,9 @@ package final class PoolSession: Sendable {
             return failure.description
         }
         var problems = latched
-        if store.catalog.isFailed { problems.append("the catalog failed: the pool takes no changes") }
+        if store.catalog.isFailed {
+            problems.append("the catalog failed: the pool takes no changes")
+        }
         return StatusInfo(
             pool: store.path, id: store.identity.id,
             state: problems.isEmpty ? "healthy" : "degraded", mountPoint: options.mountPoint,

@@ -54,8 +54,11 @@ extension PoolStore {
     func removeStrayFiles() {
         guard
             let known = try? catalog.read({ tx in
-                (Set(try tx.layers().map(\.id.rawValue)), Set(try tx.images().map(\.id.rawValue)),
-                    Set(try tx.layers().map(\.imageID.rawValue)))
+                (
+                    Set(try tx.layers().map(\.id.rawValue)),
+                    Set(try tx.images().map(\.id.rawValue)),
+                    Set(try tx.layers().map(\.imageID.rawValue))
+                )
             })
         else { return }
         let (layers, images, holders) = known
@@ -66,7 +69,9 @@ extension PoolStore {
                 guard let dot = file.name.firstIndex(of: "."),
                     let layer = Int64(file.name[..<dot]), !layers.contains(layer)
                 else {
-                    if file.name.hasSuffix(".new") { try? disk.removeFile(directory + "/" + file.name) }
+                    if file.name.hasSuffix(".new") {
+                        try? disk.removeFile(directory + "/" + file.name)
+                    }
                     continue
                 }
                 let stray = directory + "/" + file.name
@@ -79,7 +84,9 @@ extension PoolStore {
                 }
             }
             if !images.contains(image), !holders.contains(image) {
-                for file in ["activity", "image.txt"] { try? disk.removeFile(directory + "/" + file) }
+                for file in ["activity", "image.txt"] {
+                    try? disk.removeFile(directory + "/" + file)
+                }
                 try? disk.removeDirectory(directory)
             }
         }

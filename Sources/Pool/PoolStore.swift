@@ -91,7 +91,10 @@ package final class PoolStore: @unchecked Sendable {  // `ownerText` and `lock` 
 
     /// Puts the pool's own files into a directory. The catalog comes last and under its final name
     /// at once: without it the directory is not a pool.
-    package static func lay(path: String, disk: Disk) throws(PoolError) {
+    /// - Parameter fill: further rows of the one transaction that makes the catalog complete.
+    package static func lay(
+        path: String, disk: Disk, fill: (CatalogTransaction) throws -> Void = { _ in }
+    ) throws(PoolError) {
         do throws(SystemError) {
             for directory in ["images", "quarantine"]
             where try disk.status(path + "/" + directory) == nil {
@@ -117,7 +120,10 @@ package final class PoolStore: @unchecked Sendable {  // `ownerText` and `lock` 
             let catalog = try Catalog.create(
                 at: path + "/catalog.sqlite",
                 identity: PoolIdentity(id: randomUUID(), createdNs: disk.now()))
-            try catalog.write { tx in try initializeRows(tx, root: root) }
+            try catalog.write { tx in
+                try initializeRows(tx, root: root)
+                try fill(tx)
+            }
             catalog.close()
             try disk.syncDirectory(path)
         } catch { throw PoolError(.io, "cannot create the catalog of \(path): \(error)") }

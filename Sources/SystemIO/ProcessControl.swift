@@ -62,7 +62,9 @@ public enum ProcessControl {
         posix_spawnattr_init(&attributes)
         defer { posix_spawnattr_destroy(&attributes) }
         posix_spawnattr_setflags(&attributes, 0x80)  // POSIX_SPAWN_SETSID
-        var argv: [UnsafeMutablePointer<CChar>?] = ([program] + arguments(ends[1])).map { strdup($0) }
+        var argv: [UnsafeMutablePointer<CChar>?] = ([program] + arguments(ends[1])).map {
+            strdup($0)
+        }
         argv.append(nil)
         defer { for each in argv { free(each) } }
         var pid: pid_t = 0
@@ -82,7 +84,9 @@ public enum ProcessControl {
     /// Runs a shell command and waits.
     /// - Returns: its exit status, 128 + signal when it was killed.
     public static func runShell(_ command: String) throws(SystemError) -> Int32 {
-        var argv: [UnsafeMutablePointer<CChar>?] = ["sh", "-c", command].map { (text: String) in strdup(text) }
+        var argv: [UnsafeMutablePointer<CChar>?] = ["sh", "-c", command].map { (text: String) in
+            strdup(text)
+        }
         argv.append(nil)
         defer { for each in argv { free(each) } }
         var pid: pid_t = 0
@@ -108,7 +112,9 @@ public enum ProcessControl {
         let length = socklen_t(2 + name.count)
         _ = withUnsafePointer(to: &address) {
             $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { to in
-                Array(text.utf8).withUnsafeBytes { sendto(fd, $0.baseAddress, $0.count, 0, to, length) }
+                Array(text.utf8).withUnsafeBytes {
+                    sendto(fd, $0.baseAddress, $0.count, 0, to, length)
+                }
             }
         }
     }
@@ -117,7 +123,9 @@ public enum ProcessControl {
 
     /// Blocks SIGTERM, SIGINT and SIGHUP in this thread and all it starts later, and hands each to
     /// `body` on a thread of its own. Call before any other thread starts.
-    public static func handleTermination(_ body: @escaping @Sendable (Int32) -> Void) -> WorkerThread {
+    public static func handleTermination(_ body: @escaping @Sendable (Int32) -> Void)
+        -> WorkerThread
+    {
         var set = sigset_t()
         sigemptyset(&set)
         for each in [SIGTERM, SIGINT, SIGHUP] { sigaddset(&set, each) }

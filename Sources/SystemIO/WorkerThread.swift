@@ -14,7 +14,8 @@ public final class WorkerThread: @unchecked Sendable {  // `handle` is written b
     }
 
     /// - Precondition: the system can start a thread; without one nothing here can go on.
-    public static func start(_ name: String, _ body: @escaping @Sendable () -> Void) -> WorkerThread {
+    public static func start(_ name: String, _ body: @escaping @Sendable () -> Void) -> WorkerThread
+    {
         let thread = WorkerThread()
         let box = Unmanaged.passRetained(Box(name, body)).toOpaque()
         let result = pthread_create(

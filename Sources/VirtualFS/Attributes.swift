@@ -59,5 +59,7 @@ enum InodeNumber {
             Int64((inode & ~snapshotBit) >> nodeBits), inode & ((1 << nodeBits) - 1)
         )
     }
-    static func isFixed(_ inode: UInt64) -> Bool { inode & (1 << 61) != 0 && inode & snapshotBit == 0 }
+    static func isFixed(_ inode: UInt64) -> Bool {
+        inode & (1 << 61) != 0 && inode & snapshotBit == 0
+    }
 }

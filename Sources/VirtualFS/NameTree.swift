@@ -28,7 +28,9 @@ struct NameTree: Sendable {
         if let old = nodes[node.id], let parent = old.parentID,
             parent != node.parentID || old.name != node.name,
             children[parent]?[old.name] == node.id
-        { children[parent]?[old.name] = nil }
+        {
+            children[parent]?[old.name] = nil
+        }
         nodes[node.id] = node
         if let parent = node.parentID { children[parent, default: [:]][node.name] = node.id }
     }

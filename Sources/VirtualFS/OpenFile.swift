@@ -74,15 +74,19 @@ package final class OpenFile: Sendable {
 
     package func seekData(from offset: UInt64) throws(FSError) -> UInt64? {
         switch backing {
-        case .image(let image): try volumed { () throws(VolumeError) in try image.seekData(from: offset) }
-        case .view(let view): try volumed { () throws(VolumeError) in try view.seekData(from: offset) }
+        case .image(let image):
+            try volumed { () throws(VolumeError) in try image.seekData(from: offset) }
+        case .view(let view):
+            try volumed { () throws(VolumeError) in try view.seekData(from: offset) }
         case .bytes(let bytes): offset < UInt64(bytes.count) ? offset : nil
         }
     }
     package func seekHole(from offset: UInt64) throws(FSError) -> UInt64? {
         switch backing {
-        case .image(let image): try volumed { () throws(VolumeError) in try image.seekHole(from: offset) }
-        case .view(let view): try volumed { () throws(VolumeError) in try view.seekHole(from: offset) }
+        case .image(let image):
+            try volumed { () throws(VolumeError) in try image.seekHole(from: offset) }
+        case .view(let view):
+            try volumed { () throws(VolumeError) in try view.seekHole(from: offset) }
         case .bytes(let bytes): offset < UInt64(bytes.count) ? UInt64(bytes.count) : nil
         }
     }

@@ -70,7 +70,9 @@ extension VirtualFS {
             return try snapshotAttributes(
                 of: InodeNumber.inSnapshot(record.id.rawValue, NodeID.root.rawValue))
         default:
-            guard let parts = InodeNumber.snapshotParts(parent) else { throw FSError(.notDirectory) }
+            guard let parts = InodeNumber.snapshotParts(parent) else {
+                throw FSError(.notDirectory)
+            }
             let tree = try snapshotTree(id: parts.snapshot)
             guard let child = tree.child(NodeID(rawValue: parts.node), name) else {
                 throw FSError(.notFound)
@@ -114,7 +116,9 @@ extension VirtualFS {
     }
 
     func snapshotSymlink(_ inode: UInt64) throws(FSError) -> [UInt8] {
-        guard let target = try snapshotNode(inode).node.symlinkTarget else { throw FSError(.invalid) }
+        guard let target = try snapshotNode(inode).node.symlinkTarget else {
+            throw FSError(.invalid)
+        }
         return target
     }
 
@@ -154,7 +158,8 @@ extension VirtualFS {
                 entries: tree.entries(of: NodeID(rawValue: parts.node)).map {
                     .init(
                         name: $0.name,
-                        inode: InodeNumber.inSnapshot(parts.snapshot, $0.id.rawValue), kind: $0.kind)
+                        inode: InodeNumber.inSnapshot(parts.snapshot, $0.id.rawValue), kind: $0.kind
+                    )
                 })
         }
     }

@@ -52,7 +52,8 @@ extension VirtualFS {
             }
             if old.path != new.path {
                 entries.append(
-                    DiffEntry(path: "\(old.path) -> \(new.path)", change: "renamed", changedBytes: 0))
+                    DiffEntry(
+                        path: "\(old.path) -> \(new.path)", change: "renamed", changedBytes: 0))
             }
             guard let a = old.node.layerID, let b = new.node.layerID else { continue }
             let changed = try volumed { () throws(VolumeError) in

@@ -30,7 +30,8 @@ extension VirtualFS {
 
     package func resolve(_ path: String) throws(FSError) -> NodeRecord {
         guard let node = lock.withLock({ tree.resolve(path) }), node.id != .root else {
-            throw FSError(.notFound, "there is no '\(path)' in the pool; `doppel list` shows what is")
+            throw FSError(
+                .notFound, "there is no '\(path)' in the pool; `doppel list` shows what is")
         }
         return node
     }

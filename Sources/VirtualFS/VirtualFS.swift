@@ -86,7 +86,6 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         return nextNode
     }
 
-
     /// Returns when the last change of this node's name is durable; at once for nearly every call.
     package func waitDurable(inode: UInt64) throws(FSError) {
         let ticket = lock.withLock { tickets[NodeID(rawValue: inode)] }

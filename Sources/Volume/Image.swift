@@ -251,7 +251,9 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         let punches = try VolumeError.wrapping(id) { () throws(LayerError) in
             try head.commit(imageSizeBytes: sizeBytes, sequence: core.sequence)
         }
-        lock.withLock { unsettled.removeAll { each in sealed.contains { $0.layer === each.layer } } }
+        lock.withLock {
+            unsettled.removeAll { each in sealed.contains { $0.layer === each.layer } }
+        }
         punch(punches, in: head)
     }
 

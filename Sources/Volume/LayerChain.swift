@@ -71,7 +71,8 @@ package final class LayerChain: @unchecked Sendable {  // slots are atomics; the
 
     @inline(__always)
     func withLayer<T, E: Error>(_ slot: LayerSlot, _ body: (Layer) throws(E) -> T) throws(E) -> T {
-        let raw = UnsafeRawPointer(bitPattern: slots[Int(slot.rawValue)].load(ordering: .acquiring))!
+        let raw = UnsafeRawPointer(
+            bitPattern: slots[Int(slot.rawValue)].load(ordering: .acquiring))!
         // Safe: the caller is inside a read epoch or holds the cut lock, and `drop` waits for both.
         return try body(Unmanaged<Layer>.fromOpaque(raw).takeUnretainedValue())
     }
@@ -102,7 +103,9 @@ package final class LayerChain: @unchecked Sendable {  // slots are atomics; the
     }
 
     /// First byte at or after `offset`, below `sizeBytes`, that is (or is not) stored data.
-    func seek(data wantsData: Bool, from offset: UInt64, sizeBytes: UInt64) throws(LayerError) -> UInt64? {
+    func seek(data wantsData: Bool, from offset: UInt64, sizeBytes: UInt64) throws(LayerError)
+        -> UInt64?
+    {
         let blockCount = Geometry.blockCount(sizeBytes: sizeBytes)
         var position = offset
         while position < sizeBytes {

@@ -128,7 +128,10 @@ extension Volume {
                 disk: disk, path: store.activityPath(image: row.id), imageSizeBytes: sizeBytes)
         }
         if wasDamaged { note("image \(row.id.rawValue): its activity log was made anew") }
-        let modifiedNs = (try? head.data.status().modifyNs) ?? 0
+        // A head without data was not written since its cut: its file's time is the cut's.
+        let status = try? head.data.status()
+        let modifiedNs =
+            head.map != nil && status?.allocatedBytes == 0 ? 0 : status?.modifyNs ?? 0
         put(
             makeImage(
                 row.id, activity: activity, chain: chain, head: head, slot: slot,
@@ -172,7 +175,8 @@ extension Volume {
         while let id = next {
             guard let row = rows[id], path.count < LayerSlot.limit else {
                 throw VolumeError(
-                    .damaged, "layer \(id.rawValue) is missing from the catalog: run `doppel check`")
+                    .damaged, "layer \(id.rawValue) is missing from the catalog: run `doppel check`"
+                )
             }
             path.append(row)
             next = row.parentID

@@ -42,7 +42,9 @@ extension Volume {
         let merging = try mergeCandidates(rows)
         let busy = Set(merging.flatMap { [$0.lower.id, $0.upper.id] })
         for row in rows where row.isSealed && !busy.contains(row.id) {
-            guard let layer = layer(row.id), layer.isSealed, layer.coveringSums == nil else { continue }
+            guard let layer = layer(row.id), layer.isSealed, layer.coveringSums == nil else {
+                continue
+            }
             let ranges = try contents(of: row, layer: layer).data.ranges
             let sums = try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
                 try SumsFile.build(

@@ -13,7 +13,7 @@
 //   finish    the catalog gives U's name and children crash: either side of one transaction;
 //             to L; U's files go                      files without rows are swept at open
 //
-// U is sealed here. A head is merged at open and close, when nobody writes (`mergeQuietHeads`).
+// U is sealed here. A head is merged only while nobody writes (`flattenHeads`, for ejecting).
 
 import BlockCore
 import Pool
@@ -105,7 +105,9 @@ extension Volume {
     private static func firstBatch(of contents: LayerContents) -> [MapExtent] {
         var batch: [MapExtent] = []
         var left = batchBlocks
-        for (ranges, state) in [(contents.data.ranges, BlockState.data), (contents.zero.ranges, .zero)] {
+        for (ranges, state) in [
+            (contents.data.ranges, BlockState.data), (contents.zero.ranges, .zero),
+        ] {
             for range in ranges where left > 0 {
                 // A zero costs no copy: any length of it fits.
                 let count = state == .data ? min(range.count, left) : range.count
@@ -122,7 +124,8 @@ extension Volume {
     ) throws(VolumeError) {
         try VolumeError.system(lower.imageID) { () throws(SystemError) in
             if extent.state == .zero {
-                try lower.data.punchHole(at: extent.range.startByte, length: extent.range.lengthBytes)
+                try lower.data.punchHole(
+                    at: extent.range.startByte, length: extent.range.lengthBytes)
             } else {
                 let done = try lower.data.copyRange(
                     from: upper.data, at: extent.range.startByte, to: extent.range.startByte,
@@ -179,6 +182,14 @@ extension Volume {
         var row = pair.lower
         row.sizeBytes = pair.upper.sizeBytes
         row.sealedSequence = pair.upper.sealedSequence
+        if !pair.upper.isSealed {
+            // It becomes the image's one plain file: its size is the image's, exactly.
+            try VolumeError.system(row.imageID) { () throws(SystemError) in
+                try lower.data.truncate(to: row.sizeBytes)
+                try lower.data.sync()
+            }
+            row.isSealed = false
+        }
         let merged = row
         try commit { tx in
             try tx.updateLayer(merged)
@@ -194,5 +205,41 @@ extension Volume {
         }
         forget(layer: pair.upper.id)
         removeFiles(of: pair.upper)
+    }
+}
+
+extension Volume {
+    /// Merges every head down into the layer below it where that is the image's own and no snapshot
+    /// or clone needs it, so that an image without snapshots is one plain file again. For a pool
+    /// that nobody has mounted: afterwards the volume must be closed and opened anew.
+    package func flattenHeads() throws(VolumeError) {
+        try flushAll()
+        while try mergeStep() {}
+        while let pair = try headPair() { try move(pair) }
+    }
+
+    private func headPair() throws(VolumeError) -> MergePair? {
+        let (rows, kept, images) = try read {
+            (try $0.layers(), try $0.layersReferencedBySnapshots(), try $0.images())
+        }
+        let heads = Set(images.filter { !$0.isDeleted }.compactMap(\.headLayerID))
+        let children = Dictionary(grouping: rows.filter { $0.parentID != nil }) { $0.parentID! }
+        for upper in rows where heads.contains(upper.id) {
+            guard let lower = rows.first(where: { $0.id == upper.parentID }), lower.isSealed,
+                lower.parentID == nil, !kept.contains(lower.id), !heads.contains(lower.id),
+                children[lower.id]?.count == 1, lower.imageID == upper.imageID
+            else { continue }
+            var upper = upper
+            upper.sizeBytes = try image(ofHead: upper.id).sizeBytes
+            return MergePair(lower: lower, upper: upper)
+        }
+        return nil
+    }
+
+    private func image(ofHead id: LayerID) throws(VolumeError) -> Image {
+        guard let image = allImages.first(where: { $0.head.id == id }) else {
+            throw VolumeError(.damaged, "layer \(id.rawValue) is a head of no open image")
+        }
+        return image
     }
 }

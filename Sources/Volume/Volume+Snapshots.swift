@@ -104,7 +104,9 @@ extension Volume {
     /// Makes new heads, gives them their slots (under the cut lock there are only pointers to
     /// switch) and names them the images' heads in the catalog: a crash from here on finds them
     /// empty on top of the old ones.
-    private func prepareHeads(of images: [Image], into cuts: inout [ImageID: Cut]) throws(VolumeError) {
+    private func prepareHeads(of images: [Image], into cuts: inout [ImageID: Cut])
+        throws(VolumeError)
+    {
         guard !images.isEmpty else { return }
         let rows = try commit { tx in
             try images.map { image in

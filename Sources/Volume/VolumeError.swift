@@ -53,6 +53,8 @@ extension VolumeError {
     static func system<T>(
         _ image: ImageID? = nil, _ body: () throws(SystemError) -> T
     ) throws(VolumeError) -> T {
-        do throws(SystemError) { return try body() } catch { throw VolumeError(error, image: image) }
+        do throws(SystemError) { return try body() } catch {
+            throw VolumeError(error, image: image)
+        }
     }
 }

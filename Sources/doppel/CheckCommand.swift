@@ -26,7 +26,9 @@ struct Check: ParsableCommand {
                 for problem in status?.problems ?? [] { print("PROBLEM: \(problem)") }
                 for damage in scrub?.damaged ?? [] { print("DAMAGED: \(damage)") }
                 for event in (events ?? []).reversed() {
-                    print("\(Output.time(event.atNs)) \(event.kind) \(event.subject) \(event.message)")
+                    print(
+                        "\(Output.time(event.atNs)) \(event.kind) \(event.subject) \(event.message)"
+                    )
                 }
                 print("\(scrub?.blocksCovered ?? 0) of \(scrub?.blocksRead ?? 0) blocks verified")
             }

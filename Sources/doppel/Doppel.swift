@@ -25,7 +25,8 @@ struct Doppel: ParsableCommand {
             """,
         version: version,
         subcommands: [
-            Init.self, Create.self, Resize.self, Rename.self, Delete.self, Import.self,
+            Init.self, Adopt.self, Eject.self, Create.self, Resize.self, Rename.self, Delete.self,
+            Import.self,
             Export.self, Mount.self, Unmount.self, List.self, Status.self, Snapshot.self,
             Restore.self, Clone.self, Scrub.self, Check.self, Events.self, Version.self,
         ])

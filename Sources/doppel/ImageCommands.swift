@@ -58,7 +58,8 @@ struct Resize: ParsableCommand {
                 !shrink
             {
                 throw ControlFailure(
-                    .usage, "'\(image)' has \(Output.size(now.sizeBytes)); a smaller size cuts off "
+                    .usage,
+                    "'\(image)' has \(Output.size(now.sizeBytes)); a smaller size cuts off "
                         + "\(Output.size(now.sizeBytes - size.bytes)). Say --shrink to do it")
             }
             _ = try PoolAccess.perform(

@@ -31,7 +31,8 @@ struct Mount: ParsableCommand {
     @Option(help: "How the kernel caches images: none, read or writeback.") var cache: CacheMode =
         .none
     @Option(help: "Space kept free for recovery: 1%, or a size.") var reserve: String = "1%"
-    @Option(name: [.customShort("o"), .customLong("options")], help: "Options as mount(8) has them.")
+    @Option(
+        name: [.customShort("o"), .customLong("options")], help: "Options as mount(8) has them.")
     var options: [String] = []
     @Flag(help: "Stay in the foreground and log to standard error.") var foreground = false
     @Option(help: .hidden) var readyDescriptor: Int32?

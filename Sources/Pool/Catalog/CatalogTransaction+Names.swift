@@ -90,7 +90,8 @@ extension CatalogTransaction {
     }
     /// Above every id that was ever committed: ids are not used twice.
     package func nextNodeID() throws -> NodeID {
-        let last = try Int64.fetchOne(db, sql: "SELECT seq FROM sqlite_sequence WHERE name = 'nodes'")
+        let last = try Int64.fetchOne(
+            db, sql: "SELECT seq FROM sqlite_sequence WHERE name = 'nodes'")
         return NodeID(rawValue: UInt64(max(last ?? 0, 1)) + 1)
     }
 

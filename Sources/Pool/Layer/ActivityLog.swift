@@ -43,7 +43,8 @@ package final class ActivityLog: @unchecked Sendable {  // bits are atomics; the
         let bytes = Self.wordCount * 8
         memory = LazyMemory(lengthBytes: 3 * bytes)
         active = memory.base.bindMemory(to: Atomic<UInt64>.self, capacity: Self.wordCount)
-        touched = (memory.base + bytes).bindMemory(to: Atomic<UInt64>.self, capacity: Self.wordCount)
+        touched = (memory.base + bytes).bindMemory(
+            to: Atomic<UInt64>.self, capacity: Self.wordCount)
         onDisk = (memory.base + 2 * bytes).bindMemory(to: UInt64.self, capacity: Self.wordCount)
     }
     deinit { memory.free() }

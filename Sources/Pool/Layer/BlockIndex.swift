@@ -160,7 +160,9 @@ package final class BlockIndex: @unchecked Sendable {  // I1 and I2
         let word = words[region].load(ordering: .acquiring)
         guard let slots = Self.slots(word) else { return }
         let first = slots[0].load(ordering: .relaxed)
-        for index in 1..<Self.perRegion where slots[index].load(ordering: .relaxed) != first { return }
+        for index in 1..<Self.perRegion where slots[index].load(ordering: .relaxed) != first {
+            return
+        }
         replaceRegion(region, with: LayerSlot(rawValue: first))
     }
 

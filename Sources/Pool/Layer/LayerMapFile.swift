@@ -192,7 +192,8 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
             let shift = header.take(UInt32.self)
             let layerID = header.take(Int64.self)
             let hash = blockHash(UnsafeRawBufferPointer(rebasing: raw[0..<40]))
-            guard magic == Self.magic, raw.loadUnaligned(fromByteOffset: 40, as: UInt64.self) == hash
+            guard magic == Self.magic,
+                raw.loadUnaligned(fromByteOffset: 40, as: UInt64.self) == hash
             else { throw damaged("its header does not verify") }
             guard version == Self.version, shift == UInt32(Geometry.blockShift) else {
                 throw damaged("it has format version \(version), which this Doppel does not know")
@@ -200,7 +201,9 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
             guard layerID == layer.rawValue else { throw damaged("it belongs to layer \(layerID)") }
             let map = LayerMapFile(file: file, chain: hash)
             map.replay(raw, each: each)
-            let known = [1024, 2048].compactMap { knownDurable(raw, slotAt: $0) }.max { $0.epoch < $1.epoch }
+            let known = [1024, 2048].compactMap { knownDurable(raw, slotAt: $0) }.max {
+                $0.epoch < $1.epoch
+            }
             if let known, (map.lastCommit?.epoch ?? 0) < known.epoch {
                 throw damaged("commit \(known.epoch) was durable and no longer verifies")
             }
@@ -242,10 +245,13 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
             guard reader.take(UInt32.self) == Self.recordMagic else { return }
             let count = Int(reader.take(UInt32.self))
             let length = Self.recordHeaderBytes + count * 16
-            guard count <= Self.maxExtentsPerRecord, raw.count - position >= length + 8 else { return }
+            guard count <= Self.maxExtentsPerRecord, raw.count - position >= length + 8 else {
+                return
+            }
             let hash = blockHash(
                 UnsafeRawBufferPointer(rebasing: raw[position..<position + length]), seed: chain)
-            guard raw.loadUnaligned(fromByteOffset: position + length, as: UInt64.self) == hash else {
+            guard raw.loadUnaligned(fromByteOffset: position + length, as: UInt64.self) == hash
+            else {
                 return
             }
             let epoch = reader.take(UInt64.self)
@@ -257,7 +263,9 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
             for _ in 0..<count {
                 let start = reader.take(UInt64.self)
                 let word = reader.take(UInt64.self)
-                guard let state = BlockState(rawValue: UInt8(truncatingIfNeeded: word)) else { return }
+                guard let state = BlockState(rawValue: UInt8(truncatingIfNeeded: word)) else {
+                    return
+                }
                 each(MapExtent(range: BlockRange(start: start, count: word >> 8), state: state))
             }
             lastCommit = MapCommit(

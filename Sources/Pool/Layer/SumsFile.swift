@@ -22,7 +22,9 @@ package final class SumsFile: @unchecked Sendable {  // immutable but for the fi
     package static func open(
         disk: Disk, path: String, layer: LayerID
     ) throws(LayerError) -> SumsFile? {
-        guard try layered({ () throws(SystemError) in try disk.status(path) }) != nil else { return nil }
+        guard try layered({ () throws(SystemError) in try disk.status(path) }) != nil else {
+            return nil
+        }
         let file = try layered { () throws(SystemError) in try disk.open(path, .readWrite) }
         var header = [UInt8](repeating: 0, count: 32)
         let got = try layered { () throws(SystemError) in
@@ -70,7 +72,8 @@ package final class SumsFile: @unchecked Sendable {  // immutable but for the fi
                     if shouldStop() { return false }
                     let count = min(range.end - block, 256)
                     try buffer.withTypedMutableBytes { (raw) throws(SystemError) in
-                        let part = UnsafeMutableRawBufferPointer(rebasing: raw[0..<Int(count) * 4096])
+                        let part = UnsafeMutableRawBufferPointer(
+                            rebasing: raw[0..<Int(count) * 4096])
                         let got = try data.read(into: part, at: block << Geometry.blockShift)
                         if got < part.count {
                             UnsafeMutableRawBufferPointer(rebasing: part[got...])
@@ -129,7 +132,8 @@ package final class SumsFile: @unchecked Sendable {  // immutable but for the fi
             guard page != .max else { return }
             let number = page
             bytes.withUnsafeMutableBytes { raw in
-                let hash = blockHash(UnsafeRawBufferPointer(rebasing: raw[0..<4088]), seed: number + 1)
+                let hash = blockHash(
+                    UnsafeRawBufferPointer(rebasing: raw[0..<4088]), seed: number + 1)
                 raw.storeBytes(of: hash.littleEndian, toByteOffset: 4088, as: UInt64.self)
             }
             try bytes.withTypedBytes { (raw) throws(SystemError) in

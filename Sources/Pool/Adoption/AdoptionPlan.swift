@@ -1,0 +1,130 @@
+// What adopting a folder would do, as a value: made by looking alone.
+
+import BlockCore
+import SystemIO
+
+package struct AdoptionPlan: Sendable, Codable, Hashable {
+    package struct Item: Sendable, Codable, Hashable {
+        /// Path inside the folder.
+        package var path: String
+        package var kind: Int
+        package var mode: UInt32
+        package var uid: UInt32
+        package var gid: UInt32
+        package var accessNs: Int64
+        package var modifyNs: Int64
+        package var changeNs: Int64
+        package var sizeBytes: UInt64
+        package var symlinkTarget: String?
+        package var xattrs: [String: [UInt8]]
+        /// Its inode number and, for a file, its image and layer in the new pool.
+        package var nodeID: UInt64
+        package var imageID: Int64?
+        package var layerID: Int64?
+    }
+
+    package var root: Item
+    package var items: [Item]
+
+    package var files: [Item] { items.filter { $0.imageID != nil } }
+    package var totalBytes: UInt64 { files.reduce(0) { $0 + $1.sizeBytes } }
+}
+
+/// Looks through a folder and refuses what cannot be adopted, all reasons at once.
+struct AdoptionScan {
+    let disk: LinuxDisk
+    let folder: String
+    private var items: [AdoptionPlan.Item] = []
+    private var reasons: [String] = []
+    private var device: UInt64 = 0
+    private var inodes: [FileIdentity: String] = [:]
+
+    init(disk: LinuxDisk, folder: String) {
+        self.disk = disk
+        self.folder = folder
+    }
+
+    mutating func run() throws(PoolError) -> AdoptionPlan {
+        do throws(SystemError) {
+            guard let status = try disk.status(folder), status.kind == .directory else {
+                throw SystemError(operation: "adopt", path: folder, errno: 20)
+            }
+            device = status.device
+            let root = try item("", status)
+            try walk("")
+            for writer in OpenFiles.writers(of: inodes) {
+                reasons.append(
+                    "\(writer.path) is open for writing by process \(writer.pid) (\(writer.command))"
+                )
+            }
+            guard reasons.isEmpty else { throw refusal }
+            number()
+            return AdoptionPlan(root: root, items: items)
+        } catch {
+            guard reasons.isEmpty else {
+                throw PoolError(
+                    .refused, "cannot adopt \(folder):\n  " + reasons.joined(separator: "\n  "))
+            }
+            throw PoolError(error)
+        }
+    }
+
+    private var refusal: SystemError { SystemError(operation: "adopt", path: folder, errno: 1) }
+
+    private mutating func walk(_ path: String) throws(SystemError) {
+        let entries = try disk.list(folder + (path.isEmpty ? "" : "/" + path))
+        for entry in entries.sorted(by: { $0.name < $1.name }) {
+            let inside = path.isEmpty ? entry.name : path + "/" + entry.name
+            if path.isEmpty, Adoption.ownNames.contains(entry.name) { continue }
+            guard let status = try disk.status(folder + "/" + inside) else { continue }
+            if status.device != device {
+                reasons.append("\(inside) is on another file system")
+                continue
+            }
+            switch status.kind {
+            case .other: reasons.append("\(inside) is neither a file, a folder nor a symlink")
+            case .file where status.linkCount > 1:
+                reasons.append("\(inside) has \(status.linkCount) hard links")
+            case .file where status.sizeBytes > Geometry.maxImageSizeBytes:
+                reasons.append("\(inside) is larger than 64 TiB")
+            case .directory where path.isEmpty && (inside == ".snapshots" || inside == ".doppel"):
+                reasons.append("\(inside) has a name that Doppel uses itself")
+            default:
+                items.append(try item(inside, status))
+                if status.kind == .file {
+                    inodes[FileIdentity(device: status.device, inode: status.inode)] = inside
+                }
+                if status.kind == .directory { try walk(inside) }
+            }
+        }
+    }
+
+    private func item(_ path: String, _ status: FileStatus) throws(SystemError) -> AdoptionPlan.Item
+    {
+        let full = path.isEmpty ? folder : folder + "/" + path
+        let kind: NodeRecord.Kind =
+            switch status.kind {
+            case .directory: .directory
+            case .symlink: .symlink
+            default: .file
+            }
+        return AdoptionPlan.Item(
+            path: path, kind: kind.rawValue, mode: status.mode, uid: status.uid, gid: status.gid,
+            accessNs: status.accessNs, modifyNs: status.modifyNs, changeNs: status.changeNs,
+            sizeBytes: status.sizeBytes,
+            symlinkTarget: kind == .symlink ? try disk.readSymlink(full) : nil,
+            xattrs: try disk.userAttributes(full), nodeID: 1)
+    }
+
+    private mutating func number() {
+        var image: Int64 = 0
+        for index in items.indices {
+            items[index].nodeID = UInt64(index) + 2
+            if items[index].kind == NodeRecord.Kind.file.rawValue {
+                image += 1
+                items[index].imageID = image
+                items[index].layerID = image
+            }
+        }
+    }
+}
