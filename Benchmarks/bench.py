@@ -86,9 +86,11 @@ def mounted(pool, mount_point, *options):
 @contextlib.contextmanager
 def doppel_mount(folder, size):
     pool = os.path.join(folder, "pool")
-    os.makedirs(pool)
-    fill(os.path.join(pool, "disk.raw"), size)
-    doppel("adopt", pool)
+    doppel("init", pool)
+    raw = os.path.join(folder, "disk.raw")
+    fill(raw, size)
+    doppel("import", pool, raw)
+    os.remove(raw)
     with mounted(pool, os.path.join(folder, "mnt")):
         yield os.path.join(folder, "mnt", "disk.raw")
 

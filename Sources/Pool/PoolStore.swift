@@ -28,7 +28,8 @@ package struct PoolError: Error, CustomStringConvertible, Sendable {
     package var description: String { message }
 }
 
-package final class PoolStore: @unchecked Sendable {  // `ownerText` and `lock` are under `guardLock`
+// Unchecked: `owner` and `lock` are under `guardLock`.
+package final class PoolStore: @unchecked Sendable {
     package let disk: Disk
     package let path: String
     package let catalog: Catalog

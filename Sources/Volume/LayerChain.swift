@@ -5,7 +5,8 @@ import Pool
 import Synchronization
 import SystemIO
 
-package final class LayerChain: @unchecked Sendable {  // slots are atomics; the rest is under `lock`
+// Unchecked: slots are atomics, the rest is under `lock`.
+package final class LayerChain: @unchecked Sendable {
     let index = BlockIndex()
     let epochs: ReadEpochs
     private let memory = LazyMemory(

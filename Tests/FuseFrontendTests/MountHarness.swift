@@ -54,10 +54,18 @@ final class Mount: @unchecked Sendable {  // used by one test
         } catch { return "\(error)" }
     }
 
+    /// Serves the pool again after ``kill()``.
+    func serveAgain() throws {
+        server.end()
+        server = try Server([pool, path, "none"])
+        try server.expectReady()
+    }
+
     /// Unmounts, waits for the pool to be closed, and serves it again.
     func remount(cache: String = "none", options: [String] = []) throws {
         try tell("stop")
         try server.waitForEnd()
+        server.end()
         server = try Server([pool, path, cache] + options)
         try server.expectReady()
     }

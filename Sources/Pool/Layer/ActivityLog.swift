@@ -15,7 +15,8 @@ import BlockCore
 import Synchronization
 import SystemIO
 
-package final class ActivityLog: @unchecked Sendable {  // bits are atomics; the rest is under `lock`
+// Unchecked: bits are atomics, the rest is under `lock`.
+package final class ActivityLog: @unchecked Sendable {
     private static let magic: UInt64 = 0x3130_5443_414c_5044  // "DPLACT01"
     private static let bitsOffset: UInt64 = 4096
     private static let regionCount = Int(Geometry.maxImageSizeBytes >> Geometry.regionShift)
