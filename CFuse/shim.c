@@ -158,6 +158,7 @@ int cfuse_umount(const char *path, int flags) {
     int f = 0;
     if (flags & CFUSE_UMOUNT_LAZY) f |= MNT_DETACH;
     if (flags & CFUSE_UMOUNT_NOFOLLOW) f |= UMOUNT_NOFOLLOW;
+    if (flags & CFUSE_UMOUNT_FORCE) f |= MNT_FORCE;
     return umount2(path, f) < 0 ? -errno : 0;
 }
 

@@ -43,7 +43,7 @@ int cfuse_direct_mmap(void);
 void cfuse_set_log(void (*sink)(int level, const char *line));
 
 // Each returns 0 or -errno.
-enum { CFUSE_UMOUNT_LAZY = 1, CFUSE_UMOUNT_NOFOLLOW = 2 };
+enum { CFUSE_UMOUNT_LAZY = 1, CFUSE_UMOUNT_NOFOLLOW = 2, CFUSE_UMOUNT_FORCE = 4 };
 int cfuse_umount(const char *path, int flags);
 int cfuse_syncfs(int fd);
 // Both ends closed on exec.

@@ -14,7 +14,7 @@ enum FileOperations {
             let flags = info.pointee.flags
             let file = try fileSystem.open(
                 inode, access: access(flags), truncates: flags & O_TRUNC != 0,
-                clientPID: request.caller.pid)
+                clientPID: request.callingProcess(flags))
             let handle = Unmanaged.passRetained(file)
             let result = cfuse_reply_open(
                 request.raw, bits(handle), request.server.openFlags(for: file))
@@ -31,7 +31,7 @@ enum FileOperations {
             let (attributes, file) = try fileSystem.createFile(
                 parent: parent, name: name, mode: mode, uid: caller.uid, gid: caller.gid,
                 access: access(flags), isExclusive: flags & O_EXCL != 0,
-                truncates: flags & O_TRUNC != 0, clientPID: caller.pid)
+                truncates: flags & O_TRUNC != 0, clientPID: request.callingProcess(flags))
             let server = request.server
             var entry = Request.entry(attributes, timeout: server.timeout(for: attributes))
             let handle = Unmanaged.passRetained(file)

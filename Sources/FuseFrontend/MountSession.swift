@@ -217,6 +217,9 @@ package final class MountSession: @unchecked Sendable {  // fields are under `li
         if file >= 0 {
             _ = write(file, "1", 1)
             close(file)
+        } else if let path = place() {
+            // Where fusectl is not mounted, the flag does the same for root.
+            _ = cfuse_umount(path, Int32(CFUSE_UMOUNT_FORCE | CFUSE_UMOUNT_NOFOLLOW))
         }
         if let path = place() { try? MountPoint.unmount(path, lazily: true) }
     }

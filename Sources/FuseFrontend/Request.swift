@@ -15,6 +15,21 @@ struct Request {
     var fileSystem: VirtualFS { server.fileSystem }
     var caller: fuse_ctx { fuse_req_ctx(raw).pointee }
 
+    /// The process behind a request to open for writing, for messages that say who is in the way.
+    /// The kernel gives the thread, which ps(1) does not know and which may end before its process.
+    func callingProcess(_ openFlags: Int32) -> Int32 {
+        let thread = caller.pid
+        guard openFlags & O_ACCMODE != O_RDONLY, thread > 0 else { return thread }
+        guard let file = fopen("/proc/\(thread)/status", "re") else { return thread }
+        defer { fclose(file) }
+        var line = [CChar](repeating: 0, count: 256)
+        while fgets(&line, Int32(line.count), file) != nil {
+            guard strncmp(line, "Tgid:", 5) == 0 else { continue }
+            return line.withUnsafeBufferPointer { Int32(strtol($0.baseAddress! + 5, nil, 10)) }
+        }
+        return thread
+    }
+
     func succeed() { fuse_reply_err(raw, 0) }
     func fail(_ errno: Int32) { fuse_reply_err(raw, errno) }
     func fail(_ error: FSError) {

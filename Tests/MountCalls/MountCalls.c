@@ -36,4 +36,8 @@ int64_t mc_pwrite_dsync(int fd, const void *data, size_t size, int64_t offset) {
     struct iovec iov = {.iov_base = (void *)data, .iov_len = size};
     return result(pwritev2(fd, &iov, 1, offset, RWF_DSYNC));
 }
+int mc_lock_byte(int fd, int64_t offset) {
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = offset, .l_len = 1};
+    return (int)result(fcntl(fd, F_OFD_SETLK, &lock));
+}
 int mc_pipe(int ends[2]) { return (int)result(pipe2(ends, O_CLOEXEC)); }

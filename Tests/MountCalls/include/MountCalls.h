@@ -18,5 +18,7 @@ int64_t mc_getxattr(const char *path, const char *name, void *value, size_t size
 int64_t mc_listxattr(const char *path, char *list, size_t size);
 int mc_removexattr(const char *path, const char *name);
 int64_t mc_pwrite_dsync(int fd, const void *data, size_t size, int64_t offset);
+// A shared lock of the open file description on one byte.
+int mc_lock_byte(int fd, int64_t offset);
 int mc_pipe(int ends[2]);
 #endif
