@@ -5,6 +5,7 @@ package final class ControlServer: Sendable {
     private let listener: UnixListener
     private let handler: @Sendable (ControlRequest) -> ControlReply
     private let thread: WorkerThread
+    private let answering: Answering
 
     /// - Parameter handler: called from several threads at once.
     package init(
@@ -13,17 +14,24 @@ package final class ControlServer: Sendable {
         let listener = try UnixListener(path: path)
         self.listener = listener
         self.handler = handler
+        let answering = Answering()
+        self.answering = answering
         thread = WorkerThread.start("doppel-control") {
             while let client = listener.accept() {
-                _ = WorkerThread.start("doppel-client") { Self.serve(client, handler) }
+                _ = WorkerThread.start("doppel-client") {
+                    Self.serve(client, handler, answering)
+                }
             }
         }
     }
 
     private static func serve(
-        _ client: UnixSocket, _ handler: @Sendable (ControlRequest) -> ControlReply
+        _ client: UnixSocket, _ handler: @Sendable (ControlRequest) -> ControlReply,
+        _ answering: Answering
     ) {
         while let line = client.receiveLine() {
+            answering.begin()
+            defer { answering.end() }
             let reply: ControlReply
             do {
                 reply = handler(try JSONLine.decode(ControlRequest.self, line))
@@ -35,9 +43,30 @@ package final class ControlServer: Sendable {
         }
     }
 
+    /// Takes no new connection and returns when every request that came has its answer: the one
+    /// that ends the daemon among them.
     package func close() {
         listener.close()
         thread.join()
+        answering.waitForAll()
+    }
+}
+
+/// Requests that were read and not answered yet.
+private final class Answering: @unchecked Sendable {  // `count` is under `lock`
+    private let lock = Lock()
+    private let changed = Condition()
+    private var count = 0
+
+    func begin() { lock.withLock { count += 1 } }
+    func end() {
+        lock.withLock {
+            count -= 1
+            changed.broadcast()
+        }
+    }
+    func waitForAll() {
+        lock.withLock { while count > 0 { changed.wait(lock) } }
     }
 }
 

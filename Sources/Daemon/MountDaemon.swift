@@ -41,9 +41,7 @@ package enum MountDaemon {
             Logger(label: "doppel.daemon").notice(
                 "the kernel does not let this process be an I/O flusher (needs CAP_SYS_RESOURCE)")
         }
-        try mounting { () throws(MountError) in
-            try MountSession.prepare(mountPoint: request.mountPoint)
-        }
+        try prepare(request)
         var options = request.session
         options.mountPoint = request.mountPoint
         options.isReadOnly = options.isReadOnly || request.mount.isReadOnly
@@ -56,6 +54,25 @@ package enum MountDaemon {
         }
         ProcessControl.notifyServiceManager("STOPPING=1")
         try session.close()
+    }
+
+    /// A daemon that was killed is gone a moment after its mount point died: while nobody holds the
+    /// pool, a mount that is still there is about to go.
+    private static func prepare(_ request: MountRequest) throws {
+        let disk = LinuxDisk()
+        let startNs = disk.monotonic()
+        while true {
+            do throws(MountError) {
+                return try MountSession.prepare(mountPoint: request.mountPoint)
+            } catch {
+                let isHeld = try disk.tryLock(request.poolPath + "/lock") == nil
+                let waitedMs = (disk.monotonic() - startNs) / 1_000_000
+                guard error.kind == .alreadyMounted, waitedMs < (isHeld ? 1000 : 10_000),
+                    PoolLocation.mounts().contains(where: { $0.source == request.poolPath })
+                else { return try mounting { () throws(MountError) in throw error } }
+                Pause.microseconds(10_000)
+            }
+        }
     }
 
     private static func serve(

@@ -75,6 +75,9 @@ package enum Adoption {
             if let status = try disk.status(source), status.kind == .file {
                 try disk.rename(source, to: "\(directory)/\(item.layerID!).data", noReplace: true)
             }
+            if try disk.status(directory + "/activity") == nil {
+                _ = try ActivityLog.create(disk: disk, path: directory + "/activity")
+            }
             touched.insert(directory)
             touched.insert(parentPath(source))
         }
