@@ -62,9 +62,13 @@ let package = Package(
             name: "MountFixture",
             dependencies: ["FuseFrontend", "SystemIO", "Pool", "Volume", "VirtualFS"],
             path: "Tests/MountFixture", swiftSettings: strict),
+        // Forgets on command what was not synced; lies under a pool in the tests.
+        .executableTarget(
+            name: "LossyFS", dependencies: ["CFuse", "SystemIO"], path: "Tests/LossyFS",
+            swiftSettings: strict),
         .testTarget(
             name: "FuseFrontendTests",
-            dependencies: ["FuseFrontend", "MountFixture", "MountCalls", "SystemIO"],
+            dependencies: ["FuseFrontend", "MountFixture", "LossyFS", "MountCalls", "SystemIO"],
             swiftSettings: strict),
         .executableTarget(
             name: "doppel",

@@ -18,23 +18,23 @@ let hasFuse = access("/dev/fuse", R_OK | W_OK) == 0
 
 final class Mount: @unchecked Sendable {  // used by one test
     let folder: String
-    var pool: String { folder + "/pool" }
+    let pool: String
     var path: String { folder + "/mnt" }
     private var server: Server
 
-    private init(_ cache: String, _ options: [String]) throws {
-        let template = (getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp") + "/doppel-XXXXXX"
-        var name = Array(template.utf8CString)
-        guard mkdtemp(&name) != nil else { throw Failure("mkdtemp: \(errno)") }
-        folder = name.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
+    private init(_ pool: String?, _ cache: String, _ options: [String]) throws {
+        folder = try makeTemporaryFolder()
+        self.pool = pool ?? folder + "/pool"
         mkdir(folder + "/mnt", 0o755)
-        server = try Server([folder + "/pool", folder + "/mnt", cache] + options)
+        server = try Server("MountFixture", [self.pool, folder + "/mnt", cache] + options)
     }
 
+    /// - Parameter pool: made where it is missing; in a temporary folder of its own unless given.
     static func with(
-        cache: String = "none", options: [String] = [], _ body: (Mount) throws -> Void
+        pool: String? = nil, cache: String = "none", options: [String] = [],
+        _ body: (Mount) throws -> Void
     ) throws {
-        let mount = try Mount(cache, options)
+        let mount = try Mount(pool, cache, options)
         defer { mount.remove() }
         try mount.server.expectReady()
         try body(mount)
@@ -57,7 +57,7 @@ final class Mount: @unchecked Sendable {  // used by one test
     /// Serves the pool again after ``kill()``.
     func serveAgain() throws {
         server.end()
-        server = try Server([pool, path, "none"])
+        server = try Server("MountFixture", [pool, path, "none"])
         try server.expectReady()
     }
 
@@ -66,7 +66,7 @@ final class Mount: @unchecked Sendable {  // used by one test
         try tell("stop")
         try server.waitForEnd()
         server.end()
-        server = try Server([pool, path, cache] + options)
+        server = try Server("MountFixture", [pool, path, cache] + options)
         try server.expectReady()
     }
 
@@ -82,19 +82,26 @@ final class Mount: @unchecked Sendable {  // used by one test
     }
 }
 
+func makeTemporaryFolder() throws -> String {
+    let template = (getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp") + "/doppel-XXXXXX"
+    var name = Array(template.utf8CString)
+    guard mkdtemp(&name) != nil else { throw Failure("mkdtemp: errno \(errno)") }
+    return name.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
+}
+
 /// The child process, and the lines to and from it.
-private final class Server {
+final class Server {
     let pid: pid_t
     private let input: Int32
     private let output: Int32
     private var pending: [UInt8] = []
     private var isReaped = false
 
-    init(_ arguments: [String]) throws {
+    init(_ program: String, _ arguments: [String]) throws {
         var down: [Int32] = [0, 0]
         var up: [Int32] = [0, 0]
         guard mc_pipe(&down) == 0, mc_pipe(&up) == 0 else { throw Failure("pipe") }
-        pid = try spawn([Self.binary] + arguments, input: down[0], output: up[1])
+        pid = try spawn([Self.folder + "/" + program] + arguments, input: down[0], output: up[1])
         close(down[0])
         close(up[1])
         input = down[1]
@@ -102,16 +109,16 @@ private final class Server {
     }
 
     /// Beside the test bundle, where the build puts every product.
-    static var binary: String {
+    private static var folder: String {
         var buffer = [CChar](repeating: 0, count: 4096)
         let count = readlink("/proc/self/exe", &buffer, buffer.count - 1)
         let own = String(
             decoding: buffer[..<max(count, 0)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        let folder = own[..<(own.lastIndex(of: "/") ?? own.endIndex)]
-        if access("\(folder)/MountFixture", X_OK) == 0 { return "\(folder)/MountFixture" }
+        let folder = String(own[..<(own.lastIndex(of: "/") ?? own.endIndex)])
+        if access("\(folder)/MountFixture", X_OK) == 0 { return folder }
         // The runner is the tool chain's own; its argument is the bundle.
         let bundle = CommandLine.arguments.first { $0.contains(".xctest") } ?? ""
-        return bundle[..<(bundle.lastIndex(of: "/") ?? bundle.endIndex)] + "/MountFixture"
+        return String(bundle[..<(bundle.lastIndex(of: "/") ?? bundle.endIndex)])
     }
 
     func expectReady() throws {
