@@ -27,8 +27,10 @@ extension PoolStore {
     }
 
     /// Gives the reserve's space to whoever needs it next; ``makeReserve`` takes it back.
-    package func releaseReserve() {
-        guard let file = try? disk.open(reservePath, .readWrite) else { return }
+    package func releaseReserve() { Self.releaseReserve(path: path, disk: disk) }
+
+    static func releaseReserve(path: String, disk: Disk) {
+        guard let file = try? disk.open(path + "/reserve", .readWrite) else { return }
         try? file.truncate(to: 0)
         try? file.sync()
     }

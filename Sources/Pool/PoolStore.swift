@@ -8,6 +8,8 @@
 //   P2 The catalog says "not clean" durably before anything else is changed, and "clean" only as
 //      the last step of a close that made everything durable.
 //   P3 Nothing is deleted that does not verify: it moves to quarantine/, with an event.
+//   P4 `catalog.sqlite` appears by rename, complete and synced, after everything it names: a
+//      directory that has it is a whole pool, one that has not is none.
 
 import BlockCore
 import SystemIO
@@ -72,17 +74,19 @@ package final class PoolStore: @unchecked Sendable {
 
     // MARK: Creating and opening
 
+    /// Makes an empty pool of a new or empty directory, or finishes making one.
     package static func initialize(path: String, disk: Disk) throws(PoolError) {
         if isPool(path, disk: disk) { throw PoolError(.exists, "\(path) is a pool already") }
-        let entries: [DirectoryEntry]
         do throws(SystemError) {
             if try disk.status(path) == nil {
                 try disk.createDirectory(path, mode: 0o700)
                 try disk.syncDirectory(parentPath(path))
             }
-            entries = try disk.list(path)
         } catch { throw PoolError(error) }
-        guard entries.isEmpty else {
+        if let interrupted = Adoption.interruption(path, disk: disk) {
+            throw PoolError(.exists, interrupted)
+        }
+        guard try isEmptyOrHalfMade(path, disk: disk) else {
             throw PoolError(
                 .exists,
                 "\(path) is not empty; `doppel adopt \(path)` turns a folder of images into a pool")
@@ -90,22 +94,48 @@ package final class PoolStore: @unchecked Sendable {
         try lay(path: path, disk: disk)
     }
 
-    /// Puts the pool's own files into a directory. The catalog comes last and under its final name
-    /// at once: without it the directory is not a pool.
+    /// Nothing but what an interrupted `initialize` leaves, and what a new file system has.
+    private static func isEmptyOrHalfMade(_ path: String, disk: Disk) throws(PoolError) -> Bool {
+        do throws(SystemError) {
+            for entry in try disk.list(path) {
+                let inside = path + "/" + entry.name
+                switch entry.name {
+                case "images", "quarantine", "lost+found":
+                    guard entry.kind == .directory, try disk.list(inside).isEmpty else {
+                        return false
+                    }
+                case "README", "README.new":
+                    let text = try disk.readSmall(inside, limit: readmeStart.utf8.count)
+                    guard readmeStart.utf8.starts(with: text) else { return false }
+                case let name where name.hasPrefix(newCatalogName): continue
+                default: return false
+                }
+            }
+            return true
+        } catch { throw PoolError(error) }
+    }
+
+    /// Puts the pool's own files into a directory. The catalog is made complete under another name
+    /// and then renamed: a directory with a `catalog.sqlite` is a whole pool (P4).
     /// - Parameter fill: further rows of the one transaction that makes the catalog complete.
     package static func lay(
         path: String, disk: Disk, fill: (CatalogTransaction) throws -> Void = { _ in }
     ) throws(PoolError) {
+        let catalogPath = path + "/" + newCatalogName
         do throws(SystemError) {
             for directory in ["images", "quarantine"]
             where try disk.status(path + "/" + directory) == nil {
                 try disk.createDirectory(path + "/" + directory, mode: 0o700)
             }
+            for suffix in ["", "-wal", "-journal"]
+            where try disk.status(catalogPath + suffix) != nil {
+                try disk.removeFile(catalogPath + suffix)
+            }
             try disk.writeDurably(
                 path + "/README",
                 contents: Array(
                     """
-                    This is a Doppel pool: disk images with their snapshots and block maps.
+                    \(readmeStart): disk images with their snapshots and block maps.
                     Do not edit, move or delete anything in here by hand. To use it:
                         doppel mount \(path) /some/mount/point
                     To get plain files back: doppel eject, or doppel export.
@@ -116,19 +146,32 @@ package final class PoolStore: @unchecked Sendable {
             id: .root, parentID: nil, name: [], kind: .directory, mode: 0o755, uid: 0, gid: 0,
             accessNs: disk.now(), modifyNs: disk.now(), changeNs: disk.now())
         do {
-            // A catalog without its root, left by a crash here, is not opened as a pool: `open`
-            // asks for the setting that is written last.
             let catalog = try Catalog.create(
-                at: path + "/catalog.sqlite",
+                at: catalogPath,
                 identity: PoolIdentity(id: randomUUID(), createdNs: disk.now()))
+            defer { catalog.close() }
             try catalog.write { tx in
                 try initializeRows(tx, root: root)
                 try fill(tx)
             }
-            catalog.close()
-            try disk.syncDirectory(path)
         } catch { throw PoolError(.io, "cannot create the catalog of \(path): \(error)") }
+        do throws(SystemError) {
+            // Closing moved everything from the log into the database and removed the log; a log
+            // that is still there would be left behind by the rename.
+            guard try disk.status(catalogPath + "-wal") == nil else {
+                throw SystemError(operation: "close", path: catalogPath, errno: 5)
+            }
+            let file = try disk.open(catalogPath, .readWrite)
+            defer { file.close() }
+            try file.sync()
+            try disk.syncDirectory(path)
+            try disk.rename(catalogPath, to: path + "/catalog.sqlite")
+            try disk.syncDirectory(path)
+        } catch { throw PoolError(error) }
     }
+
+    private static var newCatalogName: String { "catalog.sqlite.new" }
+    private static var readmeStart: String { "This is a Doppel pool" }
 
     package static func initializeRows(_ tx: CatalogTransaction, root: NodeRecord) throws {
         try tx.upsertNode(root)
@@ -152,18 +195,20 @@ package final class PoolStore: @unchecked Sendable {
         path: String, disk: Disk, owner: PoolOwner = .current(), drainTimeoutMs: Int64 = 30_000
     ) throws(PoolError) -> PoolStore {
         guard isPool(path, disk: disk) else {
-            throw PoolError(.notAPool, "\(path) is not a pool; `doppel init` makes one")
+            throw PoolError(
+                .notAPool,
+                Adoption.interruption(path, disk: disk)
+                    ?? "\(path) is not a pool; `doppel init` makes one")
         }
         let lock = try takeLock(path: path, disk: disk, drainTimeoutMs: drainTimeoutMs)
         do {
-            try disk.writeDurably(path + "/owner", contents: owner.bytes)
+            makeRoomToOpen(path: path, disk: disk, owner: owner)
             let catalog = try Catalog.open(at: path + "/catalog.sqlite")
             guard try catalog.read({ try $0.setting("pool.complete") }) == "1" else {
                 throw PoolError(
-                    .notAPool,
-                    "\(path) was being made into a pool when it was interrupted; run the same "
-                        + "`doppel adopt` or remove its catalog and run `doppel init` again")
+                    .damaged, "the catalog of \(path) is not complete: was it edited by hand?")
             }
+            Adoption.discardStages(path, disk: disk)
             let store = try PoolStore(
                 disk: disk, path: path, catalog: catalog, lock: lock, owner: owner)
             store.removeStrayFiles()
@@ -174,6 +219,22 @@ package final class PoolStore: @unchecked Sendable {
         } catch {
             lock.release()
             throw PoolError(.damaged, "cannot open the pool \(path): \(error)")
+        }
+    }
+
+    /// Writes who owns the pool. On a full disk the reserve is given up for it: the catalog needs
+    /// room too before the pool is open and can delete anything. It is taken back once there is
+    /// room again.
+    private static func makeRoomToOpen(path: String, disk: Disk, owner: PoolOwner) {
+        do throws(SystemError) {
+            try disk.writeDurably(path + "/owner", contents: owner.bytes)
+        } catch {
+            guard error.isNoSpace, let reserve = try? disk.open(path + "/reserve", .readWrite)
+            else { return }  // the text only informs
+            defer { reserve.close() }
+            try? reserve.truncate(to: 0)
+            try? reserve.sync()
+            try? disk.writeDurably(path + "/owner", contents: owner.bytes)
         }
     }
 

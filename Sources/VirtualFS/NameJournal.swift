@@ -4,7 +4,8 @@
 //   N1 Operations are committed in the order they were queued, which is their sequence: what the
 //      catalog holds is always a prefix of what was done.
 //   N2 `waitDurable` returns only after a commit that holds everything queued before the call.
-//   N3 After a failed commit nothing more is committed: every wait fails from then on.
+//   N3 After a failed commit nothing more is committed: every wait fails from then on. A full
+//      disk is no such failure: the batch is kept and goes first the next time somebody waits.
 
 import BlockCore
 import Pool
@@ -25,8 +26,11 @@ final class NameJournal: @unchecked Sendable {  // fields are under `lock`
     private var queuedCount: UInt64 = 0
     private var durableCount: UInt64 = 0
     private var isUrgent = false
+    private var isHeldBack = false
     private var isStopping = false
     private var failure: String?
+    /// Counts attempts that met a full disk, so that those who wait for one learn of it.
+    private var fullCount: UInt64 = 0
     private var thread: WorkerThread?
 
     init(catalog: Catalog, delayMs: Int64 = 1000) {
@@ -55,8 +59,12 @@ final class NameJournal: @unchecked Sendable {  // fields are under `lock`
         lock.lock()
         defer { lock.unlock() }
         let target = ticket ?? queuedCount
+        let full = fullCount
         while durableCount < target {
             if let failure { throw FSError(.io, "the catalog did not take a change: \(failure)") }
+            if fullCount > full {
+                throw FSError(.noSpace, "the store is full: names cannot be made durable")
+            }
             isUrgent = true
             changed.broadcast()
             changed.wait(lock)
@@ -80,8 +88,14 @@ final class NameJournal: @unchecked Sendable {  // fields are under `lock`
     private func run() {
         lock.lock()
         while true {
-            while queue.isEmpty && !isStopping { changed.wait(lock) }
-            if queue.isEmpty { break }
+            // After a full disk the batch waits for somebody to ask for it.
+            while (queue.isEmpty || isHeldBack) && !isUrgent && !isStopping { changed.wait(lock) }
+            if queue.isEmpty {
+                isUrgent = false
+                if isStopping { break }
+                continue
+            }
+            if isStopping && isHeldBack { break }
             // Let others join, unless somebody waits already.
             if !isUrgent && !isStopping { _ = changed.wait(lock, timeoutMs: delayMs) }
             let batch = queue
@@ -91,6 +105,7 @@ final class NameJournal: @unchecked Sendable {  // fields are under `lock`
             isUrgent = false
             lock.unlock()
             var failed: String?
+            var isFull = false
             do {
                 try catalog.write { tx in
                     for change in batch {
@@ -101,9 +116,16 @@ final class NameJournal: @unchecked Sendable {  // fields are under `lock`
                     }
                     try tx.setNamesSequence(sequence)
                 }
-            } catch { failed = "\(error)" }
+            } catch {
+                isFull = (error as? CatalogError)?.isNoSpace ?? false
+                failed = "\(error)"
+            }
             lock.lock()
-            if let failed {
+            isHeldBack = isFull
+            if isFull {
+                queue = batch + queue
+                fullCount += 1
+            } else if let failed {
                 failure = failure ?? failed
             } else if failure == nil {
                 durableCount = count

@@ -40,7 +40,8 @@ extension Volume {
     package func coverNextLayer() throws(VolumeError) -> Bool {
         let rows = try read { try $0.layers() }
         let merging = try mergeCandidates(rows)
-        let busy = Set(merging.flatMap { [$0.lower.id, $0.upper.id] })
+        let hiding = try headPairs(rows).map(\.pair)
+        let busy = Set((merging + hiding).flatMap { [$0.lower.id, $0.upper.id] })
         for row in rows where row.isSealed && !busy.contains(row.id) {
             guard let layer = layer(row.id), layer.isSealed, layer.coveringSums == nil else {
                 continue

@@ -84,7 +84,7 @@ extension Volume {
 
     /// From here on a torn tail of the two maps is no damage, and neither layer has checksums: the
     /// lower one's content changes where it is hidden, the upper one's goes away.
-    private func beginMerge(
+    func beginMerge(
         _ pair: MergePair, _ lower: Layer, _ upper: Layer
     ) throws(VolumeError) {
         mergingLayers.formUnion([pair.upper.id, pair.lower.id])

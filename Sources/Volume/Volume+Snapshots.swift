@@ -175,6 +175,7 @@ extension Volume {
                         atNs: disk.now(), kind: "snapshot-deleted", subject: name, message: ""))
             }
             try collectGarbage()
+            try freeHiddenBlocks()
         }
         background.wake()
     }

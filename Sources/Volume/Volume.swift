@@ -91,7 +91,9 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
 
     func commit<T>(_ body: (CatalogTransaction) throws -> T) throws(VolumeError) -> T {
         do { return try store.catalog.write(body) } catch {
-            throw VolumeError(.io, "the catalog did not take a change: \(error)")
+            let isNoSpace = (error as? CatalogError)?.isNoSpace ?? false
+            throw VolumeError(
+                isNoSpace ? .noSpace : .io, "the catalog did not take a change: \(error)")
         }
     }
 

@@ -1,20 +1,22 @@
-// A folder of raw files becomes a pool, by rename alone; and back.
+// A folder of raw files becomes a pool, by rename alone. (The way back is in Ejection.swift.)
 //
-// Adopting, in the order of its durable steps (`.doppel-adopt/` is the stage):
-//   1 stage/plan.json        everything there is to know        crash: run adopt again, it goes on
-//   2 files → stage/images/<id>/<layer>.data                    crash: as 1, what is moved is moved
-//   3 links and empty folders removed (the plan has them)       crash: as 1
-//   4 stage/images → images                                     crash: as 1
-//   5 the catalog, complete in one transaction                  crash: a pool; adopt removes the stage
-//   6 the stage removed
-// Before 5 the folder has no complete catalog, so nobody opens it as a pool; after 5 it is one.
+// The durable steps, in order (`.doppel-adopt/` is the stage; `lock` in it admits one run at a time):
+//   1 stage/images, empty, and then stage/plan.json: everything there is to know
+//   2 each file → stage/images/<id>/<layer>.data, with its activity log; those folders are synced
+//     first, then the folders the files came from: in power loss a file may have both names on some
+//     file systems, never none
+//   3 symlinks and emptied folders are removed: the plan has them
+//   4 stage/images → images
+//   5 the catalog, complete, by rename (P4)
+//   6 the stage is removed
 //
-// Ejecting (`.doppel-eject/` is the stage):
-//   1 stage/plan.json                                           crash: still a pool, the plan is stale
-//   2 catalog.sqlite → stage/                                   crash: no pool; run eject again
-//   3 images → stage/images, the pool's own files removed
-//   4 folders, links and files put back, attributes set
-//   5 the stage removed
+// Invariants
+//   A1 Until 5 the folder has no catalog, so nobody opens it as a pool; after 5 it is a whole one,
+//      and a stage that is still there means nothing: opening the pool removes it.
+//   A2 A stage without a plan means nothing has been changed. With a plan, `stage/images` tells
+//      whether 4 is done, whatever the user's own folders are called: it is made before the plan is.
+//   A3 Every step can be done twice: a run that was killed anywhere is finished by the next one.
+//   A4 Only what the plan names is moved or removed, and only while it is what the plan says.
 
 import BlockCore
 import Foundation
@@ -23,150 +25,98 @@ import SystemIO
 package enum Adoption {
     static let stageName = ".doppel-adopt"
     static let ejectStageName = ".doppel-eject"
-    /// The stages' own names: never taken for somebody's files.
-    static let ownNames: Set<String> = [stageName, ejectStageName]
+    /// Names at the top of a folder that are never taken for somebody's files.
+    static let ownNames: Set<String> = [stageName, ejectStageName, "lost+found"]
+
+    /// Told of each change before it is made. What it throws stops the run; the same command goes
+    /// on from there.
+    package typealias BeforeChange = (_ what: String) throws(PoolError) -> Void
 
     /// Looks, and changes nothing.
+    /// - Throws: ``PoolError`` `.refused` with every reason at once.
     package static func plan(_ folder: String) throws(PoolError) -> AdoptionPlan {
         let disk = LinuxDisk()
-        if let resumed = try readPlan(folder, stageName, disk) { return resumed }
         guard !PoolStore.isPool(folder, disk: disk) else {
             throw PoolError(.exists, "\(folder) is a pool already")
         }
+        if isHalfEjected(folder), let text = interruption(folder, disk: disk) {
+            throw PoolError(.refused, text)
+        }
+        if let resumed = try readPlan(folder, stageName, disk) { return resumed }
         var scan = AdoptionScan(disk: disk, folder: folder)
         return try scan.run()
     }
 
-    /// - Returns: what was done, also when a run that was interrupted was finished.
-    package static func adopt(_ folder: String) throws(PoolError) -> AdoptionPlan {
+    /// Turns the folder into a pool, or finishes a run that was interrupted.
+    /// - Returns: what was done, by this run and the ones before it.
+    package static func adopt(
+        _ folder: String, beforeChange: BeforeChange = { _ throws(PoolError) in }
+    ) throws(PoolError) -> AdoptionPlan {
         let disk = LinuxDisk()
-        let plan = try plan(folder)
-        do throws(SystemError) {
-            let stage = folder + "/" + stageName
-            if try disk.status(stage + "/plan.json") == nil {
-                try makeDirectory(stage, disk)
-                try disk.setMode(folder, 0o700)
-                try disk.syncDirectory(folder)
-                try disk.writeDurably(stage + "/plan.json", contents: encode(plan))
-            }
-            if try disk.status(folder + "/images") == nil || hasStagedImages(stage, disk) {
-                try moveIn(plan, folder: folder, stage: stage, disk)
-            }
-        } catch { throw PoolError(error) }
-        try finishAdoption(plan, folder: folder, disk)
-        return plan
-    }
-
-    private static func hasStagedImages(_ stage: String, _ disk: Disk) -> Bool {
-        ((try? disk.status(stage + "/images")) ?? nil) != nil
-    }
-
-    private static func moveIn(
-        _ plan: AdoptionPlan, folder: String, stage: String, _ disk: LinuxDisk
-    ) throws(SystemError) {
-        try makeDirectory(stage + "/images", disk)
-        var touched: Set<String> = []
-        for item in plan.files {
-            let directory = "\(stage)/images/\(item.imageID!)"
-            try makeDirectory(directory, disk)
-            let source = folder + "/" + item.path
-            // The stage may have been moved into place over a folder of the same name: only what
-            // is still a file under its old name is moved.
-            if let status = try disk.status(source), status.kind == .file {
-                try disk.rename(source, to: "\(directory)/\(item.layerID!).data", noReplace: true)
-            }
-            if try disk.status(directory + "/activity") == nil {
-                _ = try ActivityLog.create(disk: disk, path: directory + "/activity")
-            }
-            touched.insert(directory)
-            touched.insert(parentPath(source))
+        if PoolStore.isPool(folder, disk: disk),
+            let done = try readPlan(folder, stageName, disk)
+        {
+            // Killed between 5 and 6. It may be in use already: its owner removes the stage as well.
+            discardStage(folder, stageName, disk)
+            return done
         }
-        for directory in touched.sorted() { try disk.syncDirectory(directory) }
-        try disk.syncDirectory(stage + "/images")
-        try disk.syncDirectory(stage)
-        for item in plan.items.reversed() where item.imageID == nil {
-            let path = folder + "/" + item.path
-            guard try disk.status(path) != nil else { continue }
-            if item.kind == NodeRecord.Kind.directory.rawValue {
-                try disk.removeDirectory(path)
-            } else {
-                try disk.removeFile(path)
+        _ = try plan(folder)
+        return try withoutBeforeChange(beforeChange) { (change) throws(PoolError) in
+            let run = AdoptionRun(folder: folder, stage: folder + "/" + stageName, change: change)
+            let lock = try run.takeStage()
+            defer { lock.release() }
+            // Looked at again under the lock: another run may have come or gone.
+            let plan: AdoptionPlan
+            do throws(PoolError) { plan = try self.plan(folder) } catch {
+                discardStage(folder, stageName, disk)
+                throw error
             }
-        }
-        try disk.rename(stage + "/images", to: folder + "/images", noReplace: true)
-        try disk.syncDirectory(folder)
-        try disk.syncDirectory(stage)
-    }
-
-    private static func finishAdoption(
-        _ plan: AdoptionPlan, folder: String, _ disk: LinuxDisk
-    ) throws(PoolError) {
-        if !(isComplete(folder, disk)) {
-            for name in ["catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-journal"] {
-                try? disk.removeFile(folder + "/" + name)
-            }
-            try PoolStore.lay(path: folder, disk: disk) { tx in try enter(plan, tx) }
-        }
-        do throws(SystemError) {
-            let stage = folder + "/" + stageName
-            if try disk.status(stage + "/plan.json") != nil {
-                try disk.removeFile(stage + "/plan.json")
-            }
-            try disk.removeDirectory(stage)
-            try disk.syncDirectory(folder)
-        } catch { throw PoolError(error) }
-    }
-
-    private static func isComplete(_ folder: String, _ disk: Disk) -> Bool {
-        guard PoolStore.isPool(folder, disk: disk),
-            let catalog = try? Catalog.open(at: folder + "/catalog.sqlite")
-        else { return false }
-        defer { catalog.close() }
-        return (try? catalog.read { try $0.setting("pool.complete") }) == "1"
-    }
-
-    private static func enter(_ plan: AdoptionPlan, _ tx: CatalogTransaction) throws {
-        try tx.setSetting("adopted.mode", String(plan.root.mode))
-        try tx.upsertNode(record(plan.root, parent: nil, name: []))
-        var folders: [String: UInt64] = ["": 1]
-        for item in plan.items {
-            if item.kind == NodeRecord.Kind.directory.rawValue { folders[item.path] = item.nodeID }
-            if item.imageID != nil {
-                let image = try tx.insertImage()
-                let layer = try tx.insertLayer(LayerRecord(imageID: image, parentID: nil))
-                guard image.rawValue == item.imageID, layer.rawValue == item.layerID else {
-                    throw CatalogError(
-                        message: "the new catalog's ids are not the plan's", cause: "")
-                }
-                try tx.setHead(image, layer)
-            }
-            let parts = item.path.split(separator: "/")
-            let parent = folders[parts.dropLast().joined(separator: "/")] ?? 1
-            try tx.upsertNode(
-                record(item, parent: NodeID(rawValue: parent), name: Array(parts.last!.utf8)))
+            try run.carryOut(plan)
+            return plan
         }
     }
 
-    private static func record(
-        _ item: AdoptionPlan.Item, parent: NodeID?, name: [UInt8]
-    ) -> NodeRecord {
-        NodeRecord(
-            id: NodeID(rawValue: item.nodeID), parentID: parent, name: name,
-            kind: NodeRecord.Kind(rawValue: item.kind) ?? .file, mode: item.mode, uid: item.uid,
-            gid: item.gid, accessNs: item.accessNs, modifyNs: item.modifyNs,
-            changeNs: item.changeNs, symlinkTarget: item.symlinkTarget.map { Array($0.utf8) },
-            imageID: item.imageID.map { ImageID(rawValue: $0) }, xattrs: item.xattrs)
+    // MARK: Interrupted runs
+
+    /// What to do about a run that was interrupted here; nil where there is none.
+    package static func interruption(_ folder: String, disk: Disk) -> String? {
+        guard !PoolStore.isPool(folder, disk: disk) else { return nil }
+        func has(_ stage: String) -> Bool {
+            ((try? disk.status("\(folder)/\(stage)/plan.json")) ?? nil) != nil
+        }
+        if has(stageName) {
+            return "adopting \(folder) was interrupted; `doppel adopt \(folder)` finishes it"
+        }
+        if has(ejectStageName) {
+            return "ejecting \(folder) was interrupted; `doppel eject \(folder)` finishes it"
+        }
+        return nil
+    }
+
+    /// In a whole pool a stage is what a finished adopt, or an eject that did not begin, left (A1).
+    static func discardStages(_ folder: String, disk: Disk) {
+        for stage in [stageName, ejectStageName] { discardStage(folder, stage, disk) }
+    }
+
+    /// Removes the stage's own small files, and the stage where nothing else is in it.
+    static func discardStage(_ folder: String, _ name: String, _ disk: Disk) {
+        let stage = folder + "/" + name
+        guard ((try? disk.status(stage)) ?? nil) != nil else { return }
+        for file in ["plan.json", "plan.json.new", "cleared", "cleared.new", "lock"] {
+            try? disk.removeFile(stage + "/" + file)
+        }
+        try? disk.syncDirectory(stage)
+        try? disk.removeDirectory(stage + "/images")
+        try? disk.removeDirectory(stage)
+        try? disk.syncDirectory(folder)
     }
 
     // MARK: Shared with ejecting
 
-    static func makeDirectory(_ path: String, _ disk: Disk) throws(SystemError) {
-        if try disk.status(path) == nil { try disk.createDirectory(path, mode: 0o700) }
-    }
-
-    static func encode(_ plan: AdoptionPlan) -> [UInt8] {
-        // A value of plain fields: encoding it cannot fail.
-        (try? JSONEncoder().encode(plan)).map { [UInt8]($0) } ?? []
+    static func encode(_ plan: AdoptionPlan) throws(PoolError) -> [UInt8] {
+        do { return [UInt8](try JSONEncoder().encode(plan)) } catch {
+            throw PoolError(.io, "cannot write the plan: \(error)")
+        }
     }
 
     static func readPlan(
@@ -179,5 +129,25 @@ package enum Adoption {
         } catch {
             throw PoolError(.damaged, "\(path) cannot be read: \(error)")
         }
+    }
+
+    static func withoutBeforeChange<T>(
+        _ beforeChange: BeforeChange, _ body: (FolderChange) throws(PoolError) -> T
+    ) throws(PoolError) -> T {
+        try withoutActuallyEscaping(beforeChange) { (before) throws(PoolError) in
+            try body(FolderChange(before: before))
+        }
+    }
+}
+
+/// Changes of a folder, each announced before it is made.
+struct FolderChange {
+    let before: Adoption.BeforeChange
+
+    func callAsFunction(
+        _ what: String, _ body: () throws(SystemError) -> Void
+    ) throws(PoolError) {
+        try before(what)
+        do throws(SystemError) { try body() } catch { throw PoolError(error) }
     }
 }

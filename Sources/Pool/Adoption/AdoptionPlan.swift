@@ -76,7 +76,11 @@ struct AdoptionScan {
         for entry in entries.sorted(by: { $0.name < $1.name }) {
             let inside = path.isEmpty ? entry.name : path + "/" + entry.name
             if path.isEmpty, Adoption.ownNames.contains(entry.name) { continue }
-            guard let status = try disk.status(folder + "/" + inside) else { continue }
+            guard let status = try disk.status(folder + "/" + inside) else {
+                // Not found by the name it was listed under: its bytes are no text.
+                reasons.append("\(inside) has a name that is not UTF-8: rename it")
+                continue
+            }
             if status.device != device {
                 reasons.append("\(inside) is on another file system")
                 continue
@@ -87,10 +91,16 @@ struct AdoptionScan {
                 reasons.append("\(inside) has \(status.linkCount) hard links")
             case .file where status.sizeBytes > Geometry.maxImageSizeBytes:
                 reasons.append("\(inside) is larger than 64 TiB")
-            case .directory where path.isEmpty && (inside == ".snapshots" || inside == ".doppel"):
+            case _ where path.isEmpty && (inside == ".snapshots" || inside == ".doppel"):
                 reasons.append("\(inside) has a name that Doppel uses itself")
+            case .directory where PoolStore.isPool(folder + "/" + inside, disk: disk):
+                reasons.append("\(inside) is a pool")
             default:
-                items.append(try item(inside, status))
+                let item = try item(inside, status)
+                if item.symlinkTarget?.unicodeScalars.contains("\u{FFFD}") == true {
+                    reasons.append("\(inside) points to a name that is not UTF-8")
+                }
+                items.append(item)
                 if status.kind == .file {
                     inodes[FileIdentity(device: status.device, inode: status.inode)] = inside
                 }

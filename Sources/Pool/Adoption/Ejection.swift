@@ -1,3 +1,20 @@
+// A pool becomes a folder of plain files again, by rename alone.
+//
+// The durable steps, in order (`.doppel-eject/` is the stage):
+//   1 stage/plan.json, while the pool is open: the names, from the catalog
+//   2 catalog.sqlite → stage/                    from here on the folder is no pool
+//   3 images → stage/images, the pool's own files removed, then stage/cleared
+//   4 folders, links and files put back and synced, then their attributes
+//   5 what is left of the stage removed, the plan last
+//
+// Invariants
+//   E1 Before 2 the plan binds nobody: opening the pool removes it, and eject looks anew.
+//   E2 The pool's own names (README, lock, ...) are removed only before `cleared` is there, and the
+//      user's files, which may have the same names, come back only after.
+//   E3 The plan goes when everything it names is in place and durable; what a crash leaves of the
+//      stage after that holds nobody's data.
+//   E4 Every step can be done twice.
+
 import BlockCore
 import SystemIO
 
@@ -83,127 +100,60 @@ extension Adoption {
             && ((try? disk.status("\(folder)/\(ejectStageName)/plan.json")) ?? nil) != nil
     }
 
-    /// Writes the plan; the pool is closed after this and before ``eject``.
+    /// Writes the plan; the pool is closed after this and before ``eject(_:beforeChange:)``.
     package static func prepareEjection(
         _ folder: String, _ plan: AdoptionPlan
     ) throws(PoolError) {
         let disk = LinuxDisk()
+        if let first = ((try? disk.list(folder + "/quarantine")) ?? []).first {
+            throw PoolError(
+                .refused, "\(folder)/quarantine holds \(first.name), which ejecting would lose: "
+                    + "move it away")
+        }
+        discardStage(folder, ejectStageName, disk)  // an older run's (E1)
+        let bytes = try encode(plan)
         do throws(SystemError) {
-            if try disk.status(folder + "/quarantine") != nil,
-                let first = try disk.list(folder + "/quarantine").first
-            {
-                throw SystemError(
-                    operation:
-                        "eject, for it holds \(first.name), which would be lost: move it away",
-                    path: folder + "/quarantine", errno: 39)
-            }
-            try makeDirectory("\(folder)/\(ejectStageName)", disk)
-            try disk.writeDurably("\(folder)/\(ejectStageName)/plan.json", contents: encode(plan))
+            let stage = "\(folder)/\(ejectStageName)"
+            if try disk.status(stage) == nil { try disk.createDirectory(stage, mode: 0o700) }
+            try disk.writeDurably(stage + "/plan.json", contents: bytes)
             try disk.syncDirectory(folder)
         } catch { throw PoolError(error) }
     }
 
     /// Turns the closed pool back into plain files, or finishes a run that was interrupted.
-    package static func eject(_ folder: String) throws(PoolError) -> AdoptionPlan {
+    /// - Throws: ``PoolError`` `.inUse` when somebody opened the pool after it was prepared.
+    package static func eject(
+        _ folder: String, beforeChange: BeforeChange = { _ throws(PoolError) in }
+    ) throws(PoolError) -> AdoptionPlan {
         let disk = LinuxDisk()
-        guard let plan = try readPlan(folder, ejectStageName, disk) else {
+        let stage = "\(folder)/\(ejectStageName)"
+        guard ((try? disk.status(stage + "/plan.json")) ?? nil) != nil else {
             throw PoolError(.notAPool, "nothing was prepared for ejecting in \(folder)")
         }
-        do throws(SystemError) {
-            let stage = "\(folder)/\(ejectStageName)"
-            if try disk.status(folder + "/catalog.sqlite") != nil {
-                try disk.rename(
-                    folder + "/catalog.sqlite", to: stage + "/catalog.sqlite", noReplace: false)
-                try disk.syncDirectory(folder)
-                try disk.syncDirectory(stage)
-            }
-            // From here on it is no pool. The first pass moves the pool's own names out of the way
-            // of the files that come back; a later pass must not touch those files.
-            if try disk.status(stage + "/images") == nil, try disk.status(stage + "/out") == nil {
-                for name in ["README", "lock", "owner", "reserve", "catalog.sqlite-wal"]
-                where try disk.status(folder + "/" + name) != nil {
-                    try disk.removeFile(folder + "/" + name)
-                }
-                if try disk.status(folder + "/quarantine") != nil {
-                    try disk.removeDirectory(folder + "/quarantine")
-                }
-                try disk.rename(folder + "/images", to: stage + "/images", noReplace: true)
-                try disk.syncDirectory(folder)
-                try disk.syncDirectory(stage)
-            }
-            try putBack(plan, folder: folder, stage: stage, disk)
-            try removeStage(plan, stage: stage, disk)
-            try setAttributes(plan.root, folder, disk)
-            try disk.syncDirectory(folder)
-        } catch { throw PoolError(error) }
+        var locks: [DiskLock] = []
+        defer { for lock in locks { lock.release() } }
+        // As long as there is a catalog, `lock` in the folder is the pool's, and later perhaps
+        // somebody's file.
+        var paths = [stage + "/lock"]
+        if PoolStore.isPool(folder, disk: disk) { paths.append(folder + "/lock") }
+        for path in paths {
+            do throws(SystemError) {
+                if let lock = try disk.tryLock(path) { locks.append(lock) }
+            } catch { throw PoolError(error) }
+        }
+        guard locks.count == paths.count else {
+            let owner = PoolStore.readOwner(path: folder, disk: disk)
+            throw PoolError(
+                .inUse, "the pool \(folder) is in use" + (owner.map { " by \($0.summary)" } ?? ""),
+                owner: owner)
+        }
+        // Read under the lock: opening the pool meanwhile has removed it (E1).
+        guard let plan = try readPlan(folder, ejectStageName, disk) else {
+            throw PoolError(.refused, "\(folder) was used meanwhile: run `doppel eject` again")
+        }
+        try withoutBeforeChange(beforeChange) { (change) throws(PoolError) in
+            try EjectionRun(folder: folder, stage: stage, change: change).carryOut(plan)
+        }
         return plan
-    }
-
-    private static func putBack(
-        _ plan: AdoptionPlan, folder: String, stage: String, _ disk: LinuxDisk
-    ) throws(SystemError) {
-        guard try disk.status(stage + "/images") != nil else { return }
-        for item in plan.items {
-            let path = folder + "/" + item.path
-            switch NodeRecord.Kind(rawValue: item.kind) {
-            case .directory: try makeDirectory(path, disk)
-            case .symlink:
-                if try disk.status(path) == nil {
-                    try disk.makeSymlink(path, target: item.symlinkTarget ?? "")
-                }
-            default:
-                guard let image = item.imageID, let layer = item.layerID else { continue }
-                let source = "\(stage)/images/\(image)/\(layer).data"
-                if try disk.status(source) != nil {
-                    try disk.rename(source, to: path, noReplace: true)
-                }
-            }
-        }
-        // Deepest first, so that a folder's times are set after what happens in it.
-        for item in plan.items.reversed() {
-            try setAttributes(item, folder + "/" + item.path, disk)
-        }
-        for item in plan.items where item.kind == NodeRecord.Kind.directory.rawValue {
-            try disk.syncDirectory(folder + "/" + item.path)
-        }
-        try disk.syncDirectory(folder)
-    }
-
-    private static func setAttributes(
-        _ item: AdoptionPlan.Item, _ path: String, _ disk: LinuxDisk
-    ) throws(SystemError) {
-        if ProcessControl.isRoot { try disk.setOwner(path, uid: item.uid, gid: item.gid) }
-        if item.kind != NodeRecord.Kind.symlink.rawValue {
-            try disk.setMode(path, item.mode)
-            for (name, value) in item.xattrs { try disk.setAttribute(path, name, value) }
-        }
-        try disk.setTimes(path, accessNs: item.accessNs, modifyNs: item.modifyNs)
-    }
-
-    private static func removeStage(
-        _ plan: AdoptionPlan, stage: String, _ disk: LinuxDisk
-    ) throws(SystemError) {
-        if try disk.status(stage + "/images") != nil {
-            for directory in try disk.list(stage + "/images") {
-                let path = "\(stage)/images/\(directory.name)"
-                for file in try disk.list(path) {
-                    // Every image's data was moved out: a data file here belongs to none, and it is
-                    // not ours to throw away.
-                    if file.name.hasSuffix(".data") {
-                        throw SystemError(
-                            operation: "eject, for it belongs to no image: move it away",
-                            path: path + "/" + file.name, errno: 39)
-                    }
-                    try disk.removeFile(path + "/" + file.name)
-                }
-                try disk.removeDirectory(path)
-            }
-            try disk.removeDirectory(stage + "/images")
-        }
-        for file in try disk.list(stage) where file.name != "plan.json" {
-            try disk.removeFile(stage + "/" + file.name)
-        }
-        try disk.removeFile(stage + "/plan.json")
-        try disk.removeDirectory(stage)
     }
 }

@@ -4,7 +4,8 @@
 //   C1 A write transaction is durable when `write` returns (WAL, synchronous=FULL): what is told
 //      to anyone after it survives power loss.
 //   C2 One process has it open (locking_mode=EXCLUSIVE: no shared memory file, no second writer).
-//   C3 After a failed commit nothing more is written: the database may not be what it seems.
+//   C3 After a failed commit nothing more is written: the database may not be what it seems. A
+//      full disk is not such a failure: what frees it must still be able to commit (G9).
 //   C4 It is never on the path of a write, an fsync of data, or an acknowledgement of a stream.
 
 import BlockCore
@@ -14,6 +15,8 @@ import SystemIO
 package struct CatalogError: Error, CustomStringConvertible, Sendable {
     package var message: String
     package var cause: String
+    /// The disk had no room: nothing was changed, and the same may go through later.
+    package var isNoSpace = false
     package var description: String { cause.isEmpty ? message : "\(message): \(cause)" }
 }
 
@@ -107,8 +110,10 @@ package final class Catalog: Sendable {
         do {
             return try queue.write { try body(CatalogTransaction($0)) }
         } catch let error as DatabaseError {
-            // A constraint is the programmer's or the caller's mistake; the database is whole.
-            if error.resultCode != .SQLITE_CONSTRAINT { latch.set("\(error)") }
+            // A constraint is the caller's mistake, and a full disk undid the whole transaction:
+            // both leave the database as it was. After anything else nobody knows (C3).
+            let isWhole = [.SQLITE_CONSTRAINT, .SQLITE_FULL].contains(error.resultCode)
+            if !isWhole { latch.set("\(error)") }
             throw CatalogError(message: "a change of the catalog failed", cause: "\(error)")
         }
     }

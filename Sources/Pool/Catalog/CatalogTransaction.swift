@@ -55,6 +55,8 @@ package final class CatalogTransaction {
         try setSetting("state.generation_id", state.generation.id)
         if let parent = state.generation.parentID {
             try setSetting("state.generation_parent", parent)
+        } else {
+            try db.execute(sql: "DELETE FROM settings WHERE key = 'state.generation_parent'")
         }
         try setSetting("state.generation_start", String(state.generation.startSequence.rawValue))
         try setSetting("state.incarnation", String(state.incarnation))
