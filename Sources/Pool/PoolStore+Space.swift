@@ -51,46 +51,51 @@ extension PoolStore {
         }
     }
 
-    /// Files of layers that the catalog does not know: left by a creation or a deletion that a
-    /// crash interrupted. What holds data goes to quarantine, what is empty is removed.
+    /// Files of layers that have no row in the catalog.
+    ///
+    /// A row is committed before its layer's files are made and deleted before they are removed, and
+    /// ids are not used twice. So an id that the catalog has handed out is a layer that was deleted
+    /// for good: garbage. One above it is a layer that this catalog never knew, because it is older
+    /// than the files: they are kept (P3).
     func removeStrayFiles() {
-        guard
-            let known = try? catalog.read({ tx in
-                (
-                    Set(try tx.layers().map(\.id.rawValue)),
-                    Set(try tx.images().map(\.id.rawValue)),
-                    Set(try tx.layers().map(\.imageID.rawValue))
-                )
-            })
-        else { return }
-        let (layers, images, holders) = known
+        guard let known = try? catalog.read({ try KnownLayers($0) }) else { return }
         for entry in (try? disk.list(path + "/images")) ?? [] {
             guard let image = Int64(entry.name) else { continue }
             let directory = path + "/images/" + entry.name
             for file in (try? disk.list(directory)) ?? [] {
-                guard let dot = file.name.firstIndex(of: "."),
-                    let layer = Int64(file.name[..<dot]), !layers.contains(layer)
-                else {
-                    if file.name.hasSuffix(".new") {
-                        try? disk.removeFile(directory + "/" + file.name)
-                    }
-                    continue
-                }
-                let stray = directory + "/" + file.name
-                if file.name.hasSuffix(".data"),
-                    (((try? disk.status(stray)) ?? nil)?.allocatedBytes ?? 0) > 0
+                let inside = directory + "/" + file.name
+                if file.name.hasSuffix(".new") {
+                    try? disk.removeFile(inside)
+                } else if let dot = file.name.firstIndex(of: "."),
+                    let layer = Int64(file.name[..<dot]), !known.layers.contains(layer)
                 {
-                    quarantine(stray, reason: "the catalog does not know its layer \(layer)")
-                } else {
-                    try? disk.removeFile(stray)
+                    if layer > known.lastLayer {
+                        quarantine(inside, reason: "the catalog never knew its layer \(layer)")
+                    } else {
+                        try? disk.removeFile(inside)
+                    }
                 }
             }
-            if !images.contains(image), !holders.contains(image) {
-                for file in ["activity", "image.txt"] {
-                    try? disk.removeFile(directory + "/" + file)
-                }
+            if !known.images.contains(image), image <= known.lastImage {
+                for file in ["activity", "image.txt"] { try? disk.removeFile(directory + "/" + file) }
                 try? disk.removeDirectory(directory)
             }
+        }
+    }
+
+    private struct KnownLayers {
+        var layers: Set<Int64>
+        /// Images, and those whose directory holds a layer of another.
+        var images: Set<Int64>
+        var lastLayer: Int64
+        var lastImage: Int64
+
+        init(_ tx: CatalogTransaction) throws {
+            let rows = try tx.layers()
+            layers = Set(rows.map(\.id.rawValue))
+            images = Set(try tx.images().map(\.id.rawValue) + rows.map(\.imageID.rawValue))
+            lastLayer = try tx.lastLayerID().rawValue
+            lastImage = try tx.lastImageID().rawValue
         }
     }
 }

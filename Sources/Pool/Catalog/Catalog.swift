@@ -114,7 +114,11 @@ package final class Catalog: Sendable {
             // both leave the database as it was. After anything else nobody knows (C3).
             let isWhole = [.SQLITE_CONSTRAINT, .SQLITE_FULL].contains(error.resultCode)
             if !isWhole { latch.set("\(error)") }
-            throw CatalogError(message: "a change of the catalog failed", cause: "\(error)")
+            let isNoSpace = error.resultCode == .SQLITE_FULL
+            throw CatalogError(
+                message: isNoSpace
+                    ? "the store is full: delete snapshots (doppel snapshot delete) or free space"
+                    : "a change of the catalog failed", cause: "\(error)", isNoSpace: isNoSpace)
         }
     }
 

@@ -146,6 +146,17 @@ package final class CatalogTransaction {
         try db.execute(sql: "UPDATE images SET head = ? WHERE head = ?", arguments: pair)
     }
 
+    // MARK: The last ids handed out
+
+    package func lastImageID() throws -> ImageID { ImageID(rawValue: try lastID(of: "images")) }
+    package func lastLayerID() throws -> LayerID { LayerID(rawValue: try lastID(of: "layers")) }
+
+    /// The highest id the table ever had; 0 when it had none.
+    func lastID(of table: String) throws -> Int64 {
+        try Int64.fetchOne(
+            db, sql: "SELECT seq FROM sqlite_sequence WHERE name = ?", arguments: [table]) ?? 0
+    }
+
     // MARK: Merges and events
 
     package func setMerge(_ merge: MergeRecord) throws {
