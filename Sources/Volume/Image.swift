@@ -100,7 +100,12 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     package var sizeBytes: UInt64 { size.load(ordering: .acquiring) }
     /// Time of the last change of content, nanoseconds since 1970.
     package var modifiedNs: Int64 { modified.load(ordering: .relaxed) }
-    package func setModified(ns: Int64) { modified.store(ns, ordering: .relaxed) }
+    /// Also sets the head's file time, which is where the next open finds the time of the last write.
+    /// Called inside ``Volume/withNameChange(_:)`` (V1).
+    package func setModified(ns: Int64) {
+        modified.store(ns, ordering: .relaxed)
+        try? head.data.setTimes(accessNs: ns, modifyNs: ns)
+    }
 
     package var allocatedBytes: UInt64 {
         min(allocated(chain.layers), (sizeBytes + 4095) & ~4095)
