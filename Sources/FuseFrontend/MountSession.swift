@@ -100,18 +100,19 @@ package final class MountSession: @unchecked Sendable {  // fields are under `li
 
     private func refusal(_ reason: String) -> MountError {
         let text = reason.isEmpty ? "the mount was refused" : reason
-        if reason.contains("user_allow_other") || options.allowsOtherUsers && geteuid() != 0 {
+        let isDenied = reason.lowercased().contains("permission")
+        if reason.contains("/dev/fuse") || reason.contains("device not found") {
+            return MountError(
+                isDenied ? .notPermitted : .failed, path: mountPoint,
+                text + (isDenied ? "" : "; is the fuse module loaded?"))
+        }
+        // fusermount3 says why on our standard error, where libfuse does not hear it.
+        if geteuid() != 0, options.allowsOtherUsers {
             return MountError(
                 .notPermitted, path: mountPoint,
                 text + "; allow_other needs the line `user_allow_other` in /etc/fuse.conf")
         }
-        if reason.contains("permission") || reason.contains("Permission") {
-            return MountError(.notPermitted, path: mountPoint, text)
-        }
-        if reason.contains("/dev/fuse") || reason.contains("device not found") {
-            return MountError(.failed, path: mountPoint, text + "; is the fuse module loaded?")
-        }
-        return MountError(.failed, path: mountPoint, text)
+        return MountError(isDenied ? .notPermitted : .failed, path: mountPoint, text)
     }
 
     private func becameReady() {

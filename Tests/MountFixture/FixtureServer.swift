@@ -90,7 +90,7 @@ enum FixtureServer {
             let kept = try fileSystem.restore(path: words[1], snapshot: words[2], force: true)
             let attributes = try fileSystem.lookup(parent: 1, name: Array(words[1].utf8))
             session.notifyInvalidate(inode: attributes.inode)
-            return kept
+            return kept ?? ""
         case "resize":
             try fileSystem.resize(path: words[1], sizeBytes: UInt64(words[2]) ?? 0)
             let attributes = try fileSystem.lookup(parent: 1, name: Array(words[1].utf8))
