@@ -70,6 +70,11 @@ let package = Package(
             name: "FuseFrontendTests",
             dependencies: ["FuseFrontend", "MountFixture", "LossyFS", "MountCalls", "SystemIO"],
             swiftSettings: strict),
+        .testTarget(
+            name: "PoolTests",
+            dependencies: [
+                "BlockCore", "SystemIO", "Pool", .product(name: "GRDB", package: "GRDB.swift"),
+            ], swiftSettings: strict),
         .executableTarget(
             name: "doppel",
             dependencies: [

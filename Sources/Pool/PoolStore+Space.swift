@@ -77,7 +77,9 @@ extension PoolStore {
                 }
             }
             if !known.images.contains(image), image <= known.lastImage {
-                for file in ["activity", "image.txt"] { try? disk.removeFile(directory + "/" + file) }
+                for file in ["activity", "image.txt"] {
+                    try? disk.removeFile(directory + "/" + file)
+                }
                 try? disk.removeDirectory(directory)
             }
         }

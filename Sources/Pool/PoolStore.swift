@@ -229,11 +229,8 @@ package final class PoolStore: @unchecked Sendable {
         do throws(SystemError) {
             try disk.writeDurably(path + "/owner", contents: owner.bytes)
         } catch {
-            guard error.isNoSpace, let reserve = try? disk.open(path + "/reserve", .readWrite)
-            else { return }  // the text only informs
-            defer { reserve.close() }
-            try? reserve.truncate(to: 0)
-            try? reserve.sync()
+            guard error.isNoSpace else { return }  // the text only informs
+            releaseReserve(path: path, disk: disk)
             try? disk.writeDurably(path + "/owner", contents: owner.bytes)
         }
     }

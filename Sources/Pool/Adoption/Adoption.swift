@@ -60,17 +60,21 @@ package enum Adoption {
             discardStage(folder, stageName, disk)
             return done
         }
-        _ = try plan(folder)
+        let first = try plan(folder)
         return try withoutBeforeChange(beforeChange) { (change) throws(PoolError) in
             let run = AdoptionRun(folder: folder, stage: folder + "/" + stageName, change: change)
             let lock = try run.takeStage()
             defer { lock.release() }
             // Looked at again under the lock: another run may have come or gone.
-            let plan: AdoptionPlan
+            var plan: AdoptionPlan
             do throws(PoolError) { plan = try self.plan(folder) } catch {
-                discardStage(folder, stageName, disk)
+                if interruption(folder, disk: disk) == nil {
+                    discardStage(folder, stageName, disk)
+                }
                 throw error
             }
+            // Its times as they were before the stage was made in it.
+            if !run.hasPlan { plan.root = first.root }
             try run.carryOut(plan)
             return plan
         }

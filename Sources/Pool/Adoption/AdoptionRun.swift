@@ -19,6 +19,8 @@ struct AdoptionRun {
         throw PoolError(.inUse, "\(folder) is being adopted by another process")
     }
 
+    var hasPlan: Bool { ((try? disk.status(stage + "/plan.json")) ?? nil) != nil }
+
     func carryOut(_ plan: AdoptionPlan) throws(PoolError) {
         try writePlan(plan)
         if try exists(stage + "/images") {
@@ -109,7 +111,8 @@ struct AdoptionRun {
         try change("make the activity log of \(item.path)") { () throws(SystemError) in
             if try disk.status(directory + "/activity") == nil {
                 _ = try ActivityLog.create(disk: disk, path: directory + "/activity.new")
-                try disk.rename(directory + "/activity.new", to: directory + "/activity", noReplace: false)
+                try disk.rename(
+                    directory + "/activity.new", to: directory + "/activity", noReplace: false)
             }
             let text = "name: \(item.path)\nsize: \(item.sizeBytes) bytes\n"
             try disk.writeDurably(directory + "/image.txt", contents: Array(text.utf8))

@@ -107,7 +107,8 @@ extension Adoption {
         let disk = LinuxDisk()
         if let first = ((try? disk.list(folder + "/quarantine")) ?? []).first {
             throw PoolError(
-                .refused, "\(folder)/quarantine holds \(first.name), which ejecting would lose: "
+                .refused,
+                "\(folder)/quarantine holds \(first.name), which ejecting would lose: "
                     + "move it away")
         }
         discardStage(folder, ejectStageName, disk)  // an older run's (E1)

@@ -11,7 +11,8 @@ struct EjectionRun {
         try change("take the catalog out") { () throws(SystemError) in
             guard try disk.status(folder + "/catalog.sqlite") != nil else { return }
             // A clean close left no log; what an unclean one left is in the plan already.
-            try disk.rename(folder + "/catalog.sqlite", to: stage + "/catalog.sqlite", noReplace: false)
+            try disk.rename(
+                folder + "/catalog.sqlite", to: stage + "/catalog.sqlite", noReplace: false)
             try disk.syncDirectory(stage)
             try disk.syncDirectory(folder)
         }
@@ -101,7 +102,8 @@ struct EjectionRun {
             let path = folder + "/" + item.path
             guard try exists(path) else { continue }
             try change("set the attributes of \(item.path)") { () throws(SystemError) in
-                let file = item.isDirectory || item.isSymlink ? nil : try? disk.open(path, [], mode: 0)
+                let file =
+                    item.isDirectory || item.isSymlink ? nil : try? disk.open(path, [], mode: 0)
                 try setAttributes(item, path)
                 try file?.sync()
                 file?.close()
@@ -129,7 +131,8 @@ struct EjectionRun {
             // ours to throw away.
             if let data = files.first(where: { $0.hasSuffix(".data") }) {
                 throw PoolError(
-                    .refused, "\(path)/\(data) belongs to no image: move it away, and run the same "
+                    .refused,
+                    "\(path)/\(data) belongs to no image: move it away, and run the same "
                         + "command again")
             }
             try change("remove \(path)") { () throws(SystemError) in
