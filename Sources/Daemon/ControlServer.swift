@@ -70,6 +70,12 @@ private final class Answering: @unchecked Sendable {  // `count` is under `lock`
     }
 }
 
+/// The connection ended first. A daemon that drains answers all it has read: without an answer from
+/// such a one, nothing was done.
+package struct NoAnswer: Error, CustomStringConvertible {
+    package var description: String { "the daemon ended before it answered" }
+}
+
 /// Asks the daemon that holds a pool.
 package struct ControlClient {
     private let socket: UnixSocket
@@ -78,7 +84,7 @@ package struct ControlClient {
 
     package func send(_ request: ControlRequest) throws -> ControlResult {
         guard socket.sendLine(JSONLine.encode(request)), let line = socket.receiveLine() else {
-            throw ControlFailure(.failed, "the daemon ended before it answered")
+            throw NoAnswer()
         }
         let reply = try JSONLine.decode(ControlReply.self, line)
         if let error = reply.error { throw error }

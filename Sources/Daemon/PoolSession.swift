@@ -39,9 +39,8 @@ package final class PoolSession: Sendable {
         owner.mountPoint = options.mountPoint
         owner.socketPath = options.socketPath
         do {
-            store = try PoolStore.open(
-                path: path, disk: LinuxDisk(), owner: owner,
-                drainTimeoutMs: options.drainTimeoutMs)
+            store = try Self.openStore(
+                path: path, owner: owner, drainTimeoutMs: options.drainTimeoutMs)
         } catch { throw Self.failure(error) }
         do {
             volume = try Volume(
@@ -64,6 +63,33 @@ package final class PoolSession: Sendable {
             throw Self.failure(error)
         }
         makeReserve()
+    }
+
+    /// An owner says that it drains a moment after the kernel took its mount away, and takes its text
+    /// away a moment before the lock: both are waited for like the draining itself.
+    private static func openStore(
+        path: String, owner: PoolOwner, drainTimeoutMs: Int64
+    ) throws(PoolError) -> PoolStore {
+        let disk = LinuxDisk()
+        let startNs = disk.monotonic()
+        while true {
+            let waitedMs = (disk.monotonic() - startNs) / 1_000_000
+            do throws(PoolError) {
+                return try PoolStore.open(
+                    path: path, disk: disk, owner: owner,
+                    drainTimeoutMs: max(drainTimeoutMs - waitedMs, 0))
+            } catch {
+                guard error.kind == .inUse, waitedMs < drainTimeoutMs else { throw error }
+                if let other = error.owner {
+                    guard let mountPoint = other.mountPoint,
+                        !PoolLocation.mounts().contains(where: { $0.mountPoint == mountPoint })
+                    else { throw error }
+                } else if waitedMs > 1000 {
+                    throw error
+                }
+                Pause.microseconds(20_000)
+            }
+        }
     }
 
     private func makeReserve() {
@@ -223,6 +249,8 @@ package final class PoolSession: Sendable {
             case .busy: return ControlFailure(.inUse, error.description)
             default: return ControlFailure(.failed, error.description)
             }
+        case let error as FSError where error.code == .readOnly && error.message.isEmpty:
+            return ControlFailure(.failed, "the pool is mounted read-only: nothing can be changed")
         case let error as FSError:
             return ControlFailure(error.code == .busy ? .inUse : .failed, error.description)
         default: return ControlFailure(.failed, "\(error)")

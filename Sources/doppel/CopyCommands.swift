@@ -20,17 +20,28 @@ struct Import: ParsableCommand {
 
     func run() throws {
         try exiting {
-            guard let name = image ?? (file == "-" ? nil : String(file.split(separator: "/").last!))
-            else { throw ControlFailure(.usage, "standard input needs --as IMAGE") }
-            let source = try LinuxDisk().open(file == "-" ? "/dev/stdin" : file, [], mode: 0)
+            let disk = LinuxDisk()
+            if file == "-", image == nil {
+                throw ControlFailure(.usage, "standard input needs --as IMAGE")
+            }
+            let source = try disk.open(file == "-" ? "/dev/stdin" : file, [], mode: 0)
+            guard let name = image ?? file.split(separator: "/").last.map(String.init),
+                try file == "-" || source.status().kind != .directory
+            else { throw ControlFailure(.failed, "\(file) is a folder, not a raw file") }
             let location = try PoolLocation.find(pool.pool)
             if let mounted = location.owner?.mountPoint, location.owner?.socketPath != nil,
                 PoolLocation.mounts().contains(where: { $0.mountPoint == mounted })
             {
-                let target = try LinuxDisk().open(
-                    mounted + "/" + name, [.readWrite, .create, .exclusive], mode: 0o644)
-                try RawCopy.copy(from: source, isStream: file == "-", to: .file(target))
-                return
+                let path = mounted + "/" + name
+                let target = try disk.open(path, [.readWrite, .create, .exclusive], mode: 0o644)
+                do {
+                    try RawCopy.copy(from: source, isStream: file == "-", to: .file(target))
+                } catch {
+                    target.close()
+                    try? disk.removeFile(path)
+                    throw error
+                }
+                return target.close()
             }
             let session = try PoolSession(path: location.poolPath)
             do {

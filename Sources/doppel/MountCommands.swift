@@ -74,6 +74,7 @@ struct Mount: ParsableCommand {
     }
 
     private func serve(_ request: MountRequest) throws {
+        if let readyDescriptor { InheritedFiles.close(except: readyDescriptor) }
         let ready = readyDescriptor.map { ProcessControl.inheritedReadiness(descriptor: $0) }
         do {
             try MountDaemon.run(request) { ready?.report("") }
@@ -155,10 +156,20 @@ struct Unmount: ParsableCommand {
         }
     }
 
-    /// The kernel lets go of the owner's lock when the daemon has settled everything.
+    /// The kernel lets go of the owner's lock when the daemon has settled everything. By force, that
+    /// may be as late as the last close of an open file.
     private func waitForEnd(of pool: String, disk: Disk, pid: Int32?) {
+        let startNs = disk.monotonic()
         while let pid, ProcessControl.isAlive(pid),
-            PoolStore.readOwner(path: pool, disk: disk)?.pid == pid
-        { Pause.microseconds(10_000) }
+            let owner = PoolStore.readOwner(path: pool, disk: disk), owner.pid == pid
+        {
+            if force, !owner.isDraining, disk.monotonic() - startNs > 1_000_000_000 {
+                Output.error(
+                    "doppel: files are open still; process \(pid) serves them until they are closed"
+                )
+                return
+            }
+            Pause.microseconds(10_000)
+        }
     }
 }
