@@ -75,6 +75,8 @@ let package = Package(
             dependencies: [
                 "BlockCore", "SystemIO", "Pool", .product(name: "GRDB", package: "GRDB.swift"),
             ], swiftSettings: strict),
+        .testTarget(
+            name: "CommandLineTests", dependencies: ["doppel"], swiftSettings: strict),
         .executableTarget(
             name: "doppel",
             dependencies: [

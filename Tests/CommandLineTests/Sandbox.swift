@@ -1,0 +1,265 @@
+// The built `doppel` program, driven as a person drives it, in a folder that vanishes.
+//
+// Nothing stays behind, also when a test fails: what is mounted below the folder is taken away, and
+// the daemons that served it are ended by their process ids.
+
+import Foundation
+import Glibc
+import Testing
+
+/// Real mounts need the device; everything else runs anywhere.
+let hasFuse = access("/dev/fuse", R_OK | W_OK) == 0
+let isRoot = geteuid() == 0
+
+struct Outcome: CustomStringConvertible {
+    var code: Int32
+    var output: String
+    var errors: String
+    var description: String { "exit \(code)\n--- output\n\(output)\n--- errors\n\(errors)" }
+}
+
+struct Unexpected: Error, CustomStringConvertible {
+    var description: String
+    init(_ description: String) { self.description = description }
+}
+
+final class Sandbox {
+    let folder: String
+    var pool: String { folder + "/pool" }
+    var mountPoint: String { folder + "/mnt" }
+    private var daemons: Set<pid_t> = []
+    private var runs = 0
+
+    private init() throws {
+        var name = Array("/tmp/doppel-cli-XXXXXX".utf8CString)
+        guard mkdtemp(&name) != nil else { throw Unexpected("mkdtemp: errno \(errno)") }
+        folder = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        mkdir(mountPoint, 0o755)
+    }
+
+    static func with(_ body: (Sandbox) throws -> Void) throws {
+        let sandbox = try Sandbox()
+        defer { sandbox.remove() }
+        try body(sandbox)
+    }
+
+    /// With a pool that holds the images named, each of 8 MiB.
+    static func withPool(_ images: String..., body: (Sandbox) throws -> Void) throws {
+        try with { sandbox in
+            try sandbox.ok("init", sandbox.pool)
+            for image in images { try sandbox.ok("create", sandbox.pool, image, "--size", "8M") }
+            try body(sandbox)
+        }
+    }
+
+    // MARK: Running
+
+    /// Output goes to files: a daemon that kept a pipe open would otherwise hold us here.
+    func run(_ words: String..., input: String = "/dev/null", as program: String = "doppel")
+        throws -> Outcome
+    {
+        let path = program.hasPrefix("/") ? program : try named(program)
+        return try execute([path] + words, input: input)
+    }
+
+    @discardableResult
+    func ok(_ words: String..., input: String = "/dev/null") throws -> String {
+        let outcome = try execute([Self.binary] + words, input: input)
+        guard outcome.code == 0 else {
+            throw Unexpected("doppel \(words.joined(separator: " ")): \(outcome)")
+        }
+        return outcome.output
+    }
+
+    func shell(_ script: String) throws -> Outcome {
+        try execute(["/bin/sh", "-c", script], input: "/dev/null")
+    }
+
+    func execute(_ words: [String], input: String) throws -> Outcome {
+        runs += 1
+        let out = "\(folder)/.out\(runs)"
+        let err = "\(folder)/.err\(runs)"
+        // posix_spawn and waitpid: Foundation's Process also waits for whoever inherits its pipe.
+        // Nothing that hangs may hang the tests.
+        let script = "exec timeout 60 \"$@\" <'\(input)' >'\(out)' 2>'\(err)'"
+        let argv = (["/bin/sh", "-c", script, "sh"] + words).map { strdup($0) } + [nil]
+        let variables = ProcessInfo.processInfo.environment
+            .merging(["DOPPEL": Self.binary]) { $1 }
+        let environment = variables.map { strdup("\($0.key)=\($0.value)") } + [nil]
+        defer { for word in argv + environment { free(word) } }
+        var pid: pid_t = 0
+        let result = posix_spawn(&pid, "/bin/sh", nil, nil, argv, environment)
+        guard result == 0 else { throw Unexpected("cannot run \(words[0]): errno \(result)") }
+        var status: Int32 = 0
+        while waitpid(pid, &status, 0) < 0, errno == EINTR {}
+        defer {
+            unlink(out)
+            unlink(err)
+        }
+        return Outcome(
+            code: status & 0x7f == 0 ? status >> 8 & 0xff : 128 + (status & 0x7f),
+            output: read(out), errors: read(err))
+    }
+
+    /// The program under another name: mount(8) calls it so.
+    private func named(_ name: String) throws -> String {
+        if name == "doppel" { return Self.binary }
+        let link = "\(folder)/\(name)"
+        if symlink(Self.binary, link) != 0, errno != EEXIST { throw Unexpected("symlink") }
+        return link
+    }
+
+    // MARK: Mounts
+
+    func mount(_ options: String...) throws {
+        let outcome = try execute(
+            [Self.binary, "mount", pool, mountPoint] + options, input: "/dev/null")
+        guard outcome.code == 0 else { throw Unexpected("mount: \(outcome)") }
+        _ = try daemon()
+    }
+
+    var isMounted: Bool {
+        read("/proc/self/mounts").split(separator: "\n").contains {
+            $0.split(separator: " ").dropFirst().first.map(String.init) == mountPoint
+        }
+    }
+
+    /// The process that serves the pool.
+    func daemon() throws -> pid_t {
+        let status = try json(ok("status", pool, "--json"), [StatusLine].self)
+        // Of a pool that is not mounted, the owner was the program that just ended.
+        guard let pid = status.first?.ownerPID, status.first?.mountPoint != nil, isOurs(pid) else {
+            throw Unexpected("nobody serves the pool")
+        }
+        daemons.insert(pid)
+        return pid
+    }
+
+    func signalDaemon(_ signal: Int32) throws { kill(try daemon(), signal) }
+
+    func until(_ what: String, seconds: Double = 20, _ condition: () throws -> Bool) throws {
+        for _ in 0..<Int(seconds * 100) {
+            if try condition() { return }
+            usleep(10_000)
+        }
+        throw Unexpected("it never came: \(what)")
+    }
+
+    private func remove() {
+        for _ in 0..<3 where isMounted {
+            _ = try? shell("fusermount3 -uz '\(mountPoint)' || umount -l '\(mountPoint)'")
+        }
+        for pid in daemons where isOurs(pid) { kill(pid, SIGTERM) }
+        for _ in 0..<200 where daemons.contains(where: isOurs) { usleep(10_000) }
+        for pid in daemons where isOurs(pid) { kill(pid, SIGKILL) }
+        try? FileManager.default.removeItem(atPath: folder)
+    }
+
+    /// A process id may have been given to another since.
+    private func isOurs(_ pid: pid_t) -> Bool {
+        read("/proc/\(pid)/cmdline").contains(folder)
+    }
+
+    // MARK: Files
+
+    func read(_ path: String) -> String {
+        String(decoding: FileManager.default.contents(atPath: path) ?? Data(), as: UTF8.self)
+    }
+
+    func bytes(_ path: String) throws -> Data {
+        guard let data = FileManager.default.contents(atPath: path) else {
+            throw Unexpected("cannot read \(path)")
+        }
+        return data
+    }
+
+    /// A file of bytes that cannot be guessed but are the same in every run.
+    @discardableResult
+    func makeFile(_ name: String, count: Int, seed: UInt64 = 1) throws -> String {
+        var state = seed &* 0x9e37_79b9_7f4a_7c15 | 1
+        var data = Data(count: count)
+        data.withUnsafeMutableBytes { buffer in
+            for index in buffer.indices {
+                state ^= state << 13
+                state ^= state >> 7
+                state ^= state << 17
+                buffer[index] = UInt8(truncatingIfNeeded: state >> 24)
+            }
+        }
+        let path = name.hasPrefix("/") ? name : "\(folder)/\(name)"
+        try data.write(to: URL(fileURLWithPath: path))
+        return path
+    }
+
+    func write(_ text: String, to path: String, at offset: off_t = 0) throws {
+        let file = open(path, O_WRONLY | O_CLOEXEC)
+        guard file >= 0 else { throw Unexpected("open \(path): errno \(errno)") }
+        defer { close(file) }
+        let bytes = Array(text.utf8)
+        guard pwrite(file, bytes, bytes.count, offset) == bytes.count, fsync(file) == 0 else {
+            throw Unexpected("write \(path): errno \(errno)")
+        }
+    }
+
+    func text(_ path: String, count: Int, at offset: off_t = 0) throws -> String {
+        let file = open(path, O_RDONLY | O_CLOEXEC)
+        guard file >= 0 else { throw Unexpected("open \(path): errno \(errno)") }
+        defer { close(file) }
+        var buffer = [UInt8](repeating: 0, count: count)
+        let got = pread(file, &buffer, count, offset)
+        guard got >= 0 else { throw Unexpected("read \(path): errno \(errno)") }
+        return String(decoding: buffer[..<got], as: UTF8.self)
+    }
+
+    /// Keeps a file open for writing while `body` runs.
+    func holdingOpen<T>(_ path: String, _ body: () throws -> T) throws -> T {
+        let file = open(path, O_RDWR | O_CLOEXEC)
+        guard file >= 0 else { throw Unexpected("open \(path): errno \(errno)") }
+        defer { close(file) }
+        return try body()
+    }
+
+    func json<T: Decodable>(_ text: String, _ type: T.Type) throws -> T {
+        try JSONDecoder().decode(type, from: Data(text.utf8))
+    }
+
+    /// Beside the test bundle, where the build puts every product.
+    static let binary: String = {
+        let own =
+            (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")) ?? ""
+        let bundle = CommandLine.arguments.first { $0.contains(".xctest") } ?? own
+        for path in [own, bundle] {
+            let candidate =
+                URL(fileURLWithPath: path).deletingLastPathComponent().path + "/doppel"
+            if access(candidate, X_OK) == 0 { return candidate }
+        }
+        return "doppel"
+    }()
+}
+
+// What programs read: declared here anew, so that a renamed field fails a test.
+
+struct StatusLine: Decodable {
+    var state: String
+    var mountPoint: String?
+    var ownerPID: pid_t?
+    var incarnation: UInt64
+    var images: Int
+    var snapshots: Int
+    var reserveBytes: UInt64
+}
+struct ImageLine: Decodable {
+    var path: String
+    var kind: String
+    var sizeBytes: UInt64
+    var allocatedBytes: UInt64
+}
+struct SnapshotLine: Decodable {
+    var name: String
+    var origin: String
+}
+struct DiffLine: Decodable {
+    var path: String
+    var change: String
+    var changedBytes: UInt64
+}
