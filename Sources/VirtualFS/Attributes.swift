@@ -62,4 +62,6 @@ enum InodeNumber {
     static func isFixed(_ inode: UInt64) -> Bool {
         inode & (1 << 61) != 0 && inode & snapshotBit == 0
     }
+    /// Not of the live tree.
+    static func isReadOnly(_ inode: UInt64) -> Bool { inode & (snapshotBit | 1 << 61) != 0 }
 }

@@ -3,44 +3,55 @@ import Pool
 
 /// The names of a pool as a value: a copy is the tree at that moment, for the price of a reference.
 struct NameTree: Sendable {
+    private struct Folder {
+        var names: [[UInt8]: NodeID] = [:]
+        /// Counted along, for a folder's link count is asked for with each `stat` of it.
+        var subfolderCount = 0
+    }
+
     private(set) var nodes: [NodeID: NodeRecord] = [:]
-    private var children: [NodeID: [[UInt8]: NodeID]] = [:]
+    private var folders: [NodeID: Folder] = [:]
 
     init(_ records: [NodeRecord]) { for record in records { put(record) } }
 
     subscript(id: NodeID) -> NodeRecord? { nodes[id] }
 
     func child(_ parent: NodeID, _ name: [UInt8]) -> NodeRecord? {
-        children[parent]?[name].flatMap { nodes[$0] }
+        folders[parent]?.names[name].flatMap { nodes[$0] }
     }
     func entries(of parent: NodeID) -> [NodeRecord] {
-        (children[parent] ?? [:]).values.compactMap { nodes[$0] }.sorted {
+        (folders[parent]?.names ?? [:]).values.compactMap { nodes[$0] }.sorted {
             $0.name.lexicographicallyPrecedes($1.name)
         }
     }
-    func isEmpty(_ parent: NodeID) -> Bool { children[parent]?.isEmpty ?? true }
-    func subdirectoryCount(_ parent: NodeID) -> Int {
-        (children[parent] ?? [:]).values.count { nodes[$0]?.kind == .directory }
-    }
+    func isEmpty(_ parent: NodeID) -> Bool { folders[parent]?.names.isEmpty ?? true }
+    func subdirectoryCount(_ parent: NodeID) -> Int { folders[parent]?.subfolderCount ?? 0 }
 
     /// Inserts or replaces a node, moving it where its record says.
     mutating func put(_ node: NodeRecord) {
-        if let old = nodes[node.id], let parent = old.parentID,
-            parent != node.parentID || old.name != node.name,
-            children[parent]?[old.name] == node.id
-        {
-            children[parent]?[old.name] = nil
+        let old = nodes.updateValue(node, forKey: node.id)
+        if let old {
+            if old.parentID == node.parentID, old.name == node.name { return }
+            unlink(old)
         }
-        nodes[node.id] = node
-        if let parent = node.parentID { children[parent, default: [:]][node.name] = node.id }
+        if let parent = node.parentID {
+            folders[parent, default: Folder()].names[node.name] = node.id
+            if node.kind == .directory { folders[parent]?.subfolderCount += 1 }
+        }
     }
 
     mutating func remove(_ id: NodeID) {
         guard let node = nodes.removeValue(forKey: id) else { return }
-        if let parent = node.parentID, children[parent]?[node.name] == id {
-            children[parent]?[node.name] = nil
+        unlink(node)
+        folders[id] = nil
+    }
+
+    private mutating func unlink(_ node: NodeRecord) {
+        guard let parent = node.parentID, folders[parent]?.names[node.name] == node.id else {
+            return
         }
-        children[id] = nil
+        folders[parent]?.names[node.name] = nil
+        if node.kind == .directory { folders[parent]?.subfolderCount -= 1 }
     }
 
     /// Whether `id` is `ancestor` or lies beneath it.
@@ -51,6 +62,17 @@ struct NameTree: Sendable {
             next = nodes[node]?.parentID
         }
         return false
+    }
+
+    /// The folders that lead to a node, the root first, without the node.
+    func ancestors(of id: NodeID) -> [NodeRecord] {
+        var result: [NodeRecord] = []
+        var next = nodes[id]?.parentID
+        while let node = next.flatMap({ nodes[$0] }) {
+            result.append(node)
+            next = node.parentID
+        }
+        return result.reversed()
     }
 
     func path(of id: NodeID) -> String {

@@ -1,6 +1,18 @@
 import BlockCore
+import Synchronization
 import SystemIO
 import Volume
+
+/// What the open files of one inode share.
+final class OpenInode: @unchecked Sendable {  // `files` is under the file system's lock
+    /// Ticket of the last change of names that an fsync has to wait for.
+    let ticket: Atomic<UInt64>
+    var files: [ObjectIdentifier: OpenFile] = [:]
+
+    init(ticket: UInt64) { self.ticket = Atomic(ticket) }
+
+    var hasWriters: Bool { files.values.contains { $0.isWritable } }
+}
 
 /// An open file of the mount. Reads, writes and flushes go straight to what backs it.
 package final class OpenFile: Sendable {
@@ -16,15 +28,18 @@ package final class OpenFile: Sendable {
     package let access: Access
     /// The process that opened it; for messages that name who is in the way.
     package let clientPID: Int32
+    private let shared: OpenInode
     private let fileSystem: VirtualFS
 
     init(
-        inode: UInt64, backing: Backing, access: Access, clientPID: Int32, fileSystem: VirtualFS
+        inode: UInt64, backing: Backing, access: Access, clientPID: Int32, shared: OpenInode,
+        fileSystem: VirtualFS
     ) {
         self.inode = inode
         self.backing = backing
         self.access = access
         self.clientPID = clientPID
+        self.shared = shared
         self.fileSystem = fileSystem
     }
 
@@ -55,6 +70,7 @@ package final class OpenFile: Sendable {
     @inline(__always)
     package func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(FSError) {
         guard case .image(let image) = backing else { throw FSError(.readOnly) }
+        guard isWritable else { throw FSError(.badHandle) }
         do throws(VolumeError) { try image.write(buffer, at: offset) } catch {
             throw FSError(error)
         }
@@ -63,8 +79,8 @@ package final class OpenFile: Sendable {
     /// Makes the data, and the name where it is not durable yet, survive power loss.
     package func flush() throws(FSError) {
         guard case .image(let image) = backing else { return }
-        try fileSystem.waitDurable(inode: inode)
-        try volumed { () throws(VolumeError) in try image.flush() }
+        try fileSystem.journal.waitDurable(shared.ticket.load(ordering: .acquiring))
+        do throws(VolumeError) { try image.flush() } catch { throw FSError(error) }
     }
 
     package func image() throws(FSError) -> Image {

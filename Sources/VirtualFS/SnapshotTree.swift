@@ -23,6 +23,7 @@ struct SnapshotTree: Sendable {
     }
     func subdirectoryCount(_ id: NodeID) -> Int { names.subdirectoryCount(id) }
     func path(of id: NodeID) -> String { names.path(of: id) }
+    func parent(of id: NodeID) -> NodeID? { names[id]?.parentID }
 }
 
 extension VirtualFS {
@@ -33,7 +34,11 @@ extension VirtualFS {
         do {
             let nodes = try volume.store.catalog.read { try $0.snapshotNodes(record.id) }
             let tree = SnapshotTree(record: record, nodes: nodes)
-            lock.withLock { snapshotTrees[record.id.rawValue] = tree }
+            lock.withLock {
+                if !doomedSnapshots.contains(record.id.rawValue) {
+                    snapshotTrees[record.id.rawValue] = tree
+                }
+            }
             return tree
         } catch { throw FSError(.io, "\(error)") }
     }
@@ -113,6 +118,18 @@ extension VirtualFS {
             attributes.allocatedBytes = view?.allocatedBytes() ?? 0
         }
         return attributes
+    }
+
+    func parentInSnapshots(of inode: UInt64) -> UInt64 {
+        guard let parts = InodeNumber.snapshotParts(inode) else {
+            return inode == InodeNumber.statusFile
+                ? InodeNumber.controlFolder : NodeID.root.rawValue
+        }
+        let tree = try? snapshotTree(id: parts.snapshot)
+        guard let parent = tree?.parent(of: NodeID(rawValue: parts.node)) else {
+            return InodeNumber.snapshotsFolder
+        }
+        return InodeNumber.inSnapshot(parts.snapshot, parent.rawValue)
     }
 
     func snapshotSymlink(_ inode: UInt64) throws(FSError) -> [UInt8] {

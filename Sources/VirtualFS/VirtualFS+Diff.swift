@@ -13,7 +13,8 @@ extension VirtualFS {
     /// written, which may have been written with what they held.
     package func diff(_ a: String, _ b: String?) throws(FSError) -> [DiffEntry] {
         let from = try files(of: a)
-        let temporary = b == nil ? try createSnapshot(name: nil, origin: "diff").name : nil
+        let temporary =
+            b == nil ? try createSnapshot(name: automaticName("diff"), origin: "diff").name : nil
         let to: [NodeID: (path: String, node: SnapshotNode)]
         let result: [DiffEntry]
         do throws(FSError) {

@@ -24,22 +24,28 @@ extension VirtualFS {
     package func open(
         _ inode: UInt64, access: OpenFile.Access, truncates: Bool = false, clientPID: Int32 = 0
     ) throws(FSError) -> OpenFile {
-        if InodeNumber.isFixed(inode) || InodeNumber.snapshotParts(inode) != nil {
+        if InodeNumber.isReadOnly(inode) {
             guard access == .read, !truncates else { throw FSError(.readOnly) }
-            return register(
-                OpenFile(
-                    inode: inode, backing: try snapshotBacking(inode), access: access,
-                    clientPID: clientPID, fileSystem: self))
+            let backing = try snapshotBacking(inode)
+            return try lock.withLock { () throws(FSError) in
+                if let id = InodeNumber.snapshotParts(inode)?.snapshot, doomedSnapshots.contains(id)
+                {
+                    throw FSError(.stale)
+                }
+                return register(inode, backing, access, clientPID)
+            }
         }
-        if options.isReadOnly, access != .read || truncates { throw FSError(.readOnly) }
+        if access != .read || truncates { try requireWritable() }
         let node = try liveNode(inode)
         guard node.kind != .directory else { throw FSError(.isDirectory) }
         guard let id = node.imageID else { throw FSError(.invalid) }
         let image = try volumed { () throws(VolumeError) in try volume.image(id) }
-        let file = register(
-            OpenFile(
-                inode: inode, backing: .image(image), access: access, clientPID: clientPID,
-                fileSystem: self))
+        let file = try lock.withLock { () throws(FSError) in
+            // It may have been deleted since; once it is registered, a deletion waits for its close.
+            guard tree[node.id] != nil else { throw FSError(.stale) }
+            if access != .read || truncates, busyFiles.contains(node.id) { throw FSError(.busy) }
+            return register(inode, .image(image), access, clientPID)
+        }
         if truncates, image.sizeBytes > 0 {
             do throws(VolumeError) { try image.resize(to: 0) } catch {
                 closed(file)
@@ -49,34 +55,57 @@ extension VirtualFS {
         return file
     }
 
-    func register(_ file: OpenFile) -> OpenFile {
-        lock.withLock { openFiles[file.inode, default: [:]][ObjectIdentifier(file)] = file }
+    /// Makes an open file known. The caller holds the lock.
+    func register(
+        _ inode: UInt64, _ backing: OpenFile.Backing, _ access: OpenFile.Access, _ clientPID: Int32
+    ) -> OpenFile {
+        let shared = openFiles[inode] ?? OpenInode(ticket: ticket(of: inode))
+        let file = OpenFile(
+            inode: inode, backing: backing, access: access, clientPID: clientPID, shared: shared,
+            fileSystem: self)
+        shared.files[ObjectIdentifier(file)] = file
+        openFiles[inode] = shared
+        if file.isWritable {
+            lazyTimes.insert(NodeID(rawValue: inode))
+            journal.startTicking()
+        }
         return file
     }
 
     func closed(_ file: OpenFile) {
-        let orphan = lock.withLock { () -> NodeRecord? in
-            openFiles[file.inode]?[ObjectIdentifier(file)] = nil
-            guard openFiles[file.inode]?.isEmpty ?? true else { return nil }
-            openFiles[file.inode] = nil
-            guard let node = tree[NodeID(rawValue: file.inode)], node.parentID == nil,
-                node.id != .root
-            else { return nil }
-            return node
+        let (wasLast, wasLastWriter) = lock.withLock { () -> (Bool, Bool) in
+            guard let shared = openFiles[file.inode],
+                shared.files.removeValue(forKey: ObjectIdentifier(file)) != nil
+            else { return (false, false) }
+            if shared.files.isEmpty { openFiles[file.inode] = nil }
+            return (shared.files.isEmpty, file.isWritable && !shared.hasWriters)
         }
-        guard let orphan else { return }
-        // A failure leaves the orphan for the next open to collect.
-        try? change { (tree) throws(FSError) in
-            tree.remove(orphan.id)
-            return ((), [.remove(orphan.id)])
+        if wasLastWriter { commitTime(of: file.inode) }
+        if wasLast, !InodeNumber.isReadOnly(file.inode) { collectOrphan(file.inode) }
+    }
+
+    /// Deletes a file that has no name and that nobody has open. A failure leaves it for the next
+    /// open of the pool to collect.
+    private func collectOrphan(_ inode: UInt64) {
+        let isOrphan = { (node: NodeRecord?) in
+            node.map { $0.parentID == nil && $0.id != .root } ?? false
         }
-        try? deleteImage(of: orphan)
+        guard lock.withLock({ isOrphan(tree[NodeID(rawValue: inode)]) }) else { return }
+        let doomed = try? change(isFreeing: true) {
+            (tree) throws(FSError) -> (NodeRecord?, [NameJournal.Change]) in
+            // It may have been opened again, through /proc.
+            guard let node = tree[NodeID(rawValue: inode)], isOrphan(node), openFiles[inode] == nil
+            else { return (nil, []) }
+            tree.remove(node.id)
+            return (node, [.remove(node.id)])
+        }
+        if let doomed = doomed ?? nil { try? deleteImage(of: doomed) }
     }
 
     /// Who has a file open for writing.
     package func openWriters(of inode: UInt64) -> [OpenerInfo] {
         let pids = lock.withLock {
-            Set((openFiles[inode] ?? [:]).values.filter(\.isWritable).map(\.clientPID))
+            Set((openFiles[inode]?.files ?? [:]).values.filter(\.isWritable).map(\.clientPID))
         }
         let disk = volume.store.disk
         return pids.sorted().map { pid in
@@ -88,7 +117,7 @@ extension VirtualFS {
     }
 
     package func list(_ inode: UInt64) throws(FSError) -> DirectoryListing {
-        if InodeNumber.isFixed(inode) || InodeNumber.snapshotParts(inode) != nil {
+        if InodeNumber.isReadOnly(inode) {
             return try listSnapshots(inode)
         }
         let node = try liveNode(inode)
@@ -111,7 +140,7 @@ extension VirtualFS {
     package func setAttributes(
         _ inode: UInt64, _ changes: AttributeChanges
     ) throws(FSError) -> Attributes {
-        guard !options.isReadOnly else { throw FSError(.readOnly) }
+        try requireWritable()
         let node = try liveNode(inode)
         if let size = changes.sizeBytes {
             guard node.kind != .directory else { throw FSError(.isDirectory) }
@@ -136,6 +165,9 @@ extension VirtualFS {
                     image.setModified(ns: time)
                 }
             }
+            if changes.sizeBytes != nil, let time = imageTime(node), time > node.modifyNs {
+                (node.modifyNs, isChanged) = (time, true)
+            }
             guard isChanged else { return (node, []) }
             node.changeNs = now
             tree.put(node)
@@ -147,6 +179,8 @@ extension VirtualFS {
     // MARK: Extended attributes
 
     private static let userPrefix = "user."
+    /// Of one file, all together: they are kept in memory and committed as one row.
+    private static let maxAttributeBytes = 256 << 10
 
     package func extendedAttribute(_ inode: UInt64, _ name: String) throws(FSError) -> [UInt8] {
         guard name.hasPrefix(Self.userPrefix) else { throw FSError(.notSupported) }
@@ -175,6 +209,8 @@ extension VirtualFS {
             if mustCreate, map[name] != nil { throw FSError(.exists) }
             if mustReplace, map[name] == nil { throw FSError(.noAttribute) }
             map[name] = value
+            let total = map.reduce(0) { $0 + $1.key.utf8.count + $1.value.count }
+            if total > Self.maxAttributeBytes { throw FSError(.noSpace) }
         }
     }
 
@@ -192,7 +228,7 @@ extension VirtualFS {
         let now = self.now
         try change { (tree) throws(FSError) -> (Void, [NameJournal.Change]) in
             guard var node = tree[NodeID(rawValue: inode)] else { throw FSError(.stale) }
-            try body(&node.xattrs)
+            try body(&node.xattrs)  // of a copy: what it throws changes nothing
             node.changeNs = now
             tree.put(node)
             return ((), [.put(node)])

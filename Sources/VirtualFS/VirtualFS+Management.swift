@@ -55,14 +55,36 @@ extension VirtualFS {
     }
 
     /// - Throws: `.busy`, naming the process, when somebody has the image open for writing.
-    private func refuseWriters(_ node: NodeRecord, _ verb: String) throws(FSError) {
+    private func refuseWriters(
+        _ node: NodeRecord, _ verb: String, hint: String = ", or use --force"
+    ) throws(FSError) {
         let writers = openWriters(of: node.id.rawValue)
         guard let first = writers.first else { return }
         let name = lock.withLock { tree.path(of: node.id) }
         throw FSError(
             .busy,
-            "cannot \(verb) '\(name)': \(first.summary) has it open for writing. Stop it first, "
-                + "or use --force")
+            "cannot \(verb) '\(name)': \(first.summary) has it open for writing. Stop it first"
+                + hint)
+    }
+
+    /// Runs `body` while nobody has the file open for writing, and nobody can open it so.
+    private func withoutWriters<T>(
+        _ node: NodeRecord, _ verb: String, hint: String = ", or use --force",
+        _ body: () throws(FSError) -> T
+    ) throws(FSError) -> T {
+        let isFree = try lock.withLock { () throws(FSError) in
+            if openFiles[node.id.rawValue]?.hasWriters ?? false { return false }
+            guard busyFiles.insert(node.id).inserted else {
+                throw FSError(.busy, "'\(tree.path(of: node.id))' is being changed already")
+            }
+            return true
+        }
+        guard isFree else {
+            try refuseWriters(node, verb, hint: hint)
+            throw FSError(.busy, "the image was just closed; try again")
+        }
+        defer { lock.withLock { _ = busyFiles.remove(node.id) } }
+        return try body()
     }
 
     // MARK: Images
@@ -71,11 +93,12 @@ extension VirtualFS {
     package func create(path: String, sizeBytes: UInt64) throws(FSError) -> OpenFile {
         let (parent, name) = try split(path)
         let owner = try attributes(of: parent)
+        let ownPID = ProcessControl.processID
         let (_, file): (Attributes, OpenFile)
         do throws(FSError) {
             (_, file) = try createFile(
                 parent: parent, name: name, mode: 0o644, uid: owner.uid, gid: owner.gid,
-                isExclusive: true)
+                isExclusive: true, clientPID: ownPID)
         } catch {
             if error.code == .exists { throw FSError(.exists, "there is a '\(path)' already") }
             throw error
@@ -94,13 +117,23 @@ extension VirtualFS {
     }
 
     package func resize(path: String, sizeBytes: UInt64) throws(FSError) {
+        try requireWritable()
         let (node, id) = try resolveImage(path)
         let image = try volumed { () throws(VolumeError) in try volume.image(id) }
-        if sizeBytes < image.sizeBytes { try refuseWriters(node, "shrink") }
-        try volumed { () throws(VolumeError) in
-            try image.resize(to: sizeBytes)
-            try image.flush()
+        let resize = { () throws(FSError) in
+            try volumed { () throws(VolumeError) in
+                try image.resize(to: sizeBytes)
+                try image.flush()
+            }
         }
+        if sizeBytes < image.sizeBytes {
+            try withoutWriters(node, "shrink", hint: "", resize)
+        } else {
+            try resize()
+        }
+        commitTime(of: node.id.rawValue)
+        try journal.waitDurable()
+        volume.store.describe(image: id, name: path, sizeBytes: sizeBytes)
     }
 
     package func rename(path: String, to newPath: String) throws(FSError) {
@@ -115,6 +148,9 @@ extension VirtualFS {
             throw error
         }
         try journal.waitDurable()
+        if let (_, id) = try? resolveImage(newPath), let image = try? volume.image(id) {
+            volume.store.describe(image: id, name: newPath, sizeBytes: image.sizeBytes)
+        }
     }
 
     package func remove(path: String, force: Bool) throws(FSError) {
@@ -138,40 +174,73 @@ extension VirtualFS {
         CivilTime(nowNs).compact
     }
 
-    private func automaticName(_ prefix: String, _ node: NodeRecord) -> String {
-        let base = String(decoding: node.name, as: UTF8.self)
-        return "\(prefix)-\(base)-\(CivilTime(now).compact)-\(volume.sequence.rawValue)"
+    func automaticName(_ prefix: String, _ node: NodeRecord? = nil) -> String {
+        let base = node.map { "-" + String(decoding: $0.name, as: UTF8.self) } ?? ""
+        let rest = "-\(CivilTime(now).compact)-\(volume.sequence.rawValue)"
+        // A snapshot's name is a folder's: 255 bytes.
+        var start = prefix + base
+        while start.utf8.count + rest.utf8.count > 255 { start.removeLast() }
+        return start + rest
     }
 
+    /// - Parameter name: nil for one made of the time.
     package func createSnapshot(
         name: String?, origin: String = "user"
     ) throws(FSError) -> SnapshotRecord {
-        guard !options.isReadOnly else { throw FSError(.readOnly) }
+        if let name { return try cut(name: name, origin: origin) }
+        let base = Self.defaultSnapshotName(now)
+        var attempt = 1
+        while true {
+            do throws(FSError) {
+                return try cut(name: attempt == 1 ? base : "\(base)-\(attempt)", origin: origin)
+            } catch {
+                guard error.code == .exists else { throw error }
+                attempt += 1
+            }
+        }
+    }
+
+    private func cut(name: String, origin: String) throws(FSError) -> SnapshotRecord {
+        try requireWritable()
+        try journal.check(isFreeing: false)
+        if name.utf8.contains(0) { throw FSError(.invalid, "a snapshot's name has no zero byte") }
         return try volumed { () throws(VolumeError) in
-            try volume.createSnapshot(
-                name: name ?? Self.defaultSnapshotName(now), origin: origin
-            ) {
-                // Under the cut lock: a reference to the tree, unfolded after.
-                let frozen = lock.withLock { tree }
-                return {
+            try volume.createSnapshot(name: name, origin: origin) {
+                // Under the cut lock: a reference to the tree and the times of what is being
+                // written; unfolded after.
+                let (frozen, times) = lock.withLock {
+                    (tree, lazyTimes.compactMap { id in tree[id].map { (id, imageTime($0)) } })
+                }
+                return { [journal] in
+                    // The snapshot must not know names that the pool could still lose in a crash.
+                    // A failure here fails the snapshot too: it needs the same catalog.
+                    try? journal.waitDurable()
+                    var nodes = frozen.nodes
+                    for case (let id, let ns?) in times where ns > nodes[id]!.modifyNs {
+                        nodes[id]!.modifyNs = ns
+                        nodes[id]!.changeNs = max(nodes[id]!.changeNs, ns)
+                    }
                     // Names that lost their folder (open orphans) belong to no snapshot.
-                    frozen.nodes.values.filter { $0.parentID != nil || $0.id == .root }
+                    return nodes.values.filter { $0.parentID != nil || $0.id == .root }
                 }
             }
         }
     }
 
     package func deleteSnapshot(_ name: String) throws(FSError) {
+        try requireWritable()
         let record = try volumed { () throws(VolumeError) in try volume.snapshot(named: name) }
-        let users = lock.withLock {
-            openFiles.keys.filter {
-                InodeNumber.snapshotParts($0)?.snapshot == record.id.rawValue
+        let id = record.id.rawValue
+        try lock.withLock { () throws(FSError) in
+            let isUsed = openFiles.keys.contains { InodeNumber.snapshotParts($0)?.snapshot == id }
+            if isUsed {
+                throw FSError(.busy, "files of snapshot '\(name)' are open; close them first")
             }
+            // From here on nothing of it can be opened: its layers may be merged away.
+            doomedSnapshots.insert(id)
+            snapshotTrees[id] = nil
         }
-        guard users.isEmpty else {
-            throw FSError(.busy, "files of snapshot '\(name)' are open; close them first")
-        }
-        lock.withLock { snapshotTrees[record.id.rawValue] = nil }
+        defer { lock.withLock { _ = doomedSnapshots.remove(id) } }
         // On a full disk the catalog needs room to take the deletion.
         let reserve = volume.store.reserveBytes
         if reserve > 0 { volume.store.releaseReserve() }
@@ -189,24 +258,39 @@ extension VirtualFS {
         return node
     }
 
-    /// - Returns: the name of the snapshot that keeps what was replaced.
-    package func restore(path: String, snapshot: String, force: Bool) throws(FSError) -> String {
+    /// Gives an image the content it had in a snapshot.
+    /// - Returns: the name of the snapshot that keeps what was replaced; nil where the image had
+    ///   been deleted, and is back.
+    package func restore(
+        path: String, snapshot: String, force: Bool
+    ) throws(FSError) -> String? {
+        try requireWritable()
+        guard lock.withLock({ tree.resolve(path) }) != nil else {
+            try clone(path: path, snapshot: snapshot, to: path)
+            return nil
+        }
         let (node, id) = try resolveImage(path)
         let source = try snapshotFile(path, in: snapshot)
-        if !force { try refuseWriters(node, "restore") }
+        if force { return try restore(node, id, from: source) }
+        return try withoutWriters(node, "restore") { () throws(FSError) in
+            try restore(node, id, from: source)
+        }
+    }
+
+    private func restore(
+        _ node: NodeRecord, _ id: ImageID, from source: SnapshotNode
+    ) throws(FSError) -> String {
         let keepAs = automaticName("before-restore", node)
+        commitTime(of: node.id.rawValue)
         try journal.waitDurable()
-        var record = node
-        record.modifyNs = max(node.modifyNs, (try? volume.image(id))?.modifiedNs ?? 0)
-        // A snapshot of this one image: it stands in the folder's root.
-        record.parentID = .root
-        let root = try liveNode(NodeID.root.rawValue)
-        let kept = [root, record]
+        // A snapshot of this one image: its folders and itself.
+        let kept = lock.withLock { tree.ancestors(of: node.id) + [tree[node.id] ?? node] }
         try volumed { () throws(VolumeError) in
             try volume.restore(
                 image: id, to: source.layerID!, sizeBytes: source.sizeBytes, keepAs: keepAs,
                 nodes: kept)
         }
+        commitTime(of: node.id.rawValue)
         return keepAs
     }
 
@@ -214,35 +298,44 @@ extension VirtualFS {
     package func clone(
         path: String, snapshot: String?, to newPath: String
     ) throws(FSError) {
+        try requireWritable()
         let (parent, name) = try split(newPath)
         if lock.withLock({ tree.child(NodeID(rawValue: parent), name) }) != nil {
             throw FSError(.exists, "there is a '\(newPath)' already")
         }
-        var source: SnapshotNode
-        var temporary: String?
         if let snapshot {
-            source = try snapshotFile(path, in: snapshot)
-        } else {
-            let (node, _) = try resolveImage(path)
-            let made = try createSnapshot(
-                name: automaticName("clone-of", node), origin: "clone")
-            temporary = made.name
-            source = try snapshotFile(path, in: made.name)
+            return try clone(try snapshotFile(path, in: snapshot), parent, name, newPath)
         }
+        let (node, _) = try resolveImage(path)
+        let made = try createSnapshot(name: automaticName("clone-of", node), origin: "clone")
+        let result = Result { () throws(FSError) in
+            try clone(try snapshotFile(path, in: made.name), parent, name, newPath)
+        }
+        try deleteSnapshot(made.name)
+        try result.get()
+    }
+
+    private func clone(
+        _ source: SnapshotNode, _ parent: UInt64, _ name: [UInt8], _ newPath: String
+    ) throws(FSError) {
         let image = try volumed { () throws(VolumeError) in
             try volume.clone(layer: source.layerID!, sizeBytes: source.sizeBytes)
         }
-        _ = try insert(parent: parent, name: name) { id, now in
-            var node = source.node
-            node.id = id
-            node.parentID = NodeID(rawValue: parent)
-            node.name = name
-            node.imageID = image.id
-            node.changeNs = now
-            return node
+        do throws(FSError) {
+            _ = try insert(parent: parent, name: name) { id, now in
+                var node = source.node
+                node.id = id
+                node.parentID = NodeID(rawValue: parent)
+                node.name = name
+                node.imageID = image.id
+                node.changeNs = now
+                return node
+            }
+        } catch {
+            try? volume.deleteImage(image.id)
+            throw error
         }
         try journal.waitDurable()
         volume.store.describe(image: image.id, name: newPath, sizeBytes: source.sizeBytes)
-        if let temporary { try deleteSnapshot(temporary) }
     }
 }

@@ -14,7 +14,7 @@ extension VirtualFS {
                 of: name == Self.snapshotsName
                     ? InodeNumber.snapshotsFolder : InodeNumber.controlFolder)
         }
-        if InodeNumber.isFixed(parent) || InodeNumber.snapshotParts(parent) != nil {
+        if InodeNumber.isReadOnly(parent) {
             return try lookupInSnapshots(parent: parent, name: name)
         }
         let found = try lock.withLock { () throws(FSError) -> NodeRecord? in
@@ -27,7 +27,7 @@ extension VirtualFS {
     }
 
     package func attributes(of inode: UInt64) throws(FSError) -> Attributes {
-        if InodeNumber.isFixed(inode) || InodeNumber.snapshotParts(inode) != nil {
+        if InodeNumber.isReadOnly(inode) {
             return try snapshotAttributes(of: inode)
         }
         return liveAttributes(try liveNode(inode))
@@ -35,7 +35,10 @@ extension VirtualFS {
 
     /// The parent of a folder; for `..`.
     package func parentInode(of inode: UInt64) -> UInt64 {
-        lock.withLock { tree[NodeID(rawValue: inode)]?.parentID?.rawValue ?? NodeID.root.rawValue }
+        if InodeNumber.isReadOnly(inode) { return parentInSnapshots(of: inode) }
+        return lock.withLock {
+            tree[NodeID(rawValue: inode)]?.parentID?.rawValue ?? NodeID.root.rawValue
+        }
     }
 
     package func readSymlink(_ inode: UInt64) throws(FSError) -> [UInt8] {
@@ -77,61 +80,99 @@ extension VirtualFS {
         access: OpenFile.Access = .readWrite, isExclusive: Bool = false, truncates: Bool = false,
         clientPID: Int32 = 0
     ) throws(FSError) -> (Attributes, OpenFile) {
-        let existing = lock.withLock { tree.child(NodeID(rawValue: parent), name) }
-        if let existing {
-            if isExclusive { throw FSError(.exists) }
-            let file = try open(
-                existing.id.rawValue, access: access, truncates: truncates, clientPID: clientPID)
-            return (liveAttributes(existing), file)
+        while true {
+            if let existing = lock.withLock({ tree.child(NodeID(rawValue: parent), name) }) {
+                if isExclusive { throw FSError(.exists) }
+                do throws(FSError) {
+                    let file = try open(
+                        existing.id.rawValue, access: access, truncates: truncates,
+                        clientPID: clientPID)
+                    return (liveAttributes(existing), file)
+                } catch {
+                    // Deleted a moment ago: then it is to be created.
+                    if error.code == .stale { continue }
+                    throw error
+                }
+            }
+            do throws(FSError) {
+                let (node, file) = try createNew(
+                    parent: parent, name: name, mode: mode, uid: uid, gid: gid, access: access,
+                    clientPID: clientPID)
+                return (liveAttributes(node), file)
+            } catch {
+                // Somebody else made it a moment ago: then it is to be opened. A dot folder is not.
+                if error.code == .exists, !isExclusive, !isReserved(parent, name) { continue }
+                throw error
+            }
         }
+    }
+
+    private func createNew(
+        parent: UInt64, name: [UInt8], mode: UInt32, uid: UInt32, gid: UInt32,
+        access: OpenFile.Access, clientPID: Int32
+    ) throws(FSError) -> (NodeRecord, OpenFile) {
         try checkParent(parent, name)
+        try journal.check(isFreeing: false)
         // The image first: a name whose image is missing would be damage, an image without a name
         // is collected at the next open.
         let image = try volumed { () throws(VolumeError) in try volume.createImage() }
-        let node: NodeRecord
         do throws(FSError) {
-            node = try insert(parent: parent, name: name) { id, now in
+            return try insert(parent: parent, name: name) { id, now in
                 NodeRecord(
                     id: id, parentID: NodeID(rawValue: parent), name: name, kind: .file,
                     mode: mode & 0o7777, uid: uid, gid: gid, accessNs: now, modifyNs: now,
                     changeNs: now, imageID: image.id)
+            } then: { node in
+                // Under the same lock: nobody can delete it before it counts as open.
+                register(node.id.rawValue, .image(image), access, clientPID)
             }
         } catch {
             try? volume.deleteImage(image.id)
             throw error
         }
-        let file = register(
-            OpenFile(
-                inode: node.id.rawValue, backing: .image(image), access: access,
-                clientPID: clientPID, fileSystem: self))
-        return (liveAttributes(node), file)
     }
 
     private func checkParent(_ parent: UInt64, _ name: [UInt8]) throws(FSError) {
         try Self.checkName(name)
-        guard !options.isReadOnly else { throw FSError(.readOnly) }
+        try requireWritable()
         if isReserved(parent, name) { throw FSError(.exists) }
         let folder = try liveNode(parent)
         guard folder.kind == .directory else { throw FSError(.notDirectory) }
-        guard folder.parentID != nil || folder.id == .root else { throw FSError(.notFound) }
     }
 
     func insert(
         parent: UInt64, name: [UInt8], _ make: (NodeID, Int64) -> NodeRecord
     ) throws(FSError) -> NodeRecord {
+        try insert(parent: parent, name: name, make, then: { _ in }).0
+    }
+
+    /// Makes a node in a folder.
+    /// - Parameter then: runs under the lock, right after the node is there.
+    private func insert<T>(
+        parent: UInt64, name: [UInt8], _ make: (NodeID, Int64) -> NodeRecord,
+        then: (NodeRecord) -> T
+    ) throws(FSError) -> (NodeRecord, T) {
         try checkParent(parent, name)
         let now = self.now
         return try change { (tree) throws(FSError) in
             guard var folder = tree[NodeID(rawValue: parent)] else { throw FSError(.notFound) }
             guard tree.child(folder.id, name) == nil else { throw FSError(.exists) }
-            let node = make(newNodeID(), now)
+            var node = make(newNodeID(), now)
+            if folder.mode & Self.setGroupID != 0 {
+                node.gid = folder.gid
+                if node.kind == .directory { node.mode |= Self.setGroupID }
+            }
             folder.modifyNs = now
             folder.changeNs = now
             tree.put(node)
             tree.put(folder)
-            return (node, [.put(node), .put(folder)])
+            return ((node, then(node)), [.put(node), .put(folder)])
         }
     }
+
+    /// On a folder: what is made in it belongs to the folder's group (inode(7)). The kernel leaves
+    /// this to the file system.
+    private static var setGroupID: UInt32 { 0o2000 }
 
     // MARK: Removing
 
@@ -139,7 +180,8 @@ extension VirtualFS {
         try refuseReserved(parent, name)
         _ = try liveNode(parent)
         let now = self.now
-        let doomed = try change { (tree) throws(FSError) -> (NodeRecord?, [NameJournal.Change]) in
+        let doomed = try change(isFreeing: true) {
+            (tree) throws(FSError) -> (NodeRecord?, [NameJournal.Change]) in
             guard let node = tree.child(NodeID(rawValue: parent), name) else {
                 throw FSError(.notFound)
             }
@@ -154,7 +196,7 @@ extension VirtualFS {
         try refuseReserved(parent, name)
         _ = try liveNode(parent)
         let now = self.now
-        try change { (tree) throws(FSError) -> (Void, [NameJournal.Change]) in
+        try change(isFreeing: true) { (tree) throws(FSError) -> (Void, [NameJournal.Change]) in
             guard let node = tree.child(NodeID(rawValue: parent), name) else {
                 throw FSError(.notFound)
             }
@@ -188,7 +230,7 @@ extension VirtualFS {
     private func detach(
         _ node: NodeRecord, now: Int64, in tree: inout NameTree
     ) -> (NodeRecord?, [NameJournal.Change]) {
-        guard openFiles[node.id.rawValue]?.isEmpty ?? true else {
+        guard openFiles[node.id.rawValue] == nil else {
             var orphan = node
             orphan.parentID = nil
             orphan.changeNs = now
@@ -201,10 +243,21 @@ extension VirtualFS {
 
     /// The name is gone in memory; the data goes only after it is gone durably, for a crash in
     /// between must not leave a name without its data.
+    /// - Throws: when the name may come back after a crash. Data that could not be deleted is no
+    ///   error: the next open of the pool collects it.
     func deleteImage(of node: NodeRecord) throws(FSError) {
         guard let id = node.imageID else { return }
-        try journal.waitDurable()
-        try volumed { () throws(VolumeError) in try volume.deleteImage(id) }
+        do throws(FSError) { try journal.waitDurable() } catch {
+            guard error.code == .noSpace else { throw error }
+            // The reserve is there for this: what is being deleted makes room again.
+            let reserve = volume.store.reserveBytes
+            volume.store.releaseReserve()
+            defer { if reserve > 0 { volume.store.makeReserve(lengthBytes: reserve) } }
+            try journal.waitDurable()
+            try? volume.deleteImage(id)
+            return
+        }
+        try? volume.deleteImage(id)
     }
 
     // MARK: Renaming
@@ -219,7 +272,9 @@ extension VirtualFS {
         let from = NodeID(rawValue: parent)
         let to = NodeID(rawValue: toParent)
         let doomed = try change { (tree) throws(FSError) -> (NodeRecord?, [NameJournal.Change]) in
-            guard var node = tree.child(from, name) else { throw FSError(.notFound) }
+            guard var node = tree.child(from, name), tree[to]?.kind == .directory else {
+                throw FSError(.notFound)
+            }
             if node.kind == .directory, tree.isInside(to, node.id) {
                 throw FSError(.invalid, "a folder cannot be moved into itself")
             }

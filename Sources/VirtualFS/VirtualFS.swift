@@ -1,11 +1,15 @@
 // Names, inodes, handles and snapshot folders of a mounted (or just opened) pool. Knows no FUSE.
 //
-// Locks: `lock` guards the tree and the tables of open files; it is never held across a sync, a
-// wait or a call that takes the volume's structure lock. A change of names runs inside
-// `Volume.withNameChange`, so that a snapshot's cut has the whole change or nothing of it.
+// Locks, in the order they are taken:
+//   the volume's cut lock   by `change`: a snapshot's cut has the whole change or nothing of it
+//   lock                    the tree and the tables of open files; never held across a sync, a wait
+//                           or a call that takes the volume's structure lock
+//   the journal's lock      leaf
+// Reads, writes and flushes of an open file take none of them.
 
 import BlockCore
 import Pool
+import Synchronization
 import SystemIO
 import Volume
 
@@ -15,6 +19,10 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         package var isReadOnly = false
         /// What `.doppel/status.json` holds.
         package var status: @Sendable () -> [UInt8] = { Array("{}\n".utf8) }
+        /// How long a change of names may wait for company before it is committed.
+        package var commitDelayMs: Int64 = 1000
+        /// How long a modification time may stay in memory alone.
+        package var timesDelayMs: Int64 = 5000
         package init() {}
     }
 
@@ -25,35 +33,61 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     var tree: NameTree
     private var nextNode: NodeID
     /// Open files by inode; how a deletion knows that it must wait for the last close.
-    var openFiles: [UInt64: [ObjectIdentifier: OpenFile]] = [:]
+    var openFiles: [UInt64: OpenInode] = [:]
     /// Ticket of the last change of names that touches a node and may not be durable.
     private var tickets: [NodeID: UInt64] = [:]
+    /// Files whose modification time may be newer than the tree knows.
+    var lazyTimes: Set<NodeID> = []
+    /// Files that are being restored or shrunk: not to be opened for writing now.
+    var busyFiles: Set<NodeID> = []
     var snapshotTrees: [Int64: SnapshotTree] = [:]
+    /// Snapshots that are being deleted: nothing of them can be opened any more.
+    var doomedSnapshots: Set<Int64> = []
 
     package init(volume: Volume, options: Options = Options()) throws(FSError) {
         self.volume = volume
         self.options = options
+        let store = volume.store
         let (records, next): ([NodeRecord], NodeID)
         do {
-            (records, next) = try volume.store.catalog.read {
-                (try $0.nodes(), try $0.nextNodeID())
-            }
+            (records, next) = try store.catalog.read { (try $0.nodes(), try $0.nextNodeID()) }
         } catch { throw FSError(.io, "\(error)") }
         tree = NameTree(records)
         nextNode = next
-        journal = NameJournal(catalog: volume.store.catalog)
-        journal.start()
-        try collectOrphans()
+        journal = NameJournal(
+            catalog: store.catalog, disk: store.disk, delayMs: options.commitDelayMs,
+            tickMs: options.timesDelayMs)
+        journal.start { [weak self] in self?.commitLazyTimes() ?? false }
+        do throws(FSError) { try collectOrphans() } catch {
+            journal.abandon()
+            throw error
+        }
+        if !store.wasUnclean && !options.isReadOnly { takeTimesFromCatalog() }
     }
+
+    /// After a clean end the catalog has the times. The files below may say otherwise: that of a
+    /// head is as new as the snapshot that began it.
+    private func takeTimesFromCatalog() {
+        volume.withNameChange { _ in
+            for node in tree.nodes.values {
+                guard let id = node.imageID, let image = try? volume.image(id),
+                    image.modifiedNs != node.modifyNs
+                else { continue }
+                image.setModified(ns: node.modifyNs)
+            }
+        }
+    }
+
+    deinit { journal.abandon() }
 
     /// Files without a name (open when the power went), and images without a file.
     private func collectOrphans() throws(FSError) {
         let orphans = tree.nodes.values.filter { $0.parentID == nil && $0.id != .root }
-        if !orphans.isEmpty {
-            for orphan in orphans { tree.remove(orphan.id) }
-            journal.queue(orphans.map { .remove($0.id) }, at: volume.sequence)
-            try journal.waitDurable()
-        }
+        for orphan in orphans { tree.remove(orphan.id) }
+        // A read-only open changes nothing: they are left to the next one.
+        guard !options.isReadOnly else { return }
+        journal.queue(orphans.map { .remove($0.id) }, at: volume.sequence)
+        try journal.waitDurable()
         let named = Set(tree.nodes.values.compactMap(\.imageID))
         for id in volume.imageIDs where !named.contains(id) {
             try volumed { () throws(VolumeError) in try volume.deleteImage(id) }
@@ -63,20 +97,32 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     // MARK: Changing names
 
     /// Runs a change of the tree at its place in the sequence and queues what it did.
-    /// - Parameter body: changes the tree under the lock and returns what the catalog must learn.
+    /// - Parameters:
+    ///   - isFreeing: gives space back, so it is done on a full store too.
+    ///   - body: changes the tree under the lock and returns what the catalog must learn. It throws
+    ///     before its first change or not at all, and reaches the tree through its argument alone.
     func change<T>(
+        isFreeing: Bool = false,
         _ body: (inout NameTree) throws(FSError) -> (T, [NameJournal.Change])
     ) throws(FSError) -> T {
-        guard !options.isReadOnly else { throw FSError(.readOnly) }
+        try requireWritable()
+        try journal.check(isFreeing: isFreeing)
         return try volume.withNameChange { (sequence) throws(FSError) in
             try lock.withLock { () throws(FSError) in
                 let (result, changes) = try body(&tree)
-                let ticket = journal.queue(changes, at: sequence)
-                for case .put(let node) in changes {
-                    tickets[node.id] = ticket
-                    if let parent = node.parentID { tickets[parent] = ticket }
-                }
+                note(changes, ticket: journal.queue(changes, at: sequence))
                 return result
+            }
+        }
+    }
+
+    private func note(_ changes: [NameJournal.Change], ticket: UInt64) {
+        for change in changes {
+            switch change {
+            case .put(let node):
+                tickets[node.id] = ticket
+                openFiles[node.id.rawValue]?.ticket.store(ticket, ordering: .releasing)
+            case .remove(let id): tickets[id] = nil
             }
         }
     }
@@ -86,57 +132,87 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         return nextNode
     }
 
+    /// - Throws: `.readOnly` where the pool is open for reading only.
+    func requireWritable() throws(FSError) {
+        if options.isReadOnly { throw FSError(.readOnly, "the pool is open read-only") }
+    }
+
+    /// The ticket of a node's last change. The caller holds the lock.
+    func ticket(of inode: UInt64) -> UInt64 { tickets[NodeID(rawValue: inode)] ?? 0 }
+
     /// Returns when the last change of this node's name is durable; at once for nearly every call.
     package func waitDurable(inode: UInt64) throws(FSError) {
-        let ticket = lock.withLock { tickets[NodeID(rawValue: inode)] }
-        guard let ticket else { return }
-        try journal.waitDurable(ticket)
-        lock.withLock {
-            if tickets[NodeID(rawValue: inode)] == ticket {
-                tickets[NodeID(rawValue: inode)] = nil
-            }
-        }
+        try journal.waitDurable(lock.withLock { ticket(of: inode) })
     }
 
     package func syncDirectory(_ inode: UInt64) throws(FSError) { try journal.waitDurable() }
 
     /// Makes every change of names so far durable.
     package func flushNames() throws(FSError) {
-        commitTimes()
+        _ = commitLazyTimes()
         try journal.waitDurable()
-    }
-
-    /// Times of writes are kept in memory and reach the catalog here: at a sync of all, at close.
-    private func commitTimes() {
-        volume.withNameChange { (sequence) in
-            lock.withLock {
-                var changes: [NameJournal.Change] = []
-                for node in tree.nodes.values {
-                    guard let id = node.imageID, let image = try? volume.image(id),
-                        image.modifiedNs > node.modifyNs
-                    else { continue }
-                    var updated = node
-                    updated.modifyNs = image.modifiedNs
-                    updated.changeNs = max(node.changeNs, image.modifiedNs)
-                    tree.put(updated)
-                    changes.append(.put(updated))
-                }
-                if !changes.isEmpty { journal.queue(changes, at: sequence) }
-            }
-        }
     }
 
     /// Makes all names durable and stops; the volume is closed by its owner.
     package func close() throws(FSError) {
-        commitTimes()
+        _ = commitLazyTimes()
         try journal.stop()
+    }
+
+    // MARK: Times of writes
+
+    /// A write moves its image's time in memory; here the times reach the tree and the catalog: every
+    /// few seconds while files are open for writing, at their close, at a sync of all.
+    /// - Returns: whether there are files whose time may still move.
+    func commitLazyTimes() -> Bool {
+        guard !options.isReadOnly else { return false }
+        return volume.withNameChange { (sequence) in
+            lock.withLock {
+                let changes = adoptTimes(of: lazyTimes)
+                note(changes, ticket: journal.queue(changes, at: sequence))
+                lazyTimes = lazyTimes.filter { openFiles[$0.rawValue]?.hasWriters ?? false }
+                return !lazyTimes.isEmpty
+            }
+        }
+    }
+
+    /// The same for one file that nobody writes any more, or whose size was changed without a handle.
+    func commitTime(of inode: UInt64) {
+        guard !options.isReadOnly else { return }
+        volume.withNameChange { (sequence) in
+            lock.withLock {
+                let changes = adoptTimes(of: [NodeID(rawValue: inode)])
+                note(changes, ticket: journal.queue(changes, at: sequence))
+            }
+        }
+    }
+
+    /// Takes the images' times over into the tree. The caller holds the lock.
+    private func adoptTimes(of ids: Set<NodeID>) -> [NameJournal.Change] {
+        ids.compactMap { id in
+            guard var node = tree[id], let ns = imageTime(node), ns > node.modifyNs else {
+                return nil
+            }
+            node.modifyNs = ns
+            node.changeNs = max(node.changeNs, ns)
+            tree.put(node)
+            return .put(node)
+        }
+    }
+
+    func imageTime(_ node: NodeRecord) -> Int64? {
+        node.imageID.flatMap { try? volume.image($0) }?.modifiedNs
     }
 
     // MARK: Helpers
 
     static func checkName(_ name: [UInt8]) throws(FSError) {
         if name.count > 255 { throw FSError(.nameTooLong) }
-        if name.isEmpty || name.contains(0) || name.contains(0x2f) { throw FSError(.invalid) }
+        if name.isEmpty || name.contains(0) || name.contains(0x2f) || name == [0x2e]
+            || name == [0x2e, 0x2e]
+        {
+            throw FSError(.invalid)
+        }
     }
 
     static let snapshotsName = Array(".snapshots".utf8)
@@ -149,7 +225,7 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     /// The live node of an inode.
     /// - Throws: `.readOnly` for what belongs to a snapshot or a dot folder.
     func liveNode(_ inode: UInt64) throws(FSError) -> NodeRecord {
-        if InodeNumber.snapshotParts(inode) != nil || InodeNumber.isFixed(inode) {
+        if InodeNumber.isReadOnly(inode) {
             throw FSError(.readOnly, "snapshots are read-only: copy files out, or `doppel restore`")
         }
         guard let node = lock.withLock({ tree[NodeID(rawValue: inode)] }) else {
