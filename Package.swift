@@ -84,5 +84,8 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
+        .testTarget(
+            name: "VolumeTests", dependencies: ["BlockCore", "SystemIO", "Pool", "Volume"],
+            swiftSettings: strict),
     ]
 )

@@ -105,22 +105,25 @@ extension Image {
         scratch: UnsafeMutableRawBufferPointer
     ) throws(VolumeError) -> Bool {
         let end = offset + UInt64(buffer.count)
-        let hasFirst = offset & 4095 != 0 || (blocks.count == 1 && end & 4095 != 0)
-        let hasLast = end & 4095 != 0 && blocks.count > 1
-        let first = UnsafeMutableRawBufferPointer(rebasing: scratch[0..<4096])
-        let last = UnsafeMutableRawBufferPointer(rebasing: scratch[4096..<8192])
-        let firstSlot = hasFirst ? try fetch(blocks.start, into: first) : .zero
-        let lastSlot = hasLast ? try fetch(blocks.end - 1, into: last) : .zero
+        let firstIsPartial = offset & 4095 != 0 || (blocks.count == 1 && end & 4095 != 0)
+        let lastIsPartial = end & 4095 != 0 && blocks.count > 1
+        // An edge that is in the head already is written in place, like the blocks between.
+        let (headSlot, chainBefore) = core.cut.withRead { (self.headSlot, self.chain) }
+        let firstSlot =
+            firstIsPartial ? try fetch(blocks.start, into: first(of: scratch)) : headSlot
+        let lastSlot = lastIsPartial ? try fetch(blocks.end - 1, into: last(of: scratch)) : headSlot
+        let hasFirst = firstSlot != headSlot
+        let hasLast = lastSlot != headSlot
+        let first = first(of: scratch)
+        let last = last(of: scratch)
 
         try lockForChange(of: blocks)
         defer { unlock(blocks) }
-        // A block that is in the head by now may have been written since it was read.
-        if hasFirst, firstSlot == headSlot || chain.index.slot(of: blocks.start) != firstSlot {
-            return false
-        }
-        if hasLast, lastSlot == headSlot || chain.index.slot(of: blocks.end - 1) != lastSlot {
-            return false
-        }
+        // What was fetched must be what is there still, and the head must be the one meant.
+        guard self.headSlot == headSlot, chain === chainBefore,
+            !firstIsPartial || chain.index.slot(of: blocks.start) == firstSlot,
+            !lastIsPartial || chain.index.slot(of: blocks.end - 1) == lastSlot
+        else { return false }
         do throws(SystemError) {
             var from = 0
             var to = buffer.count
@@ -151,6 +154,13 @@ extension Image {
         noteChange()
         _ = core.nextSequence()
         return true
+    }
+
+    private func first(of scratch: UnsafeMutableRawBufferPointer) -> UnsafeMutableRawBufferPointer {
+        UnsafeMutableRawBufferPointer(rebasing: scratch[0..<4096])
+    }
+    private func last(of scratch: UnsafeMutableRawBufferPointer) -> UnsafeMutableRawBufferPointer {
+        UnsafeMutableRawBufferPointer(rebasing: scratch[4096..<8192])
     }
 
     /// Reads one block as the image shows it.

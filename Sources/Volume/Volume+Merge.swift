@@ -88,6 +88,8 @@ extension Volume {
         _ pair: MergePair, _ lower: Layer, _ upper: Layer
     ) throws(VolumeError) {
         mergingLayers.formUnion([pair.upper.id, pair.lower.id])
+        // A view from when a snapshot still showed the lower layer: it is about to be something else.
+        forget(view: pair.lower.id)
         let known = try read { try $0.merges() }
         let record = MergeRecord(
             layerID: pair.upper.id, intoLayerID: pair.lower.id, direction: .down)
