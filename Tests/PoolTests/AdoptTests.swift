@@ -192,9 +192,11 @@ import Testing
 
     @Test func namesThatAreNoTextAreRefused() throws {
         try Folder.with { (folder) throws in
-            let fd = [UInt8](folder.path.utf8 + Array("/caf".utf8) + [0xe9, 0]).withUnsafeBytes {
-                open($0.bindMemory(to: CChar.self).baseAddress!, O_CREAT | O_RDWR, 0o600)
+            let path = (Array((folder.path + "/caf").utf8) + [0xe9, 0]).map {
+                CChar(bitPattern: $0)
             }
+            let fd = open(path, O_CREAT | O_RDWR, 0o600)
+            defer { unlink(path) }
             #expect(fd >= 0)
             close(fd)
             do throws(PoolError) {
@@ -234,6 +236,20 @@ import Testing
             _ = try Adoption.adopt(folder.path)
             try folder.eject()
             #expect(try folder.picture() == before)
+        }
+    }
+
+    @Test(.enabled(if: geteuid() == 0 && access("/dev/loop-control", W_OK) == 0))
+    func theBackingFileOfALoopDeviceIsRefusedNamingIt() throws {
+        try Folder.with { (folder) throws in
+            let image = folder.path + "/a.img"
+            try folder.write("a.img", String(repeating: "x", count: 1 << 20))
+            // Beside the folder, which must stay as it is; by name, which a move does not change.
+            let note = folder.path + ".loop"
+            let attached = try ProcessControl.runShell("losetup -f --show '\(image)' > '\(note)'")
+            defer { _ = try? ProcessControl.runShell("losetup -d $(cat '\(note)'); rm '\(note)'") }
+            try #require(attached == 0, "a loop device cannot be attached here")
+            try folder.expectRefusal("a.img is the backing file of /dev/loop")
         }
     }
 

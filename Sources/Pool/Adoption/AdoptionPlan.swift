@@ -52,11 +52,7 @@ struct AdoptionScan {
             device = status.device
             let root = try item("", status)
             try walk("")
-            for writer in OpenFiles.writers(of: inodes) {
-                reasons.append(
-                    "\(writer.path) is open for writing by process \(writer.pid) (\(writer.command))"
-                )
-            }
+            reasons += FileUsers.writers(of: inodes, disk: disk)
             guard reasons.isEmpty else { throw refusal }
             number()
             return AdoptionPlan(root: root, items: items)
@@ -77,8 +73,10 @@ struct AdoptionScan {
             let inside = path.isEmpty ? entry.name : path + "/" + entry.name
             if path.isEmpty, Adoption.ownNames.contains(entry.name) { continue }
             guard let status = try disk.status(folder + "/" + inside) else {
-                // Not found by the name it was listed under: its bytes are no text.
-                reasons.append("\(inside) has a name that is not UTF-8: rename it")
+                // Not found by the name it was listed under: its bytes are no text, or it is gone.
+                if inside.unicodeScalars.contains("\u{FFFD}") {
+                    reasons.append("\(inside) has a name that is not UTF-8: rename it")
+                }
                 continue
             }
             if status.device != device {
