@@ -67,7 +67,7 @@ package enum MountDaemon {
             } catch {
                 let isHeld = try disk.tryLock(request.poolPath + "/lock") == nil
                 let waitedMs = (disk.monotonic() - startNs) / 1_000_000
-                guard error.kind == .alreadyMounted, waitedMs < (isHeld ? 1000 : 10_000),
+                guard error.kind == .alreadyMounted, waitedMs < (isHeld ? 5000 : 10_000),
                     PoolLocation.mounts().contains(where: { $0.source == request.poolPath })
                 else { return try mounting { () throws(MountError) in throw error } }
                 Pause.microseconds(10_000)

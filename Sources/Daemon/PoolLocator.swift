@@ -49,8 +49,16 @@ package struct PoolLocation: Sendable, Hashable {
 
     /// Every Doppel mount of this mount namespace.
     package static func mounts() -> [Mount] {
-        guard let bytes = try? LinuxDisk().readSmall("/proc/self/mounts", limit: 1 << 20) else {
-            return []
+        // The kernel hands the table out a page at a time: a mount elsewhere between two pages can
+        // hide a line. What was read twice alike was read whole.
+        let disk = LinuxDisk()
+        var bytes: [UInt8] = []
+        for _ in 0..<20 {
+            guard let now = try? disk.readSmall("/proc/self/mounts", limit: 1 << 20) else {
+                return []
+            }
+            if now == bytes { break }
+            bytes = now
         }
         return String(decoding: bytes, as: UTF8.self).split(separator: "\n").compactMap { line in
             let fields = line.split(separator: " ")
