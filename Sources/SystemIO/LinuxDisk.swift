@@ -103,6 +103,9 @@ final class LinuxLock: DiskLock, @unchecked Sendable {  // `fd` is guarded by `r
         released.withLock {
             if isReleased { return }
             isReleased = true
+            // Unlocked before it is closed: a process being started right now has a copy of the
+            // descriptor until its exec, and would hold the lock that long.
+            _ = clx_unlock(fd)
             _ = clx_close(fd)
         }
     }

@@ -196,6 +196,11 @@ extension Volume {
         let hasMap = try VolumeError.system(row.imageID) { () throws(SystemError) in
             try disk.status(path) != nil
         }
+        guard hasMap || row.parentID == nil else {
+            throw VolumeError(
+                .damaged, image: row.imageID,
+                "\(path) is missing: without it nobody knows what layer \(row.id.rawValue) holds")
+        }
         if let known = layer(row.id) {
             let slot = try chain.add(known)
             if hasMap { _ = try replay(row, path: path, slot: slot, chain: chain, readOnly: true) }

@@ -118,18 +118,21 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
         _ extents: [MapExtent], imageSizeBytes: UInt64, sequence: SequenceNumber, isSealed: Bool
     ) throws(LayerError) {
         var rest = extents[...]
+        // M3: of several records with one sync, only the first may name the one before it.
+        var previous = lastCommit
         repeat {
             let part = rest.prefix(Self.maxExtentsPerRecord)
             rest = rest.dropFirst(part.count)
             try appendRecord(
-                part, imageSizeBytes: imageSizeBytes, sequence: sequence,
+                part, naming: previous, imageSizeBytes: imageSizeBytes, sequence: sequence,
                 isSealed: isSealed && rest.isEmpty)
+            previous = nil
         } while !rest.isEmpty
     }
 
     private func appendRecord(
-        _ extents: ArraySlice<MapExtent>, imageSizeBytes: UInt64, sequence: SequenceNumber,
-        isSealed: Bool
+        _ extents: ArraySlice<MapExtent>, naming durable: MapCommit?, imageSizeBytes: UInt64,
+        sequence: SequenceNumber, isSealed: Bool
     ) throws(LayerError) {
         let commit = MapCommit(
             epoch: (lastCommit?.epoch ?? 0) + 1, sequence: sequence,
@@ -150,7 +153,7 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
         let nextChain = record.seal(seed: chain)
         let bytes = record.bytes
         try layered { () throws(SystemError) in
-            if let last = lastCommit { try writeSlot(naming: last) }
+            if let durable { try writeSlot(naming: durable) }
             try bytes.withTypedBytes { (raw) throws(SystemError) in
                 try file.write(raw, at: endOffset)
             }
