@@ -77,6 +77,10 @@ let package = Package(
             ], swiftSettings: strict),
         .testTarget(
             name: "CommandLineTests", dependencies: ["doppel"], swiftSettings: strict),
+        .testTarget(
+            name: "VirtualFSTests",
+            dependencies: ["BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS"],
+            swiftSettings: strict),
         .executableTarget(
             name: "doppel",
             dependencies: [

@@ -31,6 +31,11 @@ extension VirtualFS {
 
     func snapshotTree(_ record: SnapshotRecord) throws(FSError) -> SnapshotTree {
         if let tree = lock.withLock({ snapshotTrees[record.id.rawValue] }) { return tree }
+        return try readSnapshotTree(record)
+    }
+
+    /// Names never change, layers do: a merge gives the content of one to another.
+    func readSnapshotTree(_ record: SnapshotRecord) throws(FSError) -> SnapshotTree {
         do {
             let nodes = try volume.store.catalog.read { try $0.snapshotNodes(record.id) }
             let tree = SnapshotTree(record: record, nodes: nodes)
@@ -41,6 +46,23 @@ extension VirtualFS {
             }
             return tree
         } catch { throw FSError(.io, "\(error)") }
+    }
+
+    /// Runs `body` with a file's layer. Ids of layers are not used twice: where `body` fails because
+    /// a merge took the layer away meanwhile, the catalog knows the one that has its content now.
+    func withLayer<T>(
+        of id: NodeID, in tree: SnapshotTree,
+        _ body: (LayerID, SnapshotNode) throws(VolumeError) -> T
+    ) throws(FSError) -> T {
+        var node = tree.nodes[id]
+        while true {
+            guard let known = node else { throw FSError(.stale) }
+            guard let layer = known.layerID else { throw FSError(.invalid) }
+            do throws(VolumeError) { return try body(layer, known) } catch {
+                node = try readSnapshotTree(tree.record).nodes[id]
+                if let node, node.layerID == layer { throw FSError(error) }
+            }
+        }
     }
 
     private func snapshots() throws(FSError) -> [SnapshotRecord] {
@@ -114,8 +136,7 @@ extension VirtualFS {
         attributes.isImmutable = true
         if node.node.kind == .file {
             attributes.sizeBytes = node.sizeBytes
-            let view = node.layerID.flatMap { try? volume.openView($0, sizeBytes: node.sizeBytes) }
-            attributes.allocatedBytes = view?.allocatedBytes() ?? 0
+            attributes.allocatedBytes = (try? view(of: id, in: tree).allocatedBytes()) ?? 0
         }
         return attributes
     }
@@ -141,14 +162,17 @@ extension VirtualFS {
 
     func snapshotBacking(_ inode: UInt64) throws(FSError) -> OpenFile.Backing {
         if inode == InodeNumber.statusFile { return .bytes(options.status()) }
-        guard InodeNumber.snapshotParts(inode) != nil else { throw FSError(.isDirectory) }
-        let node = try snapshotNode(inode)
-        if node.node.kind == .directory { throw FSError(.isDirectory) }
-        guard let layer = node.layerID else { throw FSError(.invalid) }
-        return .view(
-            try volumed { () throws(VolumeError) in
-                try volume.openView(layer, sizeBytes: node.sizeBytes)
-            })
+        guard let parts = InodeNumber.snapshotParts(inode) else { throw FSError(.isDirectory) }
+        let tree = try snapshotTree(id: parts.snapshot)
+        let id = NodeID(rawValue: parts.node)
+        if tree.nodes[id]?.node.kind == .directory { throw FSError(.isDirectory) }
+        return .view(try view(of: id, in: tree))
+    }
+
+    private func view(of id: NodeID, in tree: SnapshotTree) throws(FSError) -> LayerView {
+        try withLayer(of: id, in: tree) { (layer, node) throws(VolumeError) in
+            try volume.openView(layer, sizeBytes: node.sizeBytes)
+        }
     }
 
     func listSnapshots(_ inode: UInt64) throws(FSError) -> DirectoryListing {

@@ -12,27 +12,32 @@ extension VirtualFS {
     /// What changed from snapshot `a` to snapshot `b`, or to now: an upper bound by blocks that were
     /// written, which may have been written with what they held.
     package func diff(_ a: String, _ b: String?) throws(FSError) -> [DiffEntry] {
-        let from = try files(of: a)
         let temporary =
             b == nil ? try createSnapshot(name: automaticName("diff"), origin: "diff").name : nil
-        let to: [NodeID: (path: String, node: SnapshotNode)]
-        let result: [DiffEntry]
-        do throws(FSError) {
-            to = try files(of: b ?? temporary!)
-            result = try compare(from, to)
-        } catch {
-            if let temporary { try? deleteSnapshot(temporary) }
-            throw error
-        }
+        let result = Result { () throws(FSError) in try diff(a, with: b ?? temporary!) }
         if let temporary { try deleteSnapshot(temporary) }
-        return result
+        return try result.get()
+    }
+
+    private func diff(_ a: String, with b: String) throws(FSError) -> [DiffEntry] {
+        while true {
+            let (from, to) = (try files(of: a), try files(of: b))
+            do throws(FSError) { return try compare(from, to) } catch {
+                // A merge may have taken a layer away meanwhile: then the trees say so.
+                let now = (try files(of: a), try files(of: b))
+                let isSame =
+                    now.0.mapValues(\.node.layerID) == from.mapValues(\.node.layerID)
+                    && now.1.mapValues(\.node.layerID) == to.mapValues(\.node.layerID)
+                if isSame { throw error }
+            }
+        }
     }
 
     private func files(
         of snapshot: String
     ) throws(FSError) -> [NodeID: (path: String, node: SnapshotNode)] {
         let record = try volumed { () throws(VolumeError) in try volume.snapshot(named: snapshot) }
-        let tree = try snapshotTree(record)
+        let tree = try readSnapshotTree(record)
         var result: [NodeID: (path: String, node: SnapshotNode)] = [:]
         for (id, node) in tree.nodes where node.node.kind == .file {
             result[id] = (tree.path(of: id), node)

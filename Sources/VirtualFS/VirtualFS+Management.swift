@@ -242,20 +242,27 @@ extension VirtualFS {
         }
         defer { lock.withLock { _ = doomedSnapshots.remove(id) } }
         // On a full disk the catalog needs room to take the deletion.
-        let reserve = volume.store.reserveBytes
-        if reserve > 0 { volume.store.releaseReserve() }
-        defer { if reserve > 0 { volume.store.makeReserve(lengthBytes: reserve) } }
-        try volumed { () throws(VolumeError) in try volume.deleteSnapshot(name: name) }
+        try withReserve { () throws(FSError) in
+            try volumed { () throws(VolumeError) in try volume.deleteSnapshot(name: name) }
+        }
     }
 
+    /// An image of a snapshot, with the layer that has its content now.
     package func snapshotFile(
         _ path: String, in snapshot: String
     ) throws(FSError) -> SnapshotNode {
+        try source(path, in: snapshot).node
+    }
+
+    private func source(
+        _ path: String, in snapshot: String
+    ) throws(FSError) -> (tree: SnapshotTree, node: SnapshotNode) {
         let record = try volumed { () throws(VolumeError) in try volume.snapshot(named: snapshot) }
-        guard let node = try snapshotTree(record).resolve(path), node.layerID != nil else {
+        let tree = try readSnapshotTree(record)
+        guard let node = tree.resolve(path), node.layerID != nil else {
             throw FSError(.notFound, "snapshot '\(snapshot)' has no image '\(path)'")
         }
-        return node
+        return (tree, node)
     }
 
     /// Gives an image the content it had in a snapshot.
@@ -270,7 +277,7 @@ extension VirtualFS {
             return nil
         }
         let (node, id) = try resolveImage(path)
-        let source = try snapshotFile(path, in: snapshot)
+        let source = try source(path, in: snapshot)
         if force { return try restore(node, id, from: source) }
         return try withoutWriters(node, "restore") { () throws(FSError) in
             try restore(node, id, from: source)
@@ -278,17 +285,17 @@ extension VirtualFS {
     }
 
     private func restore(
-        _ node: NodeRecord, _ id: ImageID, from source: SnapshotNode
+        _ node: NodeRecord, _ id: ImageID, from source: (tree: SnapshotTree, node: SnapshotNode)
     ) throws(FSError) -> String {
         let keepAs = automaticName("before-restore", node)
         commitTime(of: node.id.rawValue)
         try journal.waitDurable()
         // A snapshot of this one image: its folders and itself.
         let kept = lock.withLock { tree.ancestors(of: node.id) + [tree[node.id] ?? node] }
-        try volumed { () throws(VolumeError) in
+        try withLayer(of: source.node.node.id, in: source.tree) {
+            (layer, source) throws(VolumeError) in
             try volume.restore(
-                image: id, to: source.layerID!, sizeBytes: source.sizeBytes, keepAs: keepAs,
-                nodes: kept)
+                image: id, to: layer, sizeBytes: source.sizeBytes, keepAs: keepAs, nodes: kept)
         }
         commitTime(of: node.id.rawValue)
         return keepAs
@@ -304,26 +311,28 @@ extension VirtualFS {
             throw FSError(.exists, "there is a '\(newPath)' already")
         }
         if let snapshot {
-            return try clone(try snapshotFile(path, in: snapshot), parent, name, newPath)
+            return try clone(try source(path, in: snapshot), parent, name, newPath)
         }
         let (node, _) = try resolveImage(path)
         let made = try createSnapshot(name: automaticName("clone-of", node), origin: "clone")
         let result = Result { () throws(FSError) in
-            try clone(try snapshotFile(path, in: made.name), parent, name, newPath)
+            try clone(try source(path, in: made.name), parent, name, newPath)
         }
         try deleteSnapshot(made.name)
         try result.get()
     }
 
     private func clone(
-        _ source: SnapshotNode, _ parent: UInt64, _ name: [UInt8], _ newPath: String
+        _ source: (tree: SnapshotTree, node: SnapshotNode), _ parent: UInt64, _ name: [UInt8],
+        _ newPath: String
     ) throws(FSError) {
-        let image = try volumed { () throws(VolumeError) in
-            try volume.clone(layer: source.layerID!, sizeBytes: source.sizeBytes)
+        let image = try withLayer(of: source.node.node.id, in: source.tree) {
+            (layer, source) throws(VolumeError) in
+            try volume.clone(layer: layer, sizeBytes: source.sizeBytes)
         }
         do throws(FSError) {
             _ = try insert(parent: parent, name: name) { id, now in
-                var node = source.node
+                var node = source.node.node
                 node.id = id
                 node.parentID = NodeID(rawValue: parent)
                 node.name = name
@@ -336,6 +345,6 @@ extension VirtualFS {
             throw error
         }
         try journal.waitDurable()
-        volume.store.describe(image: image.id, name: newPath, sizeBytes: source.sizeBytes)
+        volume.store.describe(image: image.id, name: newPath, sizeBytes: source.node.sizeBytes)
     }
 }

@@ -250,12 +250,10 @@ extension VirtualFS {
         do throws(FSError) { try journal.waitDurable() } catch {
             guard error.code == .noSpace else { throw error }
             // The reserve is there for this: what is being deleted makes room again.
-            let reserve = volume.store.reserveBytes
-            volume.store.releaseReserve()
-            defer { if reserve > 0 { volume.store.makeReserve(lengthBytes: reserve) } }
-            try journal.waitDurable()
-            try? volume.deleteImage(id)
-            return
+            return try withReserve { () throws(FSError) in
+                try journal.waitDurable()
+                try? volume.deleteImage(id)
+            }
         }
         try? volume.deleteImage(id)
     }

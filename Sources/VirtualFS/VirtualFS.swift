@@ -43,6 +43,9 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     var snapshotTrees: [Int64: SnapshotTree] = [:]
     /// Snapshots that are being deleted: nothing of them can be opened any more.
     var doomedSnapshots: Set<Int64> = []
+    /// What the reserve has to be once there is room for it again.
+    private var owedReserveBytes: UInt64 = 0
+    private var reserveUsers = 0
 
     package init(volume: Volume, options: Options = Options()) throws(FSError) {
         self.volume = volume
@@ -57,7 +60,7 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         journal = NameJournal(
             catalog: store.catalog, disk: store.disk, delayMs: options.commitDelayMs,
             tickMs: options.timesDelayMs)
-        journal.start { [weak self] in self?.commitLazyTimes() ?? false }
+        journal.start { [weak self] in self?.keepHouse() ?? false }
         do throws(FSError) { try collectOrphans() } catch {
             journal.abandon()
             throw error
@@ -202,6 +205,39 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
 
     func imageTime(_ node: NodeRecord) -> Int64? {
         node.imageID.flatMap { try? volume.image($0) }?.modifiedNs
+    }
+
+    /// What the committer does every few seconds while there is something to do.
+    /// - Returns: whether there still is.
+    private func keepHouse() -> Bool {
+        payReserve()
+        let isOwing = lock.withLock { owedReserveBytes > 0 }
+        return commitLazyTimes() || isOwing
+    }
+
+    // MARK: The way out of a full store
+
+    /// Runs something that gives space back with the reserve's space at its disposal.
+    func withReserve<T>(_ body: () throws(FSError) -> T) throws(FSError) -> T {
+        let reserve = volume.store.reserveBytes
+        lock.withLock {
+            reserveUsers += 1
+            owedReserveBytes = max(owedReserveBytes, reserve)
+        }
+        if reserve > 0 { volume.store.releaseReserve() }
+        defer {
+            lock.withLock { reserveUsers -= 1 }
+            payReserve()
+            // What is freed by a file that is still being closed comes a moment later.
+            if lock.withLock({ owedReserveBytes > 0 }) { journal.startTicking() }
+        }
+        return try body()
+    }
+
+    private func payReserve() {
+        let owed = lock.withLock { reserveUsers == 0 ? owedReserveBytes : 0 }
+        guard owed > 0, volume.store.makeReserve(lengthBytes: owed) >= owed else { return }
+        lock.withLock { if owedReserveBytes == owed { owedReserveBytes = 0 } }
     }
 
     // MARK: Helpers
