@@ -111,7 +111,7 @@ struct Export: ParsableCommand {
 
 /// Copies raw content, holes staying holes.
 enum RawCopy {
-    enum End {
+    enum End: Sendable {
         case file(DiskFile)
         case image(Image)
         case view(LayerView)
@@ -167,30 +167,6 @@ enum RawCopy {
     static func copy(from source: DiskFile, isStream: Bool, to target: End) throws {
         if isStream { return try copyStream(from: source, to: target) }
         try copySparse(from: .file(source), to: target)
-    }
-
-    static func copySparse(from source: End, to target: End) throws {
-        let size = try source.sizeBytes()
-        let progress = Progress("copying", totalBytes: size)
-        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 4096)
-        defer { buffer.deallocate() }
-        var position: UInt64 = 0
-        while position < size, let start = try source.seekData(position) {
-            let end = min(try source.seekHole(start) ?? size, size)
-            position = start
-            while position < end {
-                let want = Int(min(end - position, UInt64(buffer.count)))
-                let got = try source.read(
-                    into: UnsafeMutableRawBufferPointer(rebasing: buffer[0..<want]), at: position)
-                guard got > 0 else { break }
-                try target.write(UnsafeRawBufferPointer(rebasing: buffer[0..<got]), at: position)
-                position += UInt64(got)
-                progress.update(position)
-            }
-            if position < end { break }
-        }
-        progress.end()
-        try target.finish(sizeBytes: size)
     }
 
     /// A pipe cannot be sought: runs of zeros become holes.

@@ -48,11 +48,22 @@ struct Status: ParsableCommand {
 
     func run() throws {
         try exiting {
-            let paths = pool.map { [$0] } ?? PoolLocation.mounts().map(\.mountPoint)
-            let all = try paths.compactMap {
-                try PoolAccess.perform(ControlRequest(.status), on: $0).status
+            var all: [StatusInfo] = []
+            var silent: ControlFailure?
+            for path in pool.map({ [$0] }) ?? PoolLocation.mounts().map(\.mountPoint) {
+                do {
+                    let result = try PoolAccess.perform(ControlRequest(.status), on: path)
+                    if let status = result.status { all.append(status) }
+                } catch {
+                    // One that does not answer hides none of the others.
+                    if pool != nil { throw error }
+                    let failure = PoolSession.failure(error)
+                    Output.error("doppel: \(path): \(failure.message)")
+                    silent = silent ?? failure
+                }
             }
             if output.json { Output.json(all) } else { for status in all { show(status) } }
+            if let silent { throw ExitCode(silent.exitCode) }
             if all.contains(where: { $0.state != "healthy" }) {
                 throw ExitCode(ExitKind.degraded.rawValue)
             }
