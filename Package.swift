@@ -78,6 +78,9 @@ let package = Package(
         .testTarget(
             name: "CommandLineTests", dependencies: ["doppel"], swiftSettings: strict),
         .testTarget(
+            name: "DaemonTests", dependencies: ["BlockCore", "SystemIO", "Pool", "Daemon"],
+            swiftSettings: strict),
+        .testTarget(
             name: "VirtualFSTests",
             dependencies: ["BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS"],
             swiftSettings: strict),
