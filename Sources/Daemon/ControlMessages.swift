@@ -56,6 +56,13 @@ package struct ControlFailure: Error, Codable, Sendable, Hashable, CustomStringC
     }
     package var description: String { message }
 
+    /// The request came too late and nothing was done: whoever opens the pool next can do it.
+    package static let draining: ControlFailure = {
+        var failure = ControlFailure(.inUse, "the daemon is draining")
+        failure.kind = "draining"
+        return failure
+    }()
+
     private enum CodingKeys: String, CodingKey { case kind = "class", message, exitCode }
 }
 

@@ -30,7 +30,10 @@ package final class ControlServer: Sendable {
         _ answering: Answering
     ) {
         while let line = client.receiveLine() {
-            answering.begin()
+            guard answering.begin() else {
+                _ = client.sendLine(JSONLine.encode(ControlReply(error: .draining)))
+                return
+            }
             defer { answering.end() }
             let reply: ControlReply
             do {
@@ -58,7 +61,16 @@ private final class Answering: @unchecked Sendable {  // `count` is under `lock`
     private let changed = Condition()
     private var count = 0
 
-    func begin() { lock.withLock { count += 1 } }
+    private var isClosed = false
+
+    /// - Returns: false once nothing may be carried out any more.
+    func begin() -> Bool {
+        lock.withLock {
+            if isClosed { return false }
+            count += 1
+            return true
+        }
+    }
     func end() {
         lock.withLock {
             count -= 1
@@ -66,7 +78,10 @@ private final class Answering: @unchecked Sendable {  // `count` is under `lock`
         }
     }
     func waitForAll() {
-        lock.withLock { while count > 0 { changed.wait(lock) } }
+        lock.withLock {
+            while count > 0 { changed.wait(lock) }
+            isClosed = true
+        }
     }
 }
 
