@@ -153,6 +153,10 @@ final class Sandbox {
         for _ in 0..<200 where daemons.contains(where: isOurs) { usleep(10_000) }
         for pid in daemons where isOurs(pid) { kill(pid, SIGKILL) }
         try? FileManager.default.removeItem(atPath: folder)
+        // A daemon's log outlives it on purpose, in memory where root mounts.
+        if isRoot {
+            unlink("/run/doppel/" + pool.split(separator: "/").joined(separator: "-") + ".log")
+        }
     }
 
     /// A process id may have been given to another since.
