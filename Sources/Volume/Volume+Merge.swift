@@ -201,7 +201,7 @@ extension Volume {
         }
         for image in allImages { image.layerMerged(pair.upper.id, into: pair.lower.id) }
         core.epochs.synchronize()
-        forget(view: pair.upper.id)
+        retire(view: pair.upper.id)
         for chain in allImages.map(\.chain) + allViews.map(\.chain) {
             if let slot = chain.slot(of: upper) { chain.drop(slot) }
         }

@@ -33,6 +33,7 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     private var images: [ImageID: Image] = [:]
     private var layers: [LayerID: Layer] = [:]
     private var views: [LayerID: LayerView] = [:]
+    private var retiredViews: [LayerView] = []
     /// Layers whose maps a merge may have left with a torn tail; set at open.
     var mergingLayers: Set<LayerID> = []
     let background = BackgroundWork()
@@ -72,9 +73,14 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     func layer(_ id: LayerID) -> Layer? { state.withLock { layers[id] } }
     func put(_ layer: Layer) { state.withLock { layers[layer.id] = layer } }
     func forget(layer id: LayerID) { _ = state.withLock { layers.removeValue(forKey: id) } }
-    var allViews: [LayerView] { state.withLock { Array(views.values) } }
+    var allViews: [LayerView] { state.withLock { Array(views.values) + retiredViews } }
     func cachedView(_ id: LayerID) -> LayerView? { state.withLock { views[id] } }
     func put(_ view: LayerView) { state.withLock { views[view.layerID] = view } }
+    /// The view's layer is about to be part of another; whoever has it open goes on reading it, so
+    /// later merges must still find it.
+    func retire(view id: LayerID) {
+        state.withLock { if let view = views.removeValue(forKey: id) { retiredViews.append(view) } }
+    }
     func forget(view id: LayerID) { _ = state.withLock { views.removeValue(forKey: id) } }
     func note(_ text: String) {
         recoveryNotes.append(text)

@@ -19,8 +19,10 @@ import Testing
             try pool.create("d/later")
             let killed = try pool.afterKill()
             defer { killed.remove() }
-            #expect(try killed.everything() == ["d": "folder", "d/a": "[1, 2]"])
-            #expect(killed.volume.imageIDs.count == 1, "the image without a name is collected")
+            // What was not synced may be there or not; what was is, and no image lacks a name.
+            let left = try killed.everything()
+            #expect(left["d"] == "folder" && left["d/a"] == "[1, 2]")
+            #expect(killed.volume.imageIDs.count == left.count - 1)
             file.close()
         }
     }
