@@ -238,13 +238,16 @@ package final class PoolStore: @unchecked Sendable {
     private static func takeLock(
         path: String, disk: Disk, drainTimeoutMs: Int64
     ) throws(PoolError) -> DiskLock {
-        let deadline = disk.monotonic() + drainTimeoutMs * 1_000_000
+        let started = disk.monotonic()
+        let deadline = started + drainTimeoutMs * 1_000_000
         while true {
             do throws(SystemError) {
                 if let lock = try disk.tryLock(path + "/lock") { return lock }
             } catch { throw PoolError(error) }
             let owner = readOwner(path: path, disk: disk)
-            guard owner?.isDraining == true, disk.monotonic() < deadline else {
+            // An owner takes its text away a moment before it lets go of the lock.
+            let limit = owner == nil ? min(deadline, started + 2_000_000_000) : deadline
+            guard owner?.isDraining ?? true, disk.monotonic() < limit else {
                 let who = owner.map { " by \($0.summary)" } ?? ""
                 throw PoolError(.inUse, "the pool \(path) is in use\(who)", owner: owner)
             }
