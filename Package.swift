@@ -92,7 +92,18 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
         .testTarget(
-            name: "VolumeTests", dependencies: ["BlockCore", "SystemIO", "Pool", "Volume"],
+            name: "VolumeTests",
+            dependencies: [
+                "BlockCore", "SystemIO", "Pool", "Volume", "TestSupport",
+                .product(name: "GRDB", package: "GRDB.swift"),
+            ], swiftSettings: strict),
+        // What tests of several modules share: seeded random numbers, a disk that forgets.
+        .target(
+            name: "TestSupport", dependencies: ["BlockCore", "SystemIO"], path: "Tests/TestSupport",
             swiftSettings: strict),
+        .testTarget(
+            name: "BlockCoreTests", dependencies: ["BlockCore", "TestSupport"],
+            swiftSettings: strict),
+        .testTarget(name: "ArchitectureTests", swiftSettings: strict),
     ]
 )

@@ -13,7 +13,9 @@ public struct ByteSize: Hashable, Sendable, CustomStringConvertible {
         let trimmed = text.lowercased().filter { $0 != " " }
         let digits = trimmed.prefix { $0.isNumber || $0 == "." }
         var unit = trimmed.dropFirst(digits.count)
-        if unit.hasSuffix("ib"), unit.count == 3 {
+        if unit == "byte" || unit == "bytes" {
+            unit = ""
+        } else if unit.hasSuffix("ib"), unit.count == 3 {
             unit = unit.dropLast(2)
         } else if unit.hasSuffix("b") {
             unit = unit.dropLast()
