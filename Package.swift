@@ -34,9 +34,12 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
         .target(
+            name: "Replication", dependencies: ["BlockCore", "SystemIO"], swiftSettings: strict),
+        .target(
             name: "Volume",
             dependencies: [
-                "BlockCore", "SystemIO", "Pool", .product(name: "Logging", package: "swift-log"),
+                "BlockCore", "SystemIO", "Pool", "Replication",
+                .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
         .target(
             name: "VirtualFS", dependencies: ["BlockCore", "SystemIO", "Pool", "Volume"],
@@ -103,6 +106,10 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "BlockCoreTests", dependencies: ["BlockCore", "TestSupport"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "ReplicationTests",
+            dependencies: ["BlockCore", "SystemIO", "Replication", "TestSupport"],
             swiftSettings: strict),
         .testTarget(name: "ArchitectureTests", swiftSettings: strict),
     ]

@@ -13,7 +13,10 @@ import Testing
         "Pool": [
             "BlockCore", "SystemIO", "CXXHash", "GRDB", "Foundation", "Logging", "Synchronization",
         ],
-        "Volume": ["BlockCore", "SystemIO", "Pool", "Logging", "Synchronization"],
+        "Replication": ["BlockCore", "SystemIO", "Synchronization"],
+        "Volume": [
+            "BlockCore", "SystemIO", "Pool", "Replication", "Logging", "Synchronization",
+        ],
         "VirtualFS": ["BlockCore", "SystemIO", "Pool", "Volume", "Synchronization"],
         "FuseFrontend": [
             "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "CFuse", "Glibc", "Logging",

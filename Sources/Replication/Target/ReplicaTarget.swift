@@ -1,0 +1,173 @@
+// What a target of replication can do. A session calls it from one thread at a time; every call may
+// block, and returns when what it says is done.
+
+import BlockCore
+
+/// Who connects.
+package struct PrimaryHello: Sendable, Hashable {
+    package var poolID: String
+    package var generation: Generation
+    package var incarnation: UInt64
+    package var incarnationID: String
+
+    package init(
+        poolID: String, generation: Generation, incarnation: UInt64, incarnationID: String
+    ) {
+        self.poolID = poolID
+        self.generation = generation
+        self.incarnation = incarnation
+        self.incarnationID = incarnationID
+    }
+}
+
+/// A snapshot's cut as it travels.
+package struct SnapshotInfo: Sendable, Hashable, Codable {
+    package var name: String
+    package var createdNs: Int64
+    package var origin: String
+    package var sequence: SequenceNumber
+
+    package init(name: String, createdNs: Int64, origin: String, sequence: SequenceNumber) {
+        self.name = name
+        self.createdNs = createdNs
+        self.origin = origin
+        self.sequence = sequence
+    }
+}
+
+/// What the target holds.
+package struct ReplicaReport: Sendable, Hashable {
+    package struct Staging: Sendable, Hashable {
+        package var id: UInt64
+        /// The highest batch of this staging that survives the target's power loss.
+        package var durableBatch: UInt64
+
+        package init(id: UInt64, durableBatch: UInt64) {
+            self.id = id
+            self.durableBatch = durableBatch
+        }
+    }
+
+    /// The incarnation whose stream it last took; nil before the first checkpoint.
+    package var incarnationID: String?
+    package var generation: Generation?
+    /// What a mount would show now: everything up to here and nothing beyond; zero for nothing.
+    package var checkpoint: SequenceNumber
+    package var snapshots: [SnapshotInfo]
+    package var staging: Staging?
+
+    package init(
+        incarnationID: String?, generation: Generation?, checkpoint: SequenceNumber,
+        snapshots: [SnapshotInfo], staging: Staging?
+    ) {
+        self.incarnationID = incarnationID
+        self.generation = generation
+        self.checkpoint = checkpoint
+        self.snapshots = snapshots
+        self.staging = staging
+    }
+}
+
+package struct TargetError: Error, Sendable, CustomStringConvertible {
+    package enum Kind: Sendable, Hashable {
+        /// Not there now: not mounted, empty, another pool, no answer. Tried again later.
+        case absent
+        /// It has a newer generation: this primary was replaced.
+        case fenced
+        /// Same generation number, another id, or a history that is not ours.
+        case splitBrain
+        case noSpace
+        case io
+        /// What it holds fails its checksums.
+        case damaged
+    }
+    package var kind: Kind
+    package var message: String
+    package var errno: Int32?
+
+    package init(_ kind: Kind, _ message: String, errno: Int32? = nil) {
+        self.kind = kind
+        self.message = message
+        self.errno = errno
+    }
+    package var description: String { message }
+}
+
+/// A stretch of encoded records (`StreamRecord`), in order; valid during the call alone.
+package struct RecordBatch {
+    /// One piece, or two where the ring wraps. A record never lies in two pieces.
+    package var pieces: [UnsafeRawBufferPointer]
+    package var firstSequence: SequenceNumber
+    package var lastSequence: SequenceNumber
+    package var lengthBytes: Int { pieces.reduce(0) { $0 + $1.count } }
+
+    package init(
+        pieces: [UnsafeRawBufferPointer], firstSequence: SequenceNumber,
+        lastSequence: SequenceNumber
+    ) {
+        self.pieces = pieces
+        self.firstSequence = firstSequence
+        self.lastSequence = lastSequence
+    }
+}
+
+/// What a committed staging makes of the target, besides the blocks.
+package struct StagingCommit: Sendable {
+    package struct Image: Sendable, Hashable {
+        package var id: ImageID
+        package var sizeBytes: UInt64
+        package var modifiedNs: Int64
+        package init(id: ImageID, sizeBytes: UInt64, modifiedNs: Int64) {
+            self.id = id
+            self.sizeBytes = sizeBytes
+            self.modifiedNs = modifiedNs
+        }
+    }
+    package var stagingID: UInt64
+    /// The checkpoint that the target is at afterwards.
+    package var sequence: SequenceNumber
+    /// Every live image; the target removes those it has beyond.
+    package var images: [Image]
+    /// Every name, encoded as one names record's payload.
+    package var names: [UInt8]
+    /// The leg ended in this snapshot; nil for the head.
+    package var snapshot: SnapshotInfo?
+
+    package init(
+        stagingID: UInt64, sequence: SequenceNumber, images: [Image], names: [UInt8],
+        snapshot: SnapshotInfo?
+    ) {
+        self.stagingID = stagingID
+        self.sequence = sequence
+        self.images = images
+        self.names = names
+        self.snapshot = snapshot
+    }
+}
+
+package protocol ReplicaTarget: AnyObject, Sendable {
+    /// - Throws: `.absent`, `.fenced`, `.splitBrain`, `.damaged`, `.io`.
+    func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport
+
+    /// Takes records that follow the checkpoint, or the last ones taken, without a gap.
+    /// On return they survive the target's process, not yet its power.
+    func append(_ batch: RecordBatch) throws(TargetError)
+
+    /// - Returns: everything up to here survives the target's power loss; it is the checkpoint.
+    func flush() throws(TargetError) -> SequenceNumber
+
+    /// Begins, or goes on with, a staging on top of the checkpoint, which stays mountable.
+    func beginStaging(id: UInt64) throws(TargetError)
+    /// Takes records into the staging, in order.
+    /// - Parameter number: grows by one with each batch of a staging.
+    func stage(_ batch: RecordBatch, number: UInt64) throws(TargetError)
+    /// Every batch staged so far survives power loss, and is reported at the next connect.
+    func syncStaging() throws(TargetError)
+    /// Makes what was staged the checkpoint, durably and at once.
+    func commitStaging(_ commit: StagingCommit) throws(TargetError)
+
+    /// XXH3-64 of each block as the staging (or, without one, the checkpoint) shows it.
+    func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64]
+
+    func disconnect()
+}

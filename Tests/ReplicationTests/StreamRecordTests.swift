@@ -1,0 +1,59 @@
+import BlockCore
+import Replication
+import TestSupport
+import Testing
+
+@Suite struct StreamRecordTests {
+    private func encoded(_ record: StreamRecord) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0xaa, count: StreamRecord.headerBytes)
+        bytes.withUnsafeMutableBytes { record.encodeHeader(into: $0) }
+        return bytes
+    }
+    private func decoded(_ bytes: [UInt8]) -> StreamRecord? {
+        bytes.withUnsafeBytes { StreamRecord(decoding: $0) }
+    }
+
+    static let records = [
+        StreamRecord(
+            .data, sequence: SequenceNumber(rawValue: 7), image: ImageID(rawValue: 3),
+            range: BlockRange(start: 9, count: 2), imageSizeBytes: 50_000, atNs: -5,
+            payloadBytes: 8192),
+        StreamRecord(
+            .zero, sequence: SequenceNumber(rawValue: 8), image: ImageID(rawValue: 3),
+            range: BlockRange(start: 0, count: 1 << 34), imageSizeBytes: 64 << 40),
+        StreamRecord(
+            .size, sequence: SequenceNumber(rawValue: .max), image: ImageID(rawValue: 3),
+            imageSizeBytes: 1),
+        StreamRecord(.names, sequence: SequenceNumber(rawValue: 9), payloadBytes: 13),
+        StreamRecord(
+            .imageCreated, sequence: SequenceNumber(rawValue: 9), image: ImageID(rawValue: 4)),
+        StreamRecord(.snapshot, sequence: SequenceNumber(rawValue: 10), payloadBytes: 1),
+    ]
+
+    @Test(arguments: records)
+    func aHeaderComesBack(record: StreamRecord) {
+        #expect(decoded(encoded(record)) == record)
+        #expect(record.totalBytes % 8 == 0)
+    }
+
+    @Test func everyLengthThatLiesIsRefused() {
+        for record in Self.records {
+            let bytes = encoded(record)
+            #expect(decoded(Array(bytes.dropLast())) == nil)
+            for (offset, value) in [(0, UInt8(1)), (4, 0), (4, 8), (5, 1), (56, 3), (60, 1)] {
+                var wrong = bytes
+                guard wrong[offset] != value else { continue }
+                wrong[offset] = value
+                #expect(decoded(wrong) == nil, "\(record) with byte \(offset) = \(value)")
+            }
+        }
+    }
+
+    @Test func blocksBeyondTheLargestImageAreRefused() {
+        var record = Self.records[1]
+        record.range = BlockRange(start: 1 << 34, count: 1)
+        #expect(decoded(encoded(record)) == nil)
+        record.range = BlockRange(start: .max, count: 2)
+        #expect(decoded(encoded(record)) == nil)
+    }
+}
