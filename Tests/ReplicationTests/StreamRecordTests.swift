@@ -40,7 +40,7 @@ import Testing
         for record in Self.records {
             let bytes = encoded(record)
             #expect(decoded(Array(bytes.dropLast())) == nil)
-            for (offset, value) in [(0, UInt8(1)), (4, 0), (4, 8), (5, 1), (56, 3), (60, 1)] {
+            for (offset, value) in [(0, UInt8(1)), (4, 0), (4, 8), (5, 1), (56, 77), (60, 1)] {
                 var wrong = bytes
                 guard wrong[offset] != value else { continue }
                 wrong[offset] = value
