@@ -111,8 +111,8 @@ package struct RecordBatch {
     }
 }
 
-/// What a committed staging makes of the target, besides the blocks.
-package struct StagingCommit: Sendable {
+/// The images and names of a pool at one sequence number.
+package struct PoolShape: Sendable, Hashable {
     package struct Image: Sendable, Hashable {
         package var id: ImageID
         package var sizeBytes: UInt64
@@ -123,25 +123,16 @@ package struct StagingCommit: Sendable {
             self.modifiedNs = modifiedNs
         }
     }
-    package var stagingID: UInt64
-    /// The checkpoint that the target is at afterwards.
     package var sequence: SequenceNumber
     /// Every live image; the target removes those it has beyond.
     package var images: [Image]
     /// Every name, encoded as one names record's payload.
     package var names: [UInt8]
-    /// The leg ended in this snapshot; nil for the head.
-    package var snapshot: SnapshotInfo?
 
-    package init(
-        stagingID: UInt64, sequence: SequenceNumber, images: [Image], names: [UInt8],
-        snapshot: SnapshotInfo?
-    ) {
-        self.stagingID = stagingID
+    package init(sequence: SequenceNumber, images: [Image], names: [UInt8]) {
         self.sequence = sequence
         self.images = images
         self.names = names
-        self.snapshot = snapshot
     }
 }
 
@@ -156,15 +147,21 @@ package protocol ReplicaTarget: AnyObject, Sendable {
     /// - Returns: everything up to here survives the target's power loss; it is the checkpoint.
     func flush() throws(TargetError) -> SequenceNumber
 
-    /// Begins, or goes on with, a staging on top of the checkpoint, which stays mountable.
-    func beginStaging(id: UInt64) throws(TargetError)
-    /// Takes records into the staging, in order.
+    /// Begins, or goes on with, a staging on top of the checkpoint, which stays mountable. Images and
+    /// names become those of `shape`; the batches that follow change them further, and may repeat
+    /// what led to it.
+    func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError)
+    /// Takes records into the staging, in order. They need not follow one another without a gap:
+    /// blocks read from the pool are data records with the sequence they were read at.
     /// - Parameter number: grows by one with each batch of a staging.
     func stage(_ batch: RecordBatch, number: UInt64) throws(TargetError)
     /// Every batch staged so far survives power loss, and is reported at the next connect.
     func syncStaging() throws(TargetError)
-    /// Makes what was staged the checkpoint, durably and at once.
-    func commitStaging(_ commit: StagingCommit) throws(TargetError)
+    /// Makes what was staged the checkpoint at `sequence`, durably and at once.
+    /// - Parameter snapshot: what was staged becomes this snapshot, too.
+    func commitStaging(
+        id: UInt64, at sequence: SequenceNumber, snapshot: SnapshotInfo?
+    ) throws(TargetError)
 
     /// XXH3-64 of each block as the staging (or, without one, the checkpoint) shows it.
     func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64]
