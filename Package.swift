@@ -76,7 +76,8 @@ let package = Package(
         .testTarget(
             name: "PoolTests",
             dependencies: [
-                "BlockCore", "SystemIO", "Pool", .product(name: "GRDB", package: "GRDB.swift"),
+                "BlockCore", "SystemIO", "Pool", "TestSupport",
+                .product(name: "GRDB", package: "GRDB.swift"),
             ], swiftSettings: strict),
         .testTarget(
             name: "CommandLineTests", dependencies: ["doppel"], swiftSettings: strict),

@@ -19,18 +19,13 @@ import Synchronization
 import SystemIO
 
 final class NameJournal: @unchecked Sendable {  // fields are atomic or under `lock`
-    enum Change: Sendable {
-        case put(NodeRecord)
-        case remove(NodeID)
-    }
-
     private let catalog: Catalog
     private let disk: Disk
     private let delayMs: Int64
     private let tickMs: Int64
     private let lock = Lock()
     private let changed = Condition()
-    private var queue: [Change] = []
+    private var queue: [NameChange] = []
     private var lastSequence = SequenceNumber.zero
     private var queuedCount: UInt64 = 0
     private let durableCount = Atomic<UInt64>(0)
@@ -65,7 +60,7 @@ final class NameJournal: @unchecked Sendable {  // fields are atomic or under `l
 
     /// - Returns: the ticket to wait for.
     @discardableResult
-    func queue(_ changes: [Change], at sequence: SequenceNumber) -> UInt64 {
+    func queue(_ changes: [NameChange], at sequence: SequenceNumber) -> UInt64 {
         lock.withLock {
             // Nothing to commit: a ticket of its own would never become durable.
             guard !changes.isEmpty else { return queuedCount }
@@ -203,12 +198,7 @@ final class NameJournal: @unchecked Sendable {  // fields are atomic or under `l
         var problem: (error: FSError, isRefusal: Bool)?
         do {
             try catalog.write { tx in
-                for change in batch {
-                    switch change {
-                    case .put(let node): try tx.upsertNode(node)
-                    case .remove(let id): try tx.deleteNode(id)
-                    }
-                }
+                try tx.apply(batch)
                 try tx.setNamesSequence(sequence)
             }
         } catch {

@@ -92,7 +92,7 @@ extension VirtualFS {
         }
         guard lock.withLock({ isOrphan(tree[NodeID(rawValue: inode)]) }) else { return }
         let doomed = try? change(isFreeing: true) {
-            (tree) throws(FSError) -> (NodeRecord?, [NameJournal.Change]) in
+            (tree) throws(FSError) -> (NodeRecord?, [NameChange]) in
             // It may have been opened again, through /proc.
             guard let node = tree[NodeID(rawValue: inode)], isOrphan(node), openFiles[inode] == nil
             else { return (nil, []) }
@@ -152,7 +152,7 @@ extension VirtualFS {
         }
         let now = self.now
         let updated = try change {
-            (tree) throws(FSError) -> (NodeRecord, [NameJournal.Change]) in
+            (tree) throws(FSError) -> (NodeRecord, [NameChange]) in
             guard var node = tree[NodeID(rawValue: inode)] else { throw FSError(.stale) }
             var isChanged = false
             if let mode = changes.mode { (node.mode, isChanged) = (mode & 0o7777, true) }
@@ -226,7 +226,7 @@ extension VirtualFS {
         _ inode: UInt64, _ body: (inout [String: [UInt8]]) throws(FSError) -> Void
     ) throws(FSError) {
         let now = self.now
-        try change { (tree) throws(FSError) -> (Void, [NameJournal.Change]) in
+        try change { (tree) throws(FSError) -> (Void, [NameChange]) in
             guard var node = tree[NodeID(rawValue: inode)] else { throw FSError(.stale) }
             try body(&node.xattrs)  // of a copy: what it throws changes nothing
             node.changeNs = now

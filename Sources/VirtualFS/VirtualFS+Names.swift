@@ -181,7 +181,7 @@ extension VirtualFS {
         _ = try liveNode(parent)
         let now = self.now
         let doomed = try change(isFreeing: true) {
-            (tree) throws(FSError) -> (NodeRecord?, [NameJournal.Change]) in
+            (tree) throws(FSError) -> (NodeRecord?, [NameChange]) in
             guard let node = tree.child(NodeID(rawValue: parent), name) else {
                 throw FSError(.notFound)
             }
@@ -196,7 +196,7 @@ extension VirtualFS {
         try refuseReserved(parent, name)
         _ = try liveNode(parent)
         let now = self.now
-        try change(isFreeing: true) { (tree) throws(FSError) -> (Void, [NameJournal.Change]) in
+        try change(isFreeing: true) { (tree) throws(FSError) -> (Void, [NameChange]) in
             guard let node = tree.child(NodeID(rawValue: parent), name) else {
                 throw FSError(.notFound)
             }
@@ -217,7 +217,7 @@ extension VirtualFS {
 
     private func touch(
         _ id: NodeID, now: Int64, in tree: inout NameTree
-    ) -> [NameJournal.Change] {
+    ) -> [NameChange] {
         guard var folder = tree[id] else { return [] }
         folder.modifyNs = now
         folder.changeNs = now
@@ -229,7 +229,7 @@ extension VirtualFS {
     /// - Returns: the node when nobody has it open: its image can go once this is durable.
     private func detach(
         _ node: NodeRecord, now: Int64, in tree: inout NameTree
-    ) -> (NodeRecord?, [NameJournal.Change]) {
+    ) -> (NodeRecord?, [NameChange]) {
         guard openFiles[node.id.rawValue] == nil else {
             var orphan = node
             orphan.parentID = nil
@@ -269,14 +269,14 @@ extension VirtualFS {
         let now = self.now
         let from = NodeID(rawValue: parent)
         let to = NodeID(rawValue: toParent)
-        let doomed = try change { (tree) throws(FSError) -> (NodeRecord?, [NameJournal.Change]) in
+        let doomed = try change { (tree) throws(FSError) -> (NodeRecord?, [NameChange]) in
             guard var node = tree.child(from, name), tree[to]?.kind == .directory else {
                 throw FSError(.notFound)
             }
             if node.kind == .directory, tree.isInside(to, node.id) {
                 throw FSError(.invalid, "a folder cannot be moved into itself")
             }
-            var changes: [NameJournal.Change] = []
+            var changes: [NameChange] = []
             var doomed: NodeRecord?
             if var other = tree.child(to, toName) {
                 if other.id == node.id { return (nil, []) }

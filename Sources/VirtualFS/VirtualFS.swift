@@ -106,7 +106,7 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     ///     before its first change or not at all, and reaches the tree through its argument alone.
     func change<T>(
         isFreeing: Bool = false,
-        _ body: (inout NameTree) throws(FSError) -> (T, [NameJournal.Change])
+        _ body: (inout NameTree) throws(FSError) -> (T, [NameChange])
     ) throws(FSError) -> T {
         try requireWritable()
         try journal.check(isFreeing: isFreeing)
@@ -119,7 +119,7 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         }
     }
 
-    private func note(_ changes: [NameJournal.Change], ticket: UInt64) {
+    private func note(_ changes: [NameChange], ticket: UInt64) {
         for change in changes {
             switch change {
             case .put(let node):
@@ -191,7 +191,7 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     }
 
     /// Takes the images' times over into the tree. The caller holds the lock.
-    private func adoptTimes(of ids: Set<NodeID>) -> [NameJournal.Change] {
+    private func adoptTimes(of ids: Set<NodeID>) -> [NameChange] {
         ids.compactMap { id in
             guard var node = tree[id], let ns = imageTime(node), ns > node.modifyNs else {
                 return nil

@@ -85,6 +85,14 @@ extension CatalogTransaction {
     package func deleteNode(_ id: NodeID) throws {
         try db.execute(sql: "DELETE FROM nodes WHERE id = ?", arguments: [Int64(id.rawValue)])
     }
+    package func apply(_ changes: [NameChange]) throws {
+        for change in changes {
+            switch change {
+            case .put(let node): try upsertNode(node)
+            case .remove(let id): try deleteNode(id)
+            }
+        }
+    }
     package func nodes() throws -> [NodeRecord] {
         try Row.fetchAll(db, sql: "SELECT * FROM nodes ORDER BY id").map(Self.node)
     }

@@ -15,6 +15,7 @@ package struct ByteWriter {
     package mutating func put<T: FixedWidthInteger>(_ value: T) {
         withUnsafeBytes(of: value.littleEndian) { bytes.append(contentsOf: $0) }
     }
+    package mutating func append(_ more: some Collection<UInt8>) { bytes.append(contentsOf: more) }
     package mutating func pad(to count: Int) {
         if bytes.count < count {
             bytes.append(contentsOf: repeatElement(0, count: count - bytes.count))
@@ -39,6 +40,8 @@ package struct ByteReader {
     }
 
     package var remaining: Int { bytes.count - position }
+
+    package mutating func skip(_ count: Int) { position += count }
 
     package mutating func take<T: FixedWidthInteger>(_ type: T.Type = T.self) -> T {
         let value = bytes.loadUnaligned(fromByteOffset: position, as: T.self)
