@@ -71,7 +71,9 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "FuseFrontendTests",
-            dependencies: ["FuseFrontend", "MountFixture", "LossyFS", "MountCalls", "SystemIO"],
+            dependencies: [
+                "FuseFrontend", "MountFixture", "LossyFS", "MountCalls", "SystemIO", "TestSupport",
+            ],
             swiftSettings: strict),
         .testTarget(
             name: "PoolTests",
@@ -80,7 +82,8 @@ let package = Package(
                 .product(name: "GRDB", package: "GRDB.swift"),
             ], swiftSettings: strict),
         .testTarget(
-            name: "CommandLineTests", dependencies: ["doppel"], swiftSettings: strict),
+            name: "CommandLineTests", dependencies: ["doppel", "TestSupport"],
+            swiftSettings: strict),
         .testTarget(
             name: "DaemonTests", dependencies: ["BlockCore", "SystemIO", "Pool", "Daemon"],
             swiftSettings: strict),
@@ -103,7 +106,12 @@ let package = Package(
             ], swiftSettings: strict),
         // What tests of several modules share: seeded random numbers, a disk that forgets.
         .target(
-            name: "TestSupport", dependencies: ["BlockCore", "SystemIO"], path: "Tests/TestSupport",
+            name: "TestSupport", dependencies: ["BlockCore", "SystemIO", "MountCalls"],
+            path: "Tests/TestSupport", swiftSettings: strict),
+        // Other people's programs on the mount of the built program, and the machine under it failing.
+        .testTarget(
+            name: "RealProgramTests",
+            dependencies: ["doppel", "LossyFS", "MountCalls", "TestSupport"],
             swiftSettings: strict),
         .testTarget(
             name: "BlockCoreTests", dependencies: ["BlockCore", "TestSupport"],

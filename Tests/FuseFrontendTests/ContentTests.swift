@@ -1,5 +1,6 @@
 import Glibc
 import MountCalls
+import TestSupport
 import Testing
 
 /// Bytes of images through the mount.
@@ -187,7 +188,7 @@ import Testing
                         status=none
                 done
                 """
-            let other = Thread { try run(["sh", "-c", script, path]) }
+            let other = TestThread { try run(["sh", "-c", script, path]) }
             for index in stride(from: 0, to: 64, by: 2) {
                 try file.write(Array(repeating: UInt8(index), count: 4096), at: index * 4096)
             }
@@ -219,34 +220,4 @@ import Testing
             #expect(try status(path).st_ino == inode)
         }
     }
-}
-
-/// A thread whose result is waited for.
-final class Thread<Result: Sendable>: @unchecked Sendable {  // the result is read after the join
-    private var thread = pthread_t()
-    private var result: Swift.Result<Result, any Error>?
-    private let body: @Sendable () throws -> Result
-
-    init(_ body: @escaping @Sendable () throws -> Result) {
-        self.body = body
-        pthread_create(
-            &thread, nil,
-            { raw in
-                let box = Unmanaged<AnyThread>.fromOpaque(raw!).takeRetainedValue()
-                box.run()
-                return nil
-            },
-            Unmanaged.passRetained(AnyThread { [self] in result = .init { try self.body() } })
-                .toOpaque())
-    }
-
-    func join() throws -> Result {
-        pthread_join(thread, nil)
-        return try result!.get()
-    }
-}
-
-private final class AnyThread {
-    let run: () -> Void
-    init(_ run: @escaping () -> Void) { self.run = run }
 }

@@ -1,5 +1,6 @@
 import Glibc
 import MountCalls
+import TestSupport
 import Testing
 
 /// Names, attributes and what a file system says about itself.

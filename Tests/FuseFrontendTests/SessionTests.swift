@@ -1,5 +1,6 @@
 import Glibc
 import MountCalls
+import TestSupport
 import Testing
 
 @testable import FuseFrontend
@@ -132,7 +133,7 @@ import Testing
             let first = """
                 (echo 'write -P 0x5a 0 64k'; sleep 3; echo quit) | qemu-io -f qcow2 "$0"
                 """
-            let holder = Thread { try run(["sh", "-c", first, path]) }
+            let holder = TestThread { try run(["sh", "-c", first, path]) }
             sleep(1)
             let second = try run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", path])
             #expect(second.code != 0)
@@ -170,7 +171,7 @@ import Testing
             let files = try (0..<8).map { try TestFile(mount.file("\($0).img")) }
             let writers = files.map { file in
                 let fd = file.fd
-                return Thread {
+                return TestThread {
                     for index in 0..<40 {
                         _ = pwrite(fd, pattern(4096), 4096, index * 4096)
                         guard fsync(fd) == 0 else { throw Failure("fsync: \(errno)") }

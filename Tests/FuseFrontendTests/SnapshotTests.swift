@@ -1,5 +1,6 @@
 import Glibc
 import MountCalls
+import TestSupport
 import Testing
 
 /// The dot folders of the mount, and what the kernel is told when they or images change behind it.

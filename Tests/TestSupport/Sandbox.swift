@@ -5,46 +5,47 @@
 
 import Foundation
 import Glibc
-import Testing
 
 /// Real mounts need the device; everything else runs anywhere.
-let hasFuse = access("/dev/fuse", R_OK | W_OK) == 0
-let isRoot = geteuid() == 0
+package let hasFuse = access("/dev/fuse", R_OK | W_OK) == 0
+package let isRoot = geteuid() == 0
 
-struct Outcome: CustomStringConvertible {
-    var code: Int32
-    var output: String
-    var errors: String
-    var description: String { "exit \(code)\n--- output\n\(output)\n--- errors\n\(errors)" }
+package struct Outcome: CustomStringConvertible {
+    package var code: Int32
+    package var output: String
+    package var errors: String
+    package var description: String { "exit \(code)\n--- output\n\(output)\n--- errors\n\(errors)" }
 }
 
-struct Unexpected: Error, CustomStringConvertible {
-    var description: String
-    init(_ description: String) { self.description = description }
+package struct Unexpected: Error, CustomStringConvertible {
+    package var description: String
+    package init(_ description: String) { self.description = description }
 }
 
-final class Sandbox {
-    let folder: String
-    var pool: String { folder + "/pool" }
-    var mountPoint: String { folder + "/mnt" }
+package final class Sandbox {
+    package let folder: String
+    package let pool: String
+    package var mountPoint: String { folder + "/mnt" }
     private var daemons: Set<pid_t> = []
     private var runs = 0
 
-    private init() throws {
+    private init(pool: String?) throws {
         var name = Array("/tmp/doppel-cli-XXXXXX".utf8CString)
         guard mkdtemp(&name) != nil else { throw Unexpected("mkdtemp: errno \(errno)") }
         folder = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        self.pool = pool ?? folder + "/pool"
         mkdir(mountPoint, 0o755)
     }
 
-    static func with(_ body: (Sandbox) throws -> Void) throws {
-        let sandbox = try Sandbox()
+    /// - Parameter pool: in the sandbox's own folder unless given.
+    package static func with(pool: String? = nil, _ body: (Sandbox) throws -> Void) throws {
+        let sandbox = try Sandbox(pool: pool)
         defer { sandbox.remove() }
         try body(sandbox)
     }
 
     /// With a pool that holds the images named, each of 8 MiB.
-    static func withPool(_ images: String..., body: (Sandbox) throws -> Void) throws {
+    package static func withPool(_ images: String..., body: (Sandbox) throws -> Void) throws {
         try with { sandbox in
             try sandbox.ok("init", sandbox.pool)
             for image in images { try sandbox.ok("create", sandbox.pool, image, "--size", "8M") }
@@ -55,7 +56,7 @@ final class Sandbox {
     // MARK: Running
 
     /// Output goes to files: a daemon that kept a pipe open would otherwise hold us here.
-    func run(_ words: String..., input: String = "/dev/null", as program: String = "doppel")
+    package func run(_ words: String..., input: String = "/dev/null", as program: String = "doppel")
         throws -> Outcome
     {
         let path = program.hasPrefix("/") ? program : try named(program)
@@ -63,7 +64,7 @@ final class Sandbox {
     }
 
     @discardableResult
-    func ok(_ words: String..., input: String = "/dev/null") throws -> String {
+    package func ok(_ words: String..., input: String = "/dev/null") throws -> String {
         let outcome = try execute([Self.binary] + words, input: input)
         guard outcome.code == 0 else {
             throw Unexpected("doppel \(words.joined(separator: " ")): \(outcome)")
@@ -71,11 +72,11 @@ final class Sandbox {
         return outcome.output
     }
 
-    func shell(_ script: String) throws -> Outcome {
+    package func shell(_ script: String) throws -> Outcome {
         try execute(["/bin/sh", "-c", script], input: "/dev/null")
     }
 
-    func execute(_ words: [String], input: String) throws -> Outcome {
+    package func execute(_ words: [String], input: String) throws -> Outcome {
         runs += 1
         let out = "\(folder)/.out\(runs)"
         let err = "\(folder)/.err\(runs)"
@@ -111,21 +112,21 @@ final class Sandbox {
 
     // MARK: Mounts
 
-    func mount(_ options: String...) throws {
+    package func mount(_ options: String...) throws {
         let outcome = try execute(
             [Self.binary, "mount", pool, mountPoint] + options, input: "/dev/null")
         guard outcome.code == 0 else { throw Unexpected("mount: \(outcome)") }
         _ = try daemon()
     }
 
-    var isMounted: Bool {
+    package var isMounted: Bool {
         read("/proc/self/mounts").split(separator: "\n").contains {
             $0.split(separator: " ").dropFirst().first.map(String.init) == mountPoint
         }
     }
 
     /// The process that serves the pool.
-    func daemon() throws -> pid_t {
+    package func daemon() throws -> pid_t {
         let status = try json(ok("status", pool, "--json"), [StatusLine].self)
         // Of a pool that is not mounted, the owner was the program that just ended.
         guard let pid = status.first?.ownerPID, status.first?.mountPoint != nil, isOurs(pid) else {
@@ -135,9 +136,10 @@ final class Sandbox {
         return pid
     }
 
-    func signalDaemon(_ signal: Int32) throws { kill(try daemon(), signal) }
+    package func signalDaemon(_ signal: Int32) throws { kill(try daemon(), signal) }
 
-    func until(_ what: String, seconds: Double = 20, _ condition: () throws -> Bool) throws {
+    package func until(_ what: String, seconds: Double = 20, _ condition: () throws -> Bool) throws
+    {
         for _ in 0..<Int(seconds * 100) {
             if try condition() { return }
             usleep(10_000)
@@ -166,11 +168,11 @@ final class Sandbox {
 
     // MARK: Files
 
-    func read(_ path: String) -> String {
+    package func read(_ path: String) -> String {
         String(decoding: FileManager.default.contents(atPath: path) ?? Data(), as: UTF8.self)
     }
 
-    func bytes(_ path: String) throws -> Data {
+    package func bytes(_ path: String) throws -> Data {
         guard let data = FileManager.default.contents(atPath: path) else {
             throw Unexpected("cannot read \(path)")
         }
@@ -179,7 +181,7 @@ final class Sandbox {
 
     /// A file of bytes that cannot be guessed but are the same in every run.
     @discardableResult
-    func makeFile(_ name: String, count: Int, seed: UInt64 = 1) throws -> String {
+    package func makeFile(_ name: String, count: Int, seed: UInt64 = 1) throws -> String {
         var state = seed &* 0x9e37_79b9_7f4a_7c15 | 1
         var data = Data(count: count)
         data.withUnsafeMutableBytes { buffer in
@@ -195,7 +197,7 @@ final class Sandbox {
         return path
     }
 
-    func write(_ text: String, to path: String, at offset: off_t = 0) throws {
+    package func write(_ text: String, to path: String, at offset: off_t = 0) throws {
         let file = open(path, O_WRONLY | O_CLOEXEC)
         guard file >= 0 else { throw Unexpected("open \(path): errno \(errno)") }
         defer { close(file) }
@@ -205,7 +207,7 @@ final class Sandbox {
         }
     }
 
-    func text(_ path: String, count: Int, at offset: off_t = 0) throws -> String {
+    package func text(_ path: String, count: Int, at offset: off_t = 0) throws -> String {
         let file = open(path, O_RDONLY | O_CLOEXEC)
         guard file >= 0 else { throw Unexpected("open \(path): errno \(errno)") }
         defer { close(file) }
@@ -216,54 +218,52 @@ final class Sandbox {
     }
 
     /// Keeps a file open for writing while `body` runs.
-    func holdingOpen<T>(_ path: String, _ body: () throws -> T) throws -> T {
+    package func holdingOpen<T>(_ path: String, _ body: () throws -> T) throws -> T {
         let file = open(path, O_RDWR | O_CLOEXEC)
         guard file >= 0 else { throw Unexpected("open \(path): errno \(errno)") }
         defer { close(file) }
         return try body()
     }
 
-    func json<T: Decodable>(_ text: String, _ type: T.Type) throws -> T {
+    package func json<T: Decodable>(_ text: String, _ type: T.Type) throws -> T {
         try JSONDecoder().decode(type, from: Data(text.utf8))
     }
 
     /// Beside the test bundle, where the build puts every product.
-    static let binary: String = {
+    package static let products: String = {
         let own =
             (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")) ?? ""
+        // The runner may be the tool chain's own; its argument is the bundle.
         let bundle = CommandLine.arguments.first { $0.contains(".xctest") } ?? own
-        for path in [own, bundle] {
-            let candidate =
-                URL(fileURLWithPath: path).deletingLastPathComponent().path + "/doppel"
-            if access(candidate, X_OK) == 0 { return candidate }
-        }
-        return "doppel"
+        return [own, bundle].map { URL(fileURLWithPath: $0).deletingLastPathComponent().path }
+            .first { access($0 + "/doppel", X_OK) == 0 } ?? "."
     }()
+    package static let binary = products + "/doppel"
 }
 
 // What programs read: declared here anew, so that a renamed field fails a test.
 
-struct StatusLine: Decodable {
-    var state: String
-    var mountPoint: String?
-    var ownerPID: pid_t?
-    var incarnation: UInt64
-    var images: Int
-    var snapshots: Int
-    var reserveBytes: UInt64
+package struct StatusLine: Decodable {
+    package var state: String
+    package var mountPoint: String?
+    package var ownerPID: pid_t?
+    package var incarnation: UInt64
+    package var images: Int
+    package var snapshots: Int
+    package var reserveBytes: UInt64
 }
-struct ImageLine: Decodable {
-    var path: String
-    var kind: String
-    var sizeBytes: UInt64
-    var allocatedBytes: UInt64
+package struct ImageLine: Decodable {
+    package var path: String
+    package var kind: String
+    package var sizeBytes: UInt64
+    package var allocatedBytes: UInt64
 }
-struct SnapshotLine: Decodable {
-    var name: String
-    var origin: String
+package struct SnapshotLine: Decodable {
+    package var name: String
+    package var origin: String
 }
-struct DiffLine: Decodable {
-    var path: String
-    var change: String
-    var changedBytes: UInt64
+package struct DiffLine: Decodable {
+    package var path: String
+    package var change: String
+    package var changedBytes: UInt64
 }

@@ -1,0 +1,39 @@
+import Glibc
+
+/// The lossy file system at a mount point of its own.
+package final class LossyMount: @unchecked Sendable {  // used by one test
+    package let folder: String
+    package var path: String { folder + "/lossy" }
+    private let server: Server
+
+    private init() throws {
+        folder = try makeTemporaryFolder()
+        mkdir(folder + "/lossy", 0o755)
+        server = try Server("LossyFS", [folder + "/lossy"])
+    }
+
+    @discardableResult
+    package static func with<T>(_ body: (LossyMount) throws -> T) throws -> T {
+        let mount = try LossyMount()
+        defer { mount.remove() }
+        try mount.server.expectReady()
+        return try body(mount)
+    }
+
+    package func file(_ name: String) -> String { path + "/" + name }
+
+    package func tell(_ command: String) throws {
+        let control = try TestFile(file(".lossy"), O_WRONLY)
+        guard Glibc.write(control.fd, command, command.utf8.count) > 0 else {
+            throw Failure("\(command): errno \(errno)")
+        }
+    }
+
+    package func syncFolder() throws { try TestFile(path, O_RDONLY | O_DIRECTORY).sync() }
+
+    private func remove() {
+        server.end()
+        _ = try? run(["fusermount3", "-uz", path])
+        _ = try? run(["rm", "-rf", "--one-file-system", folder])
+    }
+}
