@@ -1,72 +1,156 @@
 /// A set of blocks: bitmaps of 1,024 blocks where anything is set, nothing where not.
 ///
-/// A run of set blocks costs 128 bytes for each 4 MiB of image, a lone block the same.
+/// A region (4 MiB of image) where some blocks are set costs 160 bytes and its entry; one where all
+/// are set only the entry, for all of those share one bitmap.
 package struct BlockSet: Sendable, Equatable {
-    private static let wordsPerRegion = 16
+    package typealias Words = ContiguousArray<UInt64>
+    package static let wordsPerRegion = 16
+    private static let empty = Words(repeating: 0, count: wordsPerRegion)
+    private static let full = Words(repeating: .max, count: wordsPerRegion)
 
     /// Region number to its bits; never an entry without a bit.
-    private var regions: [UInt64: ContiguousArray<UInt64>] = [:]
+    private var regions: [UInt64: Words] = [:]
     package private(set) var count: UInt64 = 0
 
     package init() {}
     package init(_ ranges: [BlockRange]) { for range in ranges { insert(range) } }
 
     package var isEmpty: Bool { count == 0 }
+    package var regionCount: Int { regions.count }
 
     package func contains(_ block: UInt64) -> Bool {
         guard let words = regions[block >> 10] else { return false }
         return words[Int(block & 1023) >> 6] & (1 << (block & 63)) != 0
     }
 
+    package func containsAll(_ range: BlockRange) -> Bool {
+        var holdsAll = true
+        Self.forEachPart(of: range) { region, first, end in
+            guard holdsAll, let words = regions[region] else {
+                holdsAll = false
+                return
+            }
+            Self.forEachWord(first, end) { if words[$0] & $1 != $1 { holdsAll = false } }
+        }
+        return holdsAll
+    }
+
     package mutating func insert(_ range: BlockRange) {
-        Self.forEachWord(range) { region, word, mask in
-            var words =
-                regions.removeValue(forKey: region)
-                ?? ContiguousArray(repeating: 0, count: Self.wordsPerRegion)
-            count += UInt64((mask & ~words[word]).nonzeroBitCount)
-            words[word] |= mask
-            regions[region] = words
+        Self.forEachPart(of: range) { region, first, end in
+            if end - first == 1024 { return replace(region, with: Self.full) }
+            // Taken out, so that the array is not copied before it is changed.
+            var words = regions.removeValue(forKey: region) ?? Self.empty
+            var added = 0
+            Self.forEachWord(first, end) { word, mask in
+                added += (mask & ~words[word]).nonzeroBitCount
+                words[word] |= mask
+            }
+            count += UInt64(added)
+            regions[region] = words == Self.full ? Self.full : words
         }
     }
 
     package mutating func remove(_ range: BlockRange) {
-        Self.forEachWord(range) { region, word, mask in
+        Self.forEachPart(of: range) { region, first, end in
             guard var words = regions.removeValue(forKey: region) else { return }
-            count -= UInt64((mask & words[word]).nonzeroBitCount)
-            words[word] &= ~mask
-            if words.contains(where: { $0 != 0 }) { regions[region] = words }
+            var removed = 0
+            Self.forEachWord(first, end) { word, mask in
+                removed += (mask & words[word]).nonzeroBitCount
+                words[word] &= ~mask
+            }
+            count -= UInt64(removed)
+            if words != Self.empty { regions[region] = words }
         }
     }
 
-    private static func forEachWord(_ range: BlockRange, _ body: (UInt64, Int, UInt64) -> Void) {
+    private mutating func replace(_ region: UInt64, with words: Words) {
+        let old = regions[region].map(Self.bits) ?? 0
+        let new = Self.bits(words)
+        regions[region] = new == 0 ? nil : new == 1024 ? Self.full : words
+        count += UInt64(new)
+        count -= UInt64(old)
+    }
+
+    private static func bits(_ words: Words) -> Int {
+        words.reduce(0) { $0 + $1.nonzeroBitCount }
+    }
+
+    /// The parts of a range in each region: first block in it, and the end.
+    private static func forEachPart(of range: BlockRange, _ body: (UInt64, Int, Int) -> Void) {
         var block = range.start
         while block < range.end {
-            let stop = min(range.end, (block >> 6 + 1) << 6)
-            let bits = stop - block
-            let mask = (bits == 64 ? UInt64.max : (1 << bits) - 1) << (block & 63)
-            body(block >> 10, Int(block & 1023) >> 6, mask)
+            let stop = min(range.end, (block >> 10 + 1) << 10)
+            body(block >> 10, Int(block & 1023), Int(block & 1023) + Int(stop - block))
             block = stop
         }
     }
 
-    package mutating func formUnion(_ other: BlockSet) {
-        for range in other.ranges { insert(range) }
+    private static func forEachWord(_ first: Int, _ end: Int, _ body: (Int, UInt64) -> Void) {
+        var bit = first
+        while bit < end {
+            let stop = min(end, (bit >> 6 + 1) << 6)
+            let bits = stop - bit
+            body(bit >> 6, (bits == 64 ? UInt64.max : (1 << UInt64(bits)) - 1) << UInt64(bit & 63))
+            bit = stop
+        }
     }
+
+    package mutating func formUnion(_ other: BlockSet) {
+        for (region, theirs) in other.regions {
+            guard let ours = regions[region] else {
+                replace(region, with: theirs)
+                continue
+            }
+            replace(region, with: Words((0..<Self.wordsPerRegion).map { ours[$0] | theirs[$0] }))
+        }
+    }
+
     package mutating func subtract(_ other: BlockSet) {
-        for range in other.ranges { remove(range) }
+        let keys = other.regions.count < regions.count ? other.regions.keys : regions.keys
+        for region in keys {
+            guard let ours = regions[region], let theirs = other.regions[region] else { continue }
+            replace(region, with: Words((0..<Self.wordsPerRegion).map { ours[$0] & ~theirs[$0] }))
+        }
+    }
+
+    // MARK: Region by region
+
+    /// The regions in which anything is set, ascending.
+    package var regionNumbers: [UInt64] { regions.keys.sorted() }
+
+    /// The first run of a region, which ends with the region at the latest.
+    package func firstRun(inRegion region: UInt64) -> BlockRange? {
+        guard let words = regions[region], let word = words.firstIndex(where: { $0 != 0 }) else {
+            return nil
+        }
+        let start = word * 64 + words[word].trailingZeroBitCount
+        var end = start
+        while end < 1024, words[end >> 6] & (1 << UInt64(end & 63)) != 0 { end += 1 }
+        return BlockRange(start: region << 10 + UInt64(start), count: UInt64(end - start))
+    }
+
+    /// The regions where anything is set, ascending, with one bit a block: block n of the region is
+    /// bit n mod 64 of word n ÷ 64.
+    package func forEachRegion(_ body: (UInt64, Words) -> Void) {
+        for region in regions.keys.sorted() { body(region, regions[region]!) }
+    }
+
+    /// - Parameter words: ``wordsPerRegion`` of them, as ``forEachRegion(_:)`` gives them.
+    package mutating func insert(region: UInt64, words: Words) {
+        guard let ours = regions[region] else { return replace(region, with: words) }
+        replace(region, with: Words((0..<Self.wordsPerRegion).map { ours[$0] | words[$0] }))
     }
 
     /// The set as runs, ascending.
     package var ranges: [BlockRange] {
         var result: [BlockRange] = []
-        for region in regions.keys.sorted() {
-            let words = regions[region]!
+        forEachRegion { region, words in
             for (index, word) in words.enumerated() where word != 0 {
                 var rest = word
                 while rest != 0 {
                     let start = rest.trailingZeroBitCount
                     let length = (~(rest >> UInt64(start))).trailingZeroBitCount
-                    append(
+                    Self.append(
                         BlockRange(
                             start: region << 10 + UInt64(index * 64 + start), count: UInt64(length)),
                         to: &result)
@@ -78,7 +162,7 @@ package struct BlockSet: Sendable, Equatable {
         return result
     }
 
-    private func append(_ range: BlockRange, to result: inout [BlockRange]) {
+    private static func append(_ range: BlockRange, to result: inout [BlockRange]) {
         if let last = result.last, last.end == range.start {
             result[result.count - 1].count += range.count
         } else {

@@ -17,6 +17,13 @@ package struct SnapshotID: RawRepresentable, Hashable, Codable, Sendable, Compar
     package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
 }
 
+/// A place that the pool is replicated to.
+package struct TargetID: RawRepresentable, Hashable, Codable, Sendable, Comparable {
+    package var rawValue: Int64
+    package init(rawValue: Int64) { self.rawValue = rawValue }
+    package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+}
+
 /// A name in the pool's tree; also its inode number, which therefore survives remounts.
 package struct NodeID: RawRepresentable, Hashable, Codable, Sendable, Comparable {
     package var rawValue: UInt64

@@ -44,7 +44,8 @@ import Testing
         var otherModel: Set<UInt64> = []
         for _ in 0..<200 {
             let range = BlockRange(
-                start: UInt64(random.below(3000)), count: UInt64(random.below(200)))
+                start: UInt64(random.below(3000)),
+                count: UInt64(random.below(random.chance(10) ? 3000 : 200)))
             switch random.below(4) {
             case 0:
                 set.remove(range)
@@ -61,6 +62,17 @@ import Testing
             #expect(set.count == UInt64(model.count))
             #expect(set.ranges.flatMap { $0.start..<$0.end } == model.sorted(), "seed \(seed)")
             for (a, b) in zip(set.ranges, set.ranges.dropFirst()) { #expect(a.end < b.start) }
+            for range in [BlockRange(start: 500, count: 700), BlockRange(start: 7, count: 0)] {
+                #expect(
+                    set.containsAll(range) == model.isSuperset(of: range.start..<range.end))
+            }
+            var copy = BlockSet()
+            set.forEachRegion { copy.insert(region: $0, words: $1) }
+            #expect(copy == set)
+            for region in set.regionNumbers {
+                let first = model.filter { $0 >> 10 == region }.min()
+                #expect(set.firstRun(inRegion: region)?.start == first)
+            }
         }
         expectEqual(set, model)
         var union = set

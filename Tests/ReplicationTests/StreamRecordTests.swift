@@ -24,10 +24,14 @@ import Testing
         StreamRecord(
             .size, sequence: SequenceNumber(rawValue: .max), image: ImageID(rawValue: 3),
             imageSizeBytes: 1),
+        StreamRecord(
+            .size, sequence: SequenceNumber(rawValue: 12), image: ImageID(rawValue: 3),
+            range: BlockRange(start: 12, count: 100), imageSizeBytes: 49_153),
         StreamRecord(.names, sequence: SequenceNumber(rawValue: 9), payloadBytes: 13),
         StreamRecord(
             .imageCreated, sequence: SequenceNumber(rawValue: 9), image: ImageID(rawValue: 4)),
         StreamRecord(.snapshot, sequence: SequenceNumber(rawValue: 10), payloadBytes: 1),
+        StreamRecord(.barrier, sequence: SequenceNumber(rawValue: 11)),
     ]
 
     @Test(arguments: records)
@@ -40,7 +44,7 @@ import Testing
         for record in Self.records {
             let bytes = encoded(record)
             #expect(decoded(Array(bytes.dropLast())) == nil)
-            for (offset, value) in [(0, UInt8(1)), (4, 0), (4, 8), (5, 1), (56, 77), (60, 1)] {
+            for (offset, value) in [(0, UInt8(1)), (4, 0), (4, 9), (5, 1), (56, 77), (60, 1)] {
                 var wrong = bytes
                 guard wrong[offset] != value else { continue }
                 wrong[offset] = value

@@ -24,7 +24,8 @@ package enum StreamKind: UInt8, Sendable {
     case data = 1
     /// The blocks read as zeros: trimmed, zeroed, or cut off by a shrink.
     case zero = 2
-    /// The image's size; what a shrink cuts off reads as zeros when it grows again.
+    /// The image's size. The range holds the blocks that a shrink cuts off, wholly or in part: they
+    /// read as zeros when the image grows again.
     case size = 3
     /// Changes of names: `NamesPayload`.
     case names = 4
@@ -32,6 +33,9 @@ package enum StreamKind: UInt8, Sendable {
     case imageDeleted = 6
     /// A snapshot's cut: everything before it is in it, nothing after: `SnapshotPayload`.
     case snapshot = 7
+    /// Blocks changed that the stream does not carry (a restore, a clone, a write that failed half
+    /// way): they are dirty. Never applied: a session goes past it in a staging alone.
+    case barrier = 8
 }
 
 package struct StreamRecord: Sendable, Hashable {
@@ -112,7 +116,9 @@ package struct StreamRecord: Sendable, Hashable {
         switch kind {
         case .data: return !range.isEmpty && payloadBytes == Int(range.lengthBytes)
         case .zero: return !range.isEmpty && payloadBytes == 0
-        case .size, .imageCreated, .imageDeleted: return range.isEmpty && payloadBytes == 0
+        case .size: return payloadBytes == 0
+        case .imageCreated, .imageDeleted, .barrier:
+            return range.isEmpty && payloadBytes == 0
         case .names, .snapshot: return range.isEmpty && payloadBytes > 0
         }
     }
