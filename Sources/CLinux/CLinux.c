@@ -16,6 +16,7 @@
 #include <sys/vfs.h>
 #include <sys/xattr.h>
 #include <time.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #ifndef PR_SET_IO_FLUSHER
@@ -47,6 +48,15 @@ int64_t clx_pread(int fd, void *b, size_t n, uint64_t o) {
 int64_t clx_pwrite(int fd, const void *b, size_t n, uint64_t o) {
     int64_t r;
     do r = pwrite(fd, b, n, (off_t)o);
+    while (r < 0 && errno == EINTR);
+    return result64(r);
+}
+int64_t clx_pwritev(int fd, const clx_piece *p, int n, uint64_t o) {
+    struct iovec v[8];
+    int64_t r;
+    if (n > 8) return -EINVAL;
+    for (int i = 0; i < n; i++) v[i] = (struct iovec){(void *)p[i].base, p[i].length};
+    do r = pwritev(fd, v, n, (off_t)o);
     while (r < 0 && errno == EINTR);
     return result64(r);
 }

@@ -71,6 +71,17 @@ open class DiskFile: @unchecked Sendable {  // `path` is constant; subclasses gu
         _ buffer: UnsafeRawBufferPointer, at offset: UInt64
     ) throws(SystemError) { unsupported() }
 
+    /// Writes the pieces one after another, at most 8, in one call where the system has one.
+    open func write(
+        pieces: [UnsafeRawBufferPointer], at offset: UInt64
+    ) throws(SystemError) {
+        var position = offset
+        for piece in pieces {
+            try write(piece, at: position)
+            position += UInt64(piece.count)
+        }
+    }
+
     /// fdatasync: data and the size. A failure is final; see `clx_fdatasync`.
     open func syncData() throws(SystemError) { unsupported() }
     /// fsync: data and all metadata.

@@ -43,6 +43,27 @@ public final class LinuxFile: DiskFile, @unchecked Sendable {  // `fd` changes o
         }
     }
 
+    public override func write(
+        pieces: [UnsafeRawBufferPointer], at offset: UInt64
+    ) throws(SystemError) {
+        let parts = pieces.map { clx_piece(base: $0.baseAddress, length: $0.count) }
+        let put = clx_pwritev(fd, parts, Int32(parts.count), offset)
+        if put < 0 { throw failure("write", put) }
+        // What one call left goes piece by piece.
+        var done = Int(put)
+        var position = offset
+        for piece in pieces {
+            let skipped = min(done, piece.count)
+            done -= skipped
+            if skipped < piece.count {
+                try write(
+                    UnsafeRawBufferPointer(rebasing: piece[skipped...]),
+                    at: position + UInt64(skipped))
+            }
+            position += UInt64(piece.count)
+        }
+    }
+
     public override func syncData() throws(SystemError) {
         try checked(clx_fdatasync(fd), "fdatasync", path)
     }

@@ -61,3 +61,31 @@ import Testing
         #expect(decoded(encoded(record)) == nil)
     }
 }
+
+@Suite struct SnapshotPayloadTests {
+    @Test func aSnapshotComesBack() {
+        let info = SnapshotInfo(
+            name: "vor dem Update ✓", createdNs: -5, origin: "user",
+            sequence: SequenceNumber(rawValue: .max))
+        let bytes = SnapshotPayload.encode(info)
+        #expect(bytes.withUnsafeBytes(SnapshotPayload.decode) == info)
+        #expect((bytes + [0]).withUnsafeBytes(SnapshotPayload.decode) == nil)
+        for length in 0..<bytes.count {
+            #expect(bytes[..<length].withUnsafeBytes(SnapshotPayload.decode) == nil)
+        }
+    }
+
+    @Test(arguments: Seeds.run(10)) func anyBytesAreRefusedOrUnderstoodWhole(seed: UInt64) {
+        var random = SeededRandom(seed: seed)
+        for _ in 0..<2000 {
+            var bytes = SnapshotPayload.encode(
+                SnapshotInfo(
+                    name: "a\(random.next())", createdNs: 1, origin: "user", sequence: .zero))
+            for _ in 0..<1 + random.below(4) {
+                bytes[random.below(bytes.count)] = UInt8(random.below(256))
+            }
+            guard let info = bytes.withUnsafeBytes(SnapshotPayload.decode) else { continue }
+            #expect(SnapshotPayload.encode(info) == bytes, "seed \(seed)")
+        }
+    }
+}

@@ -32,6 +32,12 @@ int clx_open(const char *path, int flags, uint32_t mode);
 int clx_close(int fd);
 int64_t clx_pread(int fd, void *buffer, size_t length, uint64_t offset);
 int64_t clx_pwrite(int fd, const void *buffer, size_t length, uint64_t offset);
+/// One call for several pieces, one after another in the file; at most 8.
+typedef struct {
+    const void *base;
+    size_t length;
+} clx_piece;
+int64_t clx_pwritev(int fd, const clx_piece *pieces, int count, uint64_t offset);
 int clx_fdatasync(int fd);
 int clx_fsync(int fd);
 int clx_syncfs(int fd);

@@ -1,0 +1,70 @@
+import BlockCore
+import SystemIO
+
+/// Goes through a journal's frames in order while others are appended. One thread uses it.
+package final class JournalReader {
+    private let journal: Journal
+    private let buffer = JournalBuffer()
+    private var segment: JournalSegment?
+    private var offset: UInt64 = 0
+    private var chain: UInt64 = 0
+    private var last: SequenceNumber
+    private let start: SequenceNumber
+
+    init(journal: Journal, after sequence: SequenceNumber) {
+        self.journal = journal
+        start = sequence
+        last = sequence
+    }
+
+    /// The next frame that holds something after where the reader began.
+    /// - Parameter limit: durable; nothing after it is looked at.
+    /// - Returns: nil when the frames up to `limit` were all returned.
+    /// - Throws: `.damaged` when one of them is not there.
+    package func next(through limit: SequenceNumber) throws(JournalError) -> JournalFrame? {
+        while last < limit {
+            guard let segment else {
+                try moveOn()
+                continue
+            }
+            guard let (header, next) = try segment.frame(at: offset, chain: chain, into: buffer)
+            else {
+                try moveOn()
+                continue
+            }
+            offset += header.totalBytes
+            chain = next
+            guard header.last > start else { continue }
+            last = header.last
+            return JournalFrame(
+                first: header.first, last: header.last, atNs: header.atNs,
+                payload: UnsafeRawBufferPointer(buffer.space(Int(header.payloadBytes))))
+        }
+        return nil
+    }
+
+    /// Opens the segment after the one that was read to its end, or the first.
+    private func moveOn() throws(JournalError) {
+        let entries = journal.entries
+        let entry: Journal.Entry?
+        if let segment {
+            entry = entries.first { $0.number > segment.header.number }
+        } else {
+            entry = entries.last { $0.startSequence <= start }
+        }
+        guard let entry, segment == nil || entry.number == segment!.header.number + 1 else {
+            throw .damaged(
+                path: segment?.path ?? journal.directory,
+                reason: "what follows operation \(last.rawValue) is not there")
+        }
+        let (opened, first) = try JournalSegment.open(
+            disk: journal.disk, path: entry.path, number: entry.number)
+        if segment != nil, opened.header.previousChain != chain {
+            throw .damaged(
+                path: segment!.path, reason: "the frame at \(offset) no longer verifies")
+        }
+        segment = opened
+        offset = JournalSegmentHeader.bytes
+        chain = first
+    }
+}

@@ -1,0 +1,364 @@
+// The journal on a disk that forgets, beside a list of what was appended.
+
+import BlockCore
+import Glibc
+import SystemIO
+import TestSupport
+import Testing
+
+@testable import Pool
+
+private struct JournalViolation: Error, CustomStringConvertible {
+    var description: String
+    init(_ description: String) { self.description = description }
+}
+
+private final class CheckedJournal {
+    struct Frame: Equatable {
+        var first: UInt64
+        var last: UInt64
+        var bytes: [UInt8]
+    }
+
+    static let options = JournalOptions(segmentBytes: 24 << 10)
+    var random: SeededRandom
+    var disk: SimulatedDisk
+    var journal: Journal!
+    /// Everything after `applied`, in order; the first `durable` of it must stay.
+    var frames: [Frame] = []
+    var durable = 0
+    /// What its owner keeps elsewhere, atomically.
+    var applied: UInt64 = 0
+    var firstSegment: UInt64 = 1
+    var last: UInt64 = 0
+
+    init(seed: UInt64, misbehaviour: SimulatedDisk.Misbehaviour = .init()) throws {
+        random = SeededRandom(seed: seed)
+        disk = SimulatedDisk(misbehaviour: misbehaviour)
+        try disk.createDirectory("/pool", mode: 0o700)
+        try disk.syncDirectory("/")
+        try open()
+    }
+
+    func open() throws {
+        journal = try Journal.open(
+            disk: disk, directory: "/pool/journal", options: Self.options,
+            firstSegment: firstSegment, applied: SequenceNumber(rawValue: applied))
+    }
+
+    func step() throws {
+        switch random.below(100) {
+        case 0..<60: try append()
+        case 60..<80: try sync()
+        case 80..<90: try apply()
+        case 90..<93: restart()
+        default: try compare()
+        }
+    }
+
+    func append() throws {
+        let first = last + 1 + UInt64(random.below(3))
+        let frame = Frame(
+            first: first, last: first + UInt64(random.below(5)),
+            bytes: random.bytes(
+                random.chance(3) ? 40_000 : 1 + random.below(random.chance(20) ? 9000 : 600)))
+        let split = random.chance(30) ? random.below(frame.bytes.count) : 0
+        try frame.bytes.withUnsafeBytes { raw in
+            let pieces =
+                split == 0
+                ? [raw]
+                : [
+                    UnsafeRawBufferPointer(rebasing: raw[..<split]),
+                    UnsafeRawBufferPointer(rebasing: raw[split...]),
+                ]
+            // It may be there even if its append does not return.
+            frames.append(frame)
+            try journal.append(
+                pieces, first: SequenceNumber(rawValue: frame.first),
+                last: SequenceNumber(rawValue: frame.last))
+        }
+        last = frame.last
+    }
+
+    func sync() throws {
+        let returned = try journal.sync()
+        guard returned.rawValue == last else {
+            throw JournalViolation("sync says \(returned) and \(last) was appended")
+        }
+        durable = frames.count
+    }
+
+    /// Its owner has some of the durable frames elsewhere now.
+    private func apply() throws {
+        guard durable > 0 else { return }
+        let count = 1 + random.below(durable)
+        applied = frames[count - 1].last
+        frames.removeFirst(count)
+        durable -= count
+        try journal.free(through: SequenceNumber(rawValue: applied))
+    }
+
+    private func restart() {
+        // As after a resync: the owner's checkpoint is somewhere else, maybe further back.
+        applied = random.chance(50) ? last + 100 : last / 2
+        firstSegment = journal.nextSegment
+        journal.restart(after: SequenceNumber(rawValue: applied))
+        last = applied
+        frames = []
+        durable = 0
+    }
+
+    func read() throws -> [Frame] {
+        var found: [Frame] = []
+        let reader = journal.reader(after: SequenceNumber(rawValue: applied))
+        while let frame = try reader.next(through: journal.durableSequence) {
+            found.append(
+                Frame(
+                    first: frame.first.rawValue, last: frame.last.rawValue,
+                    bytes: [UInt8](frame.payload)))
+        }
+        return found
+    }
+
+    func compare() throws {
+        // A full segment is synced before the next begins.
+        durable = max(durable, frames.prefix { $0.last <= journal.durableSequence.rawValue }.count)
+        guard try read() == Array(frames[..<durable]) else {
+            throw JournalViolation("the journal does not read as what was synced")
+        }
+    }
+
+    func runToCrash(atSync count: Int) throws {
+        disk.powerOff(atSync: count)
+        do {
+            for _ in 0..<400 { try step() }
+            disk.cancelPowerOff()
+        } catch {
+            guard disk.isPoweredOff else { throw error }
+        }
+        while true {
+            disk = disk.crash(&random)
+            if random.chance(30) { disk.powerOff(atSync: 1 + random.below(3)) }
+            do {
+                try open()
+                disk.cancelPowerOff()
+                if !disk.isPoweredOff { break }
+            } catch {
+                guard disk.isPoweredOff else {
+                    throw JournalViolation("the journal does not open after a crash: \(error)")
+                }
+            }
+        }
+        let found = try read()
+        guard found.count >= durable else {
+            throw JournalViolation("\(durable) frames were synced, \(found.count) are there")
+        }
+        guard found == Array(frames.prefix(found.count)) else {
+            throw JournalViolation("what is there is not a prefix of what was appended")
+        }
+        frames = found
+        durable = found.count
+        last = found.last?.last ?? applied
+    }
+}
+
+@Suite struct JournalTests {
+    @Test(arguments: Seeds.run(25)) func aCrashLeavesAPrefixWithAllThatWasSynced(
+        seed: UInt64
+    ) throws {
+        do {
+            let journal = try CheckedJournal(seed: seed)
+            // Each boundary once, from the first sync on.
+            for count in 1...24 { try journal.runToCrash(atSync: count) }
+        } catch { Issue.record("seed \(seed): \(error)") }
+    }
+
+    @Test func skippedSyncsAreFound() throws {
+        var misbehaviour = SimulatedDisk.Misbehaviour()
+        misbehaviour.skipsSync = { $0.hasPrefix("/pool/journal/") }
+        let found = (1...40).contains { seed in
+            do {
+                let journal = try CheckedJournal(seed: UInt64(seed), misbehaviour: misbehaviour)
+                for count in 1...24 { try journal.runToCrash(atSync: count) }
+                return false
+            } catch { return true }
+        }
+        #expect(found)
+    }
+
+    private func filled(frames: Int, syncEach: Bool = true) throws -> CheckedJournal {
+        let journal = try CheckedJournal(seed: 1)
+        for _ in 0..<frames {
+            try journal.append()
+            if syncEach { try journal.sync() }
+        }
+        return journal
+    }
+
+    private func flip(_ disk: Disk, _ path: String, at offset: UInt64) throws {
+        let file = try disk.open(path, .readWrite)
+        var byte: [UInt8] = [0]
+        _ = try byte.withUnsafeMutableBytes { try file.read(into: $0, at: offset) }
+        byte[0] ^= 1
+        try byte.withUnsafeBytes { try file.write($0, at: offset) }
+    }
+
+    /// Any byte of a frame that a later frame knows durable.
+    @Test func damageBeforeADurableFrameIsAnError() throws {
+        for offset in [4096, 4100, 4096 + 50, 4096 + 79, 4096 + 90] as [UInt64] {
+            let journal = try filled(frames: 5)
+            try flip(journal.disk, "/pool/journal/1", at: offset)
+            #expect(throws: JournalError.self) { try journal.open() }
+        }
+        let journal = try filled(frames: 5)
+        try flip(journal.disk, "/pool/journal/1", at: 20)
+        #expect(throws: JournalError.self, "the header") { try journal.open() }
+    }
+
+    @Test func aMissingOrShortSegmentIsAnError() throws {
+        let journal = try filled(frames: 200)
+        let count = journal.journal.entries.count
+        try #require(count > 3)
+        try flip(journal.disk, "/pool/journal/2", at: 4100)
+        #expect(throws: JournalError.self) { try journal.open() }
+        try flip(journal.disk, "/pool/journal/2", at: 4100)
+        try journal.open()
+        try journal.compare()
+        try journal.disk.removeFile("/pool/journal/2")
+        #expect(throws: JournalError.self) { try journal.open() }
+    }
+
+    @Test func whatIsMissingAfterTheOwnersCheckpointIsAnError() throws {
+        let journal = try filled(frames: 200)
+        let later = journal.frames[180].last
+        try journal.journal.free(through: SequenceNumber(rawValue: later))
+        #expect(journal.journal.entries[0].number > 1)
+        #expect(throws: JournalError.self) { try journal.open() }
+    }
+
+    @Test func aTornTailIsCutBeforeAnythingFollows() throws {
+        let journal = try filled(frames: 5)
+        let before = journal.frames
+        for _ in 0..<3 { try journal.append() }
+        // The first of the three is lost, the two after it are there whole.
+        let end = 4096 + before.reduce(0) { $0 + 80 + ($1.bytes.count + 7) & ~7 }
+        try flip(journal.disk, "/pool/journal/1", at: UInt64(end) + 85)
+        try journal.open()
+        #expect(journal.journal.wasTorn)
+        journal.frames = before
+        journal.last = before.last!.last
+        try journal.compare()
+        try journal.append()
+        try journal.sync()
+        try journal.open()
+        try journal.compare()
+    }
+
+    @Test func aFailedSyncLatches() throws {
+        let journal = try filled(frames: 3)
+        journal.disk.failSyncs { $0.hasPrefix("/pool/journal/") }
+        try journal.append()
+        #expect(throws: JournalError.self) { try journal.sync() }
+        journal.disk.failSyncs { _ in false }
+        #expect(throws: JournalError.self) { try journal.sync() }
+        #expect(throws: JournalError.self) { try journal.append() }
+    }
+
+    /// A full disk takes nothing, keeps everything, and goes on when there is room: history first.
+    @Test func aFullDiskTakesNothing() throws {
+        let journal = try filled(frames: 3)
+        journal.disk.limitSpace(toBytes: 160_000)
+        let error = #expect(throws: JournalError.self) {
+            for _ in 0..<400 {
+                try journal.append()
+                try journal.sync()
+            }
+        }
+        guard case .system(let system)? = error, system.isNoSpace else {
+            Issue.record("\(String(describing: error))")
+            return
+        }
+        journal.frames.removeLast()
+        try journal.compare()
+        // What is applied is kept as history, until the room is needed.
+        let old = CheckedJournal.options
+        try journal.open()
+        let count = journal.journal.entries.count
+        journal.applied = journal.last
+        journal.frames = []
+        journal.durable = 0
+        journal.journal = try Journal.open(
+            disk: journal.disk, directory: "/pool/journal",
+            options: JournalOptions(segmentBytes: old.segmentBytes, historyMs: 3_600_000),
+            firstSegment: 1, applied: SequenceNumber(rawValue: journal.applied))
+        try journal.journal.free(through: SequenceNumber(rawValue: journal.applied))
+        #expect(journal.journal.entries.count == count)
+        for _ in 0..<30 {
+            try journal.append()
+            try journal.sync()
+        }
+        try journal.compare()
+    }
+
+    @Test func segmentsAreUsedAgain() throws {
+        let journal = try filled(frames: 1)
+        for _ in 0..<300 {
+            try journal.append()
+            try journal.sync()
+            journal.applied = journal.last
+            journal.frames = []
+            journal.durable = 0
+            try journal.journal.free(through: SequenceNumber(rawValue: journal.applied))
+        }
+        #expect(journal.journal.entries.count == 1)
+        #expect(journal.journal.entries[0].number > 5)
+        #expect(try journal.disk.list("/pool/journal").count == 2)
+        try journal.open()
+        try journal.compare()
+    }
+
+    @Test func onARealDisk() throws {
+        let path = "/tmp/doppel-journal-\(getpid())-\(UInt32.random(in: 0...(.max)))"
+        let disk: Disk = LinuxDisk()
+        try disk.createDirectory(path)
+        defer {
+            for name in (try? disk.list(path + "/journal")) ?? [] {
+                try? disk.removeFile(path + "/journal/" + name.name)
+            }
+            try? disk.removeDirectory(path + "/journal")
+            try? disk.removeDirectory(path)
+        }
+        func open() throws -> Journal {
+            try Journal.open(
+                disk: disk, directory: path + "/journal",
+                options: JournalOptions(segmentBytes: 1 << 20), firstSegment: 1, applied: .zero)
+        }
+        var journal = try open()
+        var sequence: UInt64 = 0
+        var random = SeededRandom(seed: 3)
+        var written: [[UInt8]] = []
+        for _ in 0..<40 {
+            let bytes = random.bytes(100_001)
+            sequence += 1
+            try bytes.withUnsafeBytes { raw in
+                try journal.append(
+                    [
+                        UnsafeRawBufferPointer(rebasing: raw[..<70_000]),
+                        UnsafeRawBufferPointer(rebasing: raw[70_000...]),
+                    ], first: SequenceNumber(rawValue: sequence),
+                    last: SequenceNumber(rawValue: sequence))
+            }
+            written.append(bytes)
+        }
+        #expect(try journal.sync().rawValue == 40)
+        journal = try open()
+        #expect(!journal.wasTorn)
+        #expect(journal.sequence.rawValue == 40)
+        let reader = journal.reader(after: SequenceNumber(rawValue: 7))
+        var found: [[UInt8]] = []
+        while let frame = try reader.next(through: journal.durableSequence) {
+            found.append([UInt8](frame.payload))
+        }
+        #expect(found == Array(written[7...]))
+    }
+}
