@@ -1,0 +1,172 @@
+// What a session hears (events), asks for (effects) and shows (status). The session itself does no
+// I/O and knows no clock: see TargetSession.
+
+import BlockCore
+
+/// What an acknowledgement waits for.
+package enum ReplicationMode: String, Sendable, Codable, CaseIterable {
+    /// Nothing; the target follows behind.
+    case async
+    /// An fsync returns when the target, too, holds what came before it durably.
+    case flush
+}
+
+package struct SessionOptions: Sendable, Hashable {
+    package var mode = ReplicationMode.flush
+    /// How long a target that is waited for may make no progress before it is degraded.
+    package var timeoutMs: Int64 = 5000
+    /// Longest time that a target's journal stays unsynced.
+    package var flushIntervalMs: Int64 = 1000
+    package var firstRetryMs: Int64 = 200
+    package var longestRetryMs: Int64 = 10_000
+    /// Blocks read and staged at once.
+    package var chunkBlocks: UInt64 = 512
+    /// Chunks between two syncs of the staging.
+    package var chunksPerSync = 128
+    package init() {}
+}
+
+/// The end of a leg: what the target is a copy of when the leg is committed.
+package enum LegEnd: Sendable, Hashable {
+    case head
+    case snapshot(SnapshotInfo)
+}
+
+/// A leg of a resync as the session works it off.
+package struct LegSummary: Sendable {
+    package var end: LegEnd
+    /// What changed, besides what an earlier try at the same leg had left.
+    package var blocks: [ImageID: BlockSet]
+    /// The sequence of the shape that the staging began with.
+    package var shapeSequence: SequenceNumber
+    /// For the head: the records after this one come through the stream.
+    package var streamFrom: SequenceNumber
+
+    package init(
+        end: LegEnd, blocks: [ImageID: BlockSet], shapeSequence: SequenceNumber,
+        streamFrom: SequenceNumber
+    ) {
+        self.end = end
+        self.blocks = blocks
+        self.shapeSequence = shapeSequence
+        self.streamFrom = streamFrom
+    }
+}
+
+/// Records of the stream that were staged.
+package struct StagedStretch: Sendable {
+    /// nil: there was nothing to stage.
+    package var through: SequenceNumber?
+    /// Blocks that the stream carried whole after they were last taken out of the legs: a record from
+    /// before that may be older than what made them dirty.
+    package var covered: [ImageID: BlockSet] = [:]
+    /// Blocks that a barrier in the stretch stands for.
+    package var dirtied: [ImageID: BlockSet] = [:]
+    /// The stretch ended in this cut.
+    package var cut: SnapshotInfo?
+    package init() {}
+}
+
+/// Where the stream stands for a target that has just connected.
+package struct StreamPosition: Sendable, Hashable {
+    /// The target took its last records from this incarnation of the pool.
+    package var isSameIncarnation: Bool
+    /// Every record after the target's checkpoint is in the ring.
+    package var holdsAllAfterCheckpoint: Bool
+    /// Blocks are known to differ.
+    package var isDirty: Bool
+    /// What the target said was durable the last time; it must not have gone back.
+    package var acknowledged: SequenceNumber
+
+    package init(
+        isSameIncarnation: Bool, holdsAllAfterCheckpoint: Bool, isDirty: Bool,
+        acknowledged: SequenceNumber
+    ) {
+        self.isSameIncarnation = isSameIncarnation
+        self.holdsAllAfterCheckpoint = holdsAllAfterCheckpoint
+        self.isDirty = isDirty
+        self.acknowledged = acknowledged
+    }
+}
+
+/// What may block: done on the session's own thread, one at a time, each answered by one event.
+package enum SessionOperation: Sendable, Hashable {
+    /// → `connected` or `failed`.
+    case connect
+    /// Lets go of the target → `disconnected`.
+    case disconnect
+    /// Compares by hash what an unclean end left unknown, and enters what differs in the legs
+    /// → `compared` or `failed`.
+    case compare
+    /// Everything is unknown: enters every allocated block in the legs → `compared` or `failed`.
+    case markEverything
+    /// Appends what the stream has → `sent` or `failed`.
+    case send
+    /// → `flushed` or `failed`.
+    case flush
+    /// Takes the first leg. For the head the stream is held for the target from the shape on. Begins
+    /// the staging, or goes on with it → `legOpened` or `failed`.
+    case openLeg(stagingID: UInt64)
+    /// Stages what the stream has, up to a cut at most → `streamStaged` or `failed`.
+    case stageStream
+    /// Reads blocks, stages the stream up to the moment of the read, then the blocks
+    /// → `blocksStaged`, `streamStaged` with a cut when one came first, or `failed`.
+    case stageBlocks(ImageID, BlockRange)
+    /// → `stagingSynced` or `failed`.
+    case syncStaging
+    /// → `legCommitted` or `failed`.
+    case commitLeg(stagingID: UInt64, at: SequenceNumber, end: LegEnd)
+}
+
+package enum SessionEvent: Sendable {
+    case start
+    case pause
+    case resume
+    case tick
+    /// The stream has records that the target has not.
+    case recordsWaiting
+    /// Somebody waits until everything up to here is durable on the target.
+    case flushWanted(SequenceNumber)
+    /// The ring was full: the stream is not held for the target any more.
+    case ringOverflowed
+    /// The answer to `recordStale`.
+    case staleRecorded
+
+    case connected(ReplicaReport, StreamPosition)
+    case disconnected
+    case compared
+    /// nil: there was nothing to send. With a barrier next, nothing after it was sent.
+    case sent(through: SequenceNumber?, isBarrierNext: Bool)
+    case flushed(through: SequenceNumber)
+    case legOpened(LegSummary)
+    case streamStaged(StagedStretch)
+    /// The blocks were staged after the stretch, which met no cut.
+    case blocksStaged(ImageID, BlockRange, StagedStretch)
+    case stagingSynced
+    case legCommitted
+    case failed(TargetError)
+}
+
+package enum SessionEffect: Sendable, Hashable {
+    case run(SessionOperation)
+    /// The target holds everything up to here durably: the ring need not, and who waited for it
+    /// goes on.
+    case acknowledge(SequenceNumber)
+    /// The stream is not held for the target any more: what it lacks is dirty.
+    case stopStreaming
+    /// Writes down, before anybody is told that an fsync is done without this target, that it lacks
+    /// what came after.
+    case recordStale(since: SequenceNumber, reason: String)
+    /// The target is in step again: it is not stale, and acknowledgements wait for it.
+    case countForAcknowledgements
+    /// It is not waited for.
+    case releaseWaiters
+    /// The leg's blocks are no longer dirty.
+    case legIsClean
+    /// The target turned out to be this far: legs that end at or before it are part of the next one.
+    case joinLegs(through: SequenceNumber)
+    /// Nothing to do before then, unless something happens.
+    case wake(atNs: Int64)
+    /// For people: what happened to this target.
+    case tell(kind: String, message: String)
+}

@@ -1,0 +1,330 @@
+// The life of one target as a state machine without I/O: events in, effects out. Whoever drives it
+// runs at most one operation at a time and answers each with one event.
+//
+//                 start, resume
+//      paused ───────────────────► connecting ◄──────────── disconnected ◄── failure, silence,
+//        ▲                            │ connected                ▲ retry        overflow: from
+//        │ pause (from any)           ▼                          │              anywhere below
+//        │                       negotiating ── compare ─────────┤
+//        │                            │                          │
+//        │       nothing lacks ┌──────┴───────┐ something lacks  │
+//        │                     ▼              ▼                  │
+//        │                 streaming ◄─── resyncing ─────────────┘
+//        │                     └── barrier ──►┘
+//      fenced: the target has a newer generation; nothing leads out but a new primary
+//
+// Functions: start/resume `begin`, connected `negotiate`, compared `goOn`, legOpened `open`,
+// staged `advance`, legCommitted `commit`, failed `fail`, tick `watch`, barrier `nextWhenStreaming`.
+//
+// Invariants
+//   S1 What was acknowledged is what the target said it flushed: never more.
+//   S2 While `counts`, everything after `durable` is held for the target in the ring, also while it
+//      is away for less than the timeout. It stops counting only after `recordStale` was answered.
+//   S3 A staging is committed only when nothing of its leg is left, at a sequence that the stream
+//      was staged to, not before the shape's.
+//   S4 `legIsClean` follows `legCommitted` alone.
+
+import BlockCore
+
+package struct TargetSession: Sendable {
+    package enum State: String, Sendable, CaseIterable {
+        case paused, connecting, negotiating, resyncing, streaming, disconnected, fenced
+    }
+
+    package let options: SessionOptions
+    package internal(set) var state = State.paused
+    /// What the target holds durably, as it said.
+    package internal(set) var durable = SequenceNumber.zero
+    /// What it was given.
+    package internal(set) var sent = SequenceNumber.zero
+    /// Acknowledgements wait for it.
+    package internal(set) var counts = false
+    /// Why it is not streaming, and since when; kept while it resyncs.
+    package internal(set) var outage: Outage?
+    package internal(set) var resync: Resync?
+
+    package struct Outage: Sendable, Hashable {
+        package var sinceNs: Int64
+        package var reason: String
+        var retries = 0
+        var retryAtNs: Int64 = 0
+    }
+
+    /// The operation under way, since when.
+    var outstanding: (operation: SessionOperation, sinceNs: Int64)?
+    var flushWanted = SequenceNumber.zero
+    var flushWantedSinceNs: Int64 = 0
+    var hasRecords = false
+    /// The next record is a barrier: what it stands for has to be staged.
+    var metBarrier = false
+    var unflushedSinceNs: Int64?
+    /// Waits for `staleRecorded`; then it stops counting.
+    var isDegrading = false
+    var pauseWanted = false
+    /// The target was let go of since it was last connected.
+    var isReleased = true
+    /// What the last report asks for before anything else.
+    var wantsEverything = false
+    var needsComparing = false
+    var random: UInt64
+
+    /// - Parameter seed: of the staging ids.
+    package init(options: SessionOptions, seed: UInt64) {
+        self.options = options
+        random = seed
+    }
+
+    package mutating func apply(_ event: SessionEvent, now: Int64) -> [SessionEffect] {
+        var effects: [SessionEffect] = []
+        take(event, now, &effects)
+        if outstanding == nil, let next = nextOperation(now, &effects) {
+            outstanding = (next, now)
+            effects.append(.run(next))
+        }
+        return effects
+    }
+
+    private mutating func take(
+        _ event: SessionEvent, _ now: Int64, _ effects: inout [SessionEffect]
+    ) {
+        switch event {
+        case .start, .resume: begin(now)
+        case .pause: pause(now, &effects)
+        case .tick: watch(now, &effects)
+        case .recordsWaiting: hasRecords = true
+        case .flushWanted(let sequence):
+            if flushWanted <= durable { flushWantedSinceNs = now }
+            flushWanted = max(flushWanted, sequence)
+        case .ringOverflowed:
+            let reason = "it fell behind further than the write stream reaches back"
+            fail(TargetError(.io, reason), now, &effects)
+            giveUp(reason, &effects)
+        case .staleRecorded: stopCounting(&effects)
+        default: answer(event, now, &effects)
+        }
+    }
+
+    /// The answer to the operation under way. After a failure (silence, overflow) it only says that
+    /// the thread is free again.
+    private mutating func answer(
+        _ event: SessionEvent, _ now: Int64, _ effects: inout [SessionEffect]
+    ) {
+        outstanding = nil
+        if case .failed(let error) = event { return fail(error, now, &effects) }
+        switch (state, event) {
+        case (.connecting, .connected(let report, let position)):
+            negotiate(report, position, now, &effects)
+        case (.negotiating, .compared): state = .resyncing
+        case (.streaming, .sent(let through, let isBarrierNext)):
+            noteSent(through, now)
+            if isBarrierNext { metBarrier = true }
+        case (.streaming, .flushed(let through)): noteFlushed(through, now, &effects)
+        case (.resyncing, .flushed(let through)): noteFlushed(through, now, &effects)
+        case (.resyncing, .legOpened(let leg)): open(leg)
+        case (.resyncing, .streamStaged(let stretch)): advance(stretch)
+        case (.resyncing, .blocksStaged(let image, let range, let stretch)):
+            advance(stretch)
+            resync?.noteStaged(image, range)
+        case (.resyncing, .stagingSynced): resync?.noteSynced()
+        case (.resyncing, .legCommitted): commit(now, &effects)
+        default: keepWhatWasTaken(event)
+        }
+    }
+
+    /// An answer that comes too late to go on: the blocks in it were taken out of the legs and are
+    /// this session's to remember.
+    private mutating func keepWhatWasTaken(_ event: SessionEvent) {
+        switch event {
+        case .legOpened(let leg):
+            open(leg)
+            resync?.suspend()
+        case .streamStaged(let stretch), .blocksStaged(_, _, let stretch):
+            for (image, blocks) in stretch.dirtied {
+                resync?.remaining[image, default: BlockSet()].formUnion(blocks)
+            }
+        default: break
+        }
+    }
+
+    // MARK: Beginning and ending
+
+    private mutating func begin(_ now: Int64) {
+        pauseWanted = false
+        guard state == .paused else { return }
+        state = .connecting
+        outage = Outage(sinceNs: now, reason: "not connected yet")
+    }
+
+    private mutating func pause(_ now: Int64, _ effects: inout [SessionEffect]) {
+        guard state != .paused, state != .fenced else { return }
+        pauseWanted = true
+        leave("it is paused", now, &effects)
+        giveUp("it is paused", &effects)
+        effects.append(.tell(kind: "target-paused", message: "it is paused"))
+    }
+
+    /// From here on the target may be behind. While it was in step a short absence costs nothing:
+    /// the stream is held for it until the timeout (or, where nobody waits for it, the ring's end).
+    mutating func fail(_ error: TargetError, _ now: Int64, _ effects: inout [SessionEffect]) {
+        guard state != .paused, state != .fenced else { return }
+        let wasDown = outage != nil
+        leave(error.message, now, &effects)
+        switch error.kind {
+        case .fenced, .splitBrain:
+            state = .fenced
+            giveUp(error.message, &effects)
+            effects.append(
+                .tell(
+                    kind: error.kind == .fenced ? "target-fenced" : "split-brain",
+                    message: error.message))
+        default:
+            if !wasDown {
+                effects.append(.tell(kind: "target-lost", message: error.message))
+            }
+        }
+    }
+
+    private mutating func leave(
+        _ reason: String, _ now: Int64, _ effects: inout [SessionEffect]
+    ) {
+        let retries = min(outage?.retries ?? 0, 20)
+        let delayMs = min(options.firstRetryMs << Int64(retries), options.longestRetryMs)
+        outage = Outage(
+            sinceNs: outage?.sinceNs ?? now, reason: reason, retries: retries + 1,
+            retryAtNs: now + delayMs * 1_000_000)
+        if state == .resyncing { effects.append(.stopStreaming) }
+        state = .disconnected
+        isReleased = false
+        hasRecords = false
+        metBarrier = false
+        unflushedSinceNs = nil
+        resync?.suspend()
+    }
+
+    /// Nothing is held for the target any more, and nobody waits for it; but first it is written
+    /// down that it is behind (S2).
+    private mutating func giveUp(_ reason: String, _ effects: inout [SessionEffect]) {
+        guard counts else { return effects.append(.stopStreaming) }
+        guard !isDegrading else { return }
+        isDegrading = true
+        effects.append(.recordStale(since: durable, reason: reason))
+        effects.append(.tell(kind: "target-degraded", message: reason))
+    }
+
+    private mutating func stopCounting(_ effects: inout [SessionEffect]) {
+        guard isDegrading else { return }
+        isDegrading = false
+        counts = false
+        effects += [.stopStreaming, .releaseWaiters]
+    }
+
+    // MARK: Connecting
+
+    private mutating func negotiate(
+        _ report: ReplicaReport, _ position: StreamPosition, _ now: Int64,
+        _ effects: inout [SessionEffect]
+    ) {
+        state = .negotiating
+        resync?.keep(only: report.staging)
+        let isEmpty = report.incarnationID == nil
+        wantsEverything = !isEmpty && report.checkpoint < position.acknowledged
+        if wantsEverything {
+            effects.append(
+                .tell(
+                    kind: "target-went-back",
+                    message: "it lacks what it had confirmed; everything is compared"))
+        }
+        let isKnown = position.isSameIncarnation && !isEmpty && !wantsEverything
+        // An unclean end may have changed active blocks here, too: between two legs, or back.
+        needsComparing = !isKnown
+        durable = isKnown ? report.checkpoint : .zero
+        sent = durable
+        // An answer may have been lost: the target can be further than it was known to be. Sequence
+        // numbers never go back, so a cut at or before its checkpoint is one that it has.
+        if isKnown { effects.append(.acknowledge(durable)) }
+        if !isEmpty, !wantsEverything { effects.append(.joinLegs(through: report.checkpoint)) }
+        if isKnown, position.holdsAllAfterCheckpoint, !position.isDirty, resync == nil, !isDegrading
+        {
+            stream(now, &effects)
+            hasRecords = true
+            return
+        }
+        giveUp("it lacks more than the write stream holds", &effects)
+        if !needsComparing { state = .resyncing }
+    }
+
+    /// In step: what comes is sent as it comes.
+    private mutating func stream(_ now: Int64, _ effects: inout [SessionEffect]) {
+        if state != .streaming {
+            effects.append(.tell(kind: "target-in-step", message: "it is in step"))
+        }
+        state = .streaming
+        outage = nil
+        resync = nil
+        unflushedSinceNs = nil
+        if options.mode == .flush, !counts {
+            counts = true
+            effects.append(.countForAcknowledgements)
+        }
+    }
+
+    // MARK: Streaming
+
+    private mutating func noteSent(_ through: SequenceNumber?, _ now: Int64) {
+        guard let through else {
+            hasRecords = false
+            return
+        }
+        sent = max(sent, through)
+        if unflushedSinceNs == nil { unflushedSinceNs = now }
+    }
+
+    private mutating func noteFlushed(
+        _ through: SequenceNumber, _ now: Int64, _ effects: inout [SessionEffect]
+    ) {
+        unflushedSinceNs = nil
+        guard through > durable else { return }
+        durable = through
+        if flushWanted > durable { flushWantedSinceNs = now }
+        effects.append(.acknowledge(durable))
+    }
+
+    private mutating func commit(_ now: Int64, _ effects: inout [SessionEffect]) {
+        guard let done = resync else { return }
+        durable = max(durable, done.stagedThrough)
+        sent = durable
+        effects += [.legIsClean, .acknowledge(durable)]
+        resync = nil
+        // After the head, and after a head that a cut turned into a snapshot, the stream goes on.
+        if done.holdsStream {
+            hasRecords = true
+            stream(now, &effects)
+        }
+    }
+
+    // MARK: Silence
+
+    /// A target in step that makes no progress is left behind, not waited for. (One that is being
+    /// brought in step keeps nobody waiting.)
+    private mutating func watch(_ now: Int64, _ effects: inout [SessionEffect]) {
+        let limitNs = options.timeoutMs * 1_000_000
+        let silence = "it has made no progress for \(options.timeoutMs) ms"
+        if state == .streaming, let outstanding {
+            let isWaitedFor = flushWanted > durable && now - flushWantedSinceNs > limitNs
+            guard now - outstanding.sinceNs > limitNs || isWaitedFor else { return }
+            fail(TargetError(.io, silence), now, &effects)
+            giveUp(silence, &effects)
+        } else if counts, !isDegrading, let outage, now - outage.sinceNs > limitNs {
+            giveUp(outage.reason, &effects)
+        }
+    }
+
+    mutating func newStagingID() -> UInt64 {
+        // SplitMix64, never 0.
+        random &+= 0x9e37_79b9_7f4a_7c15
+        var z = random
+        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+        return (z ^ (z >> 31)) | 1
+    }
+}

@@ -1,0 +1,239 @@
+// What the session's operations do to the model's target, and what may go wrong with them.
+
+import BlockCore
+import Replication
+
+extension SessionWorld {
+    private var incarnationID: String { "incarnation \(incarnation)" }
+
+    /// Ends the operation under way, somehow.
+    mutating func answer(canFail: Bool = true) throws {
+        guard let current = operation else { return }
+        let lostBefore = canFail && random.below(200) == 0
+        if lostBefore || (target.isAbsent && current != .disconnect) {
+            operation = nil
+            return try tell(.failed(TargetError(.absent, "it is not there")))
+        }
+        let event = try perform(current)
+        operation = nil
+        if canFail, random.below(200) == 0 {
+            // Whoever took blocks out of the legs for an answer that never came puts them back.
+            switch event {
+            case .legOpened(let leg): putBack(leg.blocks)
+            case .streamStaged(let stretch), .blocksStaged(_, _, let stretch):
+                putBack(stretch.dirtied)
+            default: break
+            }
+            return try tell(.failed(TargetError(.io, "the answer was lost")))
+        }
+        try tell(event)
+    }
+
+    private mutating func perform(_ operation: SessionOperation) throws -> SessionEvent {
+        switch operation {
+        case .connect: return connect()
+        case .disconnect:
+            target.flush()
+            return .disconnected
+        case .compare, .markEverything: return compare(everything: operation == .markEverything)
+        case .send: return send()
+        case .flush:
+            let through = target.unsynced.last?.sequence ?? target.checkpoint
+            if bug != .confirmsTooEarly { target.flush() }
+            try checkTarget()
+            return .flushed(through: SequenceNumber(rawValue: through))
+        case .openLeg(let id): return openLeg(id)
+        case .stageStream: return .streamStaged(stageStream(upTo: .max))
+        case .stageBlocks(let image, let range): return stageBlocks(image, range)
+        case .syncStaging:
+            target.staging!.synced = target.staging!.content
+            if bug == .cleansTooEarly { takenBlocks = [] }
+            return .stagingSynced
+        case .commitLeg(let id, let at, let end):
+            var name: String?
+            if case .snapshot(let info) = end { name = info.name }
+            try target.commit(id, at: at.rawValue, as: name, by: incarnationID)
+            try checkTarget()
+            return .legCommitted
+        }
+    }
+
+    private mutating func putBack(_ blocks: [ImageID: BlockSet]) {
+        for (image, set) in blocks {
+            for range in set.ranges {
+                for block in range.start..<range.end {
+                    legs[0].blocks.insert(Int(image.rawValue) * Self.blockCount + Int(block))
+                }
+            }
+        }
+    }
+
+    private mutating func connect() -> SessionEvent {
+        let holds =
+            isHeld ? heldFrom <= target.checkpoint : target.checkpoint == sequence
+        let isDirty = legs.count > 1 || !legs[0].blocks.isEmpty || !takenBlocks.isEmpty
+        if holds, !isDirty, !isHeld, target.incarnation == incarnationID {
+            isHeld = true
+            heldFrom = target.checkpoint
+        }
+        return .connected(
+            ReplicaReport(
+                incarnationID: target.incarnation, generation: nil,
+                checkpoint: SequenceNumber(rawValue: target.checkpoint), snapshots: [],
+                staging: target.staging.map { .init(id: $0.id, durableBatch: 0) }),
+            StreamPosition(
+                isSameIncarnation: target.incarnation == incarnationID,
+                holdsAllAfterCheckpoint: holds, isDirty: isDirty,
+                acknowledged: SequenceNumber(rawValue: acknowledged)))
+    }
+
+    /// The target may hold something newer than the first leg's end: that is what it is compared
+    /// with. What lies between the ends of the legs is not known for these blocks either.
+    private mutating func compare(everything: Bool) -> SessionEvent {
+        let first = legs[0].end.map { history[$0.sequence.rawValue]! } ?? live
+        for image in live.indices {
+            for block in live[image].indices {
+                let number = image * Self.blockCount + block
+                guard everything || suspects.contains(number) else { continue }
+                if first[image][block] != target.content[image][block] {
+                    legs[0].blocks.insert(number)
+                }
+                for index in legs.indices.dropFirst() { legs[index].blocks.insert(number) }
+            }
+        }
+        suspects = []
+        return .compared
+    }
+
+    private mutating func send() -> SessionEvent {
+        let given = session.sent.rawValue
+        var last: UInt64?
+        for record in ring.filter({ $0.sequence > given }).prefix(1 + random.below(6)) {
+            if case .barrier = record.operation {
+                if bug == .passesBarrier { continue }
+                return .sent(through: last.map { .init(rawValue: $0) }, isBarrierNext: true)
+            }
+            target.unsynced.append(record)
+            last = record.sequence
+        }
+        return .sent(through: last.map { .init(rawValue: $0) }, isBarrierNext: false)
+    }
+
+    private func blocks(_ numbers: some Sequence<Int>) -> [ImageID: BlockSet] {
+        var result: [ImageID: BlockSet] = [:]
+        for number in numbers {
+            let image = ImageID(rawValue: Int64(number / Self.blockCount))
+            result[image, default: BlockSet()].insert(
+                BlockRange(start: UInt64(number % Self.blockCount), count: 1))
+        }
+        return result
+    }
+
+    private mutating func openLeg(_ id: UInt64) -> SessionEvent {
+        let first = legs[0]
+        // A suspended leg's end may be gone: what was taken belongs to the first leg that is there.
+        takenBlocks.formUnion(first.blocks)
+        target.beginStaging(id)
+        if let info = first.end {
+            // The leg stays in its place until it is committed.
+            legs[0].blocks = []
+            takenEnd = .snapshot(info)
+            return .legOpened(
+                LegSummary(
+                    end: .snapshot(info), blocks: blocks(first.blocks),
+                    shapeSequence: info.sequence, streamFrom: info.sequence))
+        }
+        legs[0].blocks = []
+        takenEnd = .head
+        takenAt = sequence
+        if !isHeld {
+            isHeld = true
+            heldFrom = sequence
+            stagedThrough = sequence
+        } else {
+            stagedThrough = max(heldFrom, session.sent.rawValue)
+        }
+        return .legOpened(
+            LegSummary(
+                end: .head, blocks: blocks(first.blocks),
+                shapeSequence: SequenceNumber(rawValue: sequence),
+                streamFrom: SequenceNumber(rawValue: stagedThrough)))
+    }
+
+    private mutating func stageStream(upTo limit: UInt64) -> StagedStretch {
+        var stretch = StagedStretch()
+        var covered: Set<Int> = []
+        let limitCount = limit == .max ? 1 + random.below(6) : Int.max
+        for record in ring.filter({ $0.sequence > stagedThrough && $0.sequence <= limit })
+            .prefix(limitCount)
+        {
+            stagedThrough = record.sequence
+            stretch.through = SequenceNumber(rawValue: record.sequence)
+            switch record.operation {
+            case .write(let image, let block):
+                target.staging!.content[image][block] = record.sequence
+                if record.sequence > takenAt || bug == .coversTooEarly {
+                    covered.insert(image * Self.blockCount + block)
+                }
+            case .cut(let info):
+                if bug == .missesCut { continue }
+                // What was taken after the cut was made may have become dirty after it, too.
+                if info.sequence.rawValue <= takenAt { legs[0].blocks.formUnion(takenBlocks) }
+                takenEnd = .snapshot(info)
+                stretch.cut = info
+            case .barrier:
+                takenBlocks.formUnion(legs[0].blocks)
+                takenAt = sequence
+                for (image, set) in blocks(legs[0].blocks) {
+                    stretch.dirtied[image, default: BlockSet()].formUnion(set)
+                }
+                legs[0].blocks = []
+            }
+            if stretch.cut != nil { break }
+        }
+        stretch.covered = blocks(covered)
+        return stretch
+    }
+
+    private mutating func stageBlocks(_ image: ImageID, _ range: BlockRange) -> SessionEvent {
+        if case .snapshot(let info)? = takenEnd {
+            // Pinned: a snapshot that is deleted meanwhile can still be read.
+            copy(image, range, from: history[info.sequence.rawValue]!)
+            return .blocksStaged(image, range, StagedStretch())
+        }
+        var stretch = StagedStretch()
+        if bug != .stagesAhead {
+            stretch = stageStream(upTo: sequence)
+            if stretch.cut != nil { return .streamStaged(stretch) }
+        }
+        copy(image, range, from: live)
+        return .blocksStaged(image, range, stretch)
+    }
+
+    private mutating func copy(_ image: ImageID, _ range: BlockRange, from source: PoolContent) {
+        for block in range.start..<range.end {
+            let (image, block) = (Int(image.rawValue), Int(block))
+            target.staging!.content[image][block] = source[image][block]
+        }
+    }
+
+    // MARK: Checks
+
+    /// G2: what a mount of the target would show is what the pool showed at that sequence.
+    func checkTarget() throws {
+        guard let expected = history[target.checkpoint] else {
+            throw Violation("the target is at \(target.checkpoint), which never was")
+        }
+        guard expected == target.content else {
+            throw Violation(
+                "at \(target.checkpoint) the target shows \(target.content), "
+                    + "the pool showed \(expected)")
+        }
+        for (name, content) in target.snapshots {
+            guard let number = Int(name.dropFirst()), let shown = cuts[number] else { continue }
+            guard shown == content else {
+                throw Violation("snapshot \(name) on the target differs from the pool's")
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+import BlockCore
+import Replication
+import TestSupport
+import Testing
+
+/// The session core against a pool and a target that are plain values.
+@Suite struct TargetSessionTests {
+    static func run(
+        seed: UInt64, steps: Int, bug: ModelBug? = nil
+    ) throws -> Set<String> {
+        var world = SessionWorld(seed: seed, mode: seed % 2 == 0 ? .async : .flush, bug: bug)
+        try world.tell(.start)
+        do {
+            for _ in 0..<steps { try world.step() }
+            try world.settle()
+        } catch let violation as Violation {
+            throw Violation("\(violation)\n" + world.trace.joined(separator: "\n"))
+        }
+        return world.seenTransitions
+    }
+
+    @Test(arguments: Seeds.run(60))
+    func theTargetIsAlwaysAPrefix(seed: UInt64) {
+        do { _ = try Self.run(seed: seed, steps: 600) } catch {
+            Issue.record("seed \(seed): \(error)")
+        }
+    }
+
+    @Test func everyTransitionIsTaken() throws {
+        var seen: Set<String> = []
+        for seed in 1...40 { seen.formUnion(try Self.run(seed: UInt64(seed), steps: 600)) }
+        let expected: Set<String> = [
+            "paused > connecting", "connecting > streaming", "connecting > resyncing",
+            "connecting > negotiating", "negotiating > resyncing", "resyncing > streaming",
+            "streaming > resyncing", "streaming > disconnected", "resyncing > disconnected",
+            "connecting > disconnected", "negotiating > disconnected",
+            "disconnected > connecting", "disconnected > paused",
+        ]
+        #expect(expected.subtracting(seen).isEmpty, "never taken: \(expected.subtracting(seen))")
+    }
+
+    @Test(arguments: ModelBug.allCases)
+    func aBugBuiltInIsFound(bug: ModelBug) {
+        let found = (1...1000).contains { seed in
+            do {
+                _ = try Self.run(seed: UInt64(seed), steps: 600, bug: bug)
+                return false
+            } catch { return error is Violation }
+        }
+        #expect(found, "\(bug) was not found in 1000 runs")
+    }
+}
+
+extension SessionWorld {
+    mutating func step() throws {
+        now += Int64(random.below(20)) * 1_000_000
+        switch random.below(1000) {
+        case 0..<250: try write()
+        case 250..<270: try cut()
+        case 270..<285: deleteSnapshot()
+        case 285..<295: try changeOutsideTheStream()
+        case 295..<350: try fsync()
+        case 350..<900: try answer()
+        case 900..<904: try crashTarget()
+        case 904..<908: target.isAbsent = true
+        case 908..<935: target.isAbsent = false
+        case 935..<937: try tell(.pause)
+        case 937..<955: try tell(.resume)
+        case 955..<957:
+            now += 6_000_000_000
+            try tell(.tick)
+        case 957..<959: try crashPool()
+        case 959..<962: try loseConnection()
+        case 962..<970: settleActivity()
+        default: try tell(.tick)
+        }
+        if staleRecordWanted, random.chance(50) {
+            staleRecordWanted = false
+            try tell(.staleRecorded)
+        }
+        try checkTarget()
+    }
+
+    private mutating func crashTarget() throws {
+        target.crash(&random)
+        try loseConnection()
+    }
+
+    private mutating func loseConnection() throws {
+        try tell(.recordsWaiting)
+        guard operation != nil else { return }
+        operation = nil
+        try tell(.failed(TargetError(.io, "the connection was lost")))
+    }
+
+    /// Nothing fails any more: the target must come in step and be the same.
+    mutating func settle() throws {
+        target.isAbsent = false
+        try tell(.resume)
+        for _ in 0..<2000 {
+            if staleRecordWanted {
+                staleRecordWanted = false
+                try tell(.staleRecorded)
+            }
+            now += 20_000_000
+            if operation != nil {
+                try answer(canFail: false)
+            } else {
+                try tell(.tick)
+            }
+            if session.state == .streaming, operation == nil, target.checkpoint == sequence {
+                break
+            }
+            if session.state == .streaming { try tell(.flushWanted(.init(rawValue: sequence))) }
+        }
+        guard session.state == .streaming, target.content == live else {
+            throw Violation(
+                "in the end it is \(session.state), at \(target.checkpoint) of \(sequence)")
+        }
+        for (info, content) in snapshots {
+            guard let there = target.snapshots[info.name], there == content else {
+                throw Violation("snapshot \(info.name) is not on the target")
+            }
+        }
+    }
+}
