@@ -150,6 +150,13 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
 
     package func syncDirectory(_ inode: UInt64) throws(FSError) { try journal.waitDurable() }
 
+    /// - Parameter reply: as with ``OpenFile/flush(_:)``.
+    package func syncDirectory(_ inode: UInt64, _ reply: PendingReply) throws(FSError) {
+        let sequence = volume.gate.begin(volume.sequence)
+        try syncDirectory(inode)
+        volume.gate.finish(sequence, reply)
+    }
+
     /// Makes every change of names so far durable.
     package func flushNames() throws(FSError) {
         _ = commitLazyTimes()

@@ -37,6 +37,8 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     /// Layers whose maps a merge may have left with a torn tail; set at open.
     var mergingLayers: Set<LayerID> = []
     let background = BackgroundWork()
+    /// Where flushes wait for targets.
+    package let gate = AckGate()
     /// What recovery did at open, for the log and the events.
     package private(set) var recoveryNotes: [String] = []
 
