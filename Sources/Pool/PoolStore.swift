@@ -75,7 +75,10 @@ package final class PoolStore: @unchecked Sendable {
     // MARK: Creating and opening
 
     /// Makes an empty pool of a new or empty directory, or finishes making one.
-    package static func initialize(path: String, disk: Disk) throws(PoolError) {
+    /// - Parameter fill: further rows of the transaction that makes it complete.
+    package static func initialize(
+        path: String, disk: Disk, fill: (CatalogTransaction) throws -> Void = { _ in }
+    ) throws(PoolError) {
         if isPool(path, disk: disk) { throw PoolError(.exists, "\(path) is a pool already") }
         do throws(SystemError) {
             if try disk.status(path) == nil {
@@ -91,7 +94,7 @@ package final class PoolStore: @unchecked Sendable {
                 .exists,
                 "\(path) is not empty; `doppel adopt \(path)` turns a folder of images into a pool")
         }
-        try lay(path: path, disk: disk)
+        try lay(path: path, disk: disk, fill: fill)
     }
 
     /// Nothing but what an interrupted `initialize` leaves, and what a new file system has.

@@ -17,9 +17,14 @@ package struct VolumeOptions: Sendable {
     /// Checksums and merges run on their own thread; off for tests that step them by hand.
     package var runsInBackground = true
     package var isReadOnly = false
-    package init(runsInBackground: Bool = true, isReadOnly: Bool = false) {
+    /// A target of replication: no activity log is kept.
+    package var isReplica = false
+    package init(
+        runsInBackground: Bool = true, isReadOnly: Bool = false, isReplica: Bool = false
+    ) {
         self.runsInBackground = runsInBackground
         self.isReadOnly = isReadOnly
+        self.isReplica = isReplica
     }
 }
 
@@ -53,7 +58,8 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
         log = Logger(label: "doppel.volume")
         let last = try Self.catalog(store) { (tx) in try tx.poolState().lastSequence }
         let start = max(last, try LayerLoader.highestSequence(store))
-        core = VolumeCore(disk: store.disk, lastSequence: start)
+        core = VolumeCore(
+            disk: store.disk, lastSequence: start, marksActivity: !options.isReplica)
         try loadAll()
         if options.runsInBackground && !options.isReadOnly {
             background.start { [weak self] in self?.runBackgroundStep() ?? false }

@@ -70,6 +70,16 @@ package final class CatalogTransaction {
         try db.execute(sql: "INSERT INTO images DEFAULT VALUES")
         return ImageID(rawValue: db.lastInsertedRowID)
     }
+    /// On a replica: an image with the id that its primary gave it. Ids handed out later are above it.
+    package func insertImage(_ id: ImageID) throws {
+        try db.execute(sql: "INSERT INTO images (id) VALUES (?)", arguments: [id.rawValue])
+    }
+    /// A deleted image comes back; it has no head until ``setHead(_:_:)``.
+    package func reviveImage(_ image: ImageID) throws {
+        try db.execute(
+            sql: "UPDATE images SET deleted = 0, head = NULL WHERE id = ?",
+            arguments: [image.rawValue])
+    }
     package func images() throws -> [ImageRecord] {
         try Row.fetchAll(db, sql: "SELECT id, head, deleted FROM images ORDER BY id").map { row in
             ImageRecord(

@@ -1,27 +1,17 @@
-// The payload of a snapshot record:
-//
-//   version    4   1
-//   created    8   nanoseconds since 1970
-//   sequence   8   of the cut
-//   name       4 length, UTF-8
-//   origin     4 length, UTF-8
-//
-// All little-endian. One snapshot has one encoding; anything else is refused.
+// What a snapshot record carries besides its sequence: when it was made, nanoseconds since 1970 (8
+// bytes), the length of its name (4), the name, the length of its origin (4), the origin.
 
 import BlockCore
 
 package enum SnapshotPayload {
-    private static let version: UInt32 = 1
-    private static let fixedBytes = 20
+    private static let longestBytes = 4096
 
     package static func encode(_ info: SnapshotInfo) -> [UInt8] {
         var bytes: [UInt8] = []
         func put<T: FixedWidthInteger>(_ value: T) {
             withUnsafeBytes(of: value.littleEndian) { bytes.append(contentsOf: $0) }
         }
-        put(version)
         put(info.createdNs)
-        put(info.sequence.rawValue)
         for text in [info.name, info.origin] {
             put(UInt32(text.utf8.count))
             bytes.append(contentsOf: text.utf8)
@@ -29,30 +19,31 @@ package enum SnapshotPayload {
         return bytes
     }
 
-    /// - Returns: nil for anything that ``encode(_:)`` does not make.
-    package static func decode(_ bytes: UnsafeRawBufferPointer) -> SnapshotInfo? {
-        guard bytes.count >= fixedBytes,
-            UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self)) == version
-        else { return nil }
-        var position = fixedBytes
+    /// - Parameter sequence: that of the record.
+    /// - Returns: nil for what ``encode(_:)`` does not make.
+    package static func decode(
+        _ bytes: UnsafeRawBufferPointer, sequence: SequenceNumber
+    ) -> SnapshotInfo? {
+        guard bytes.count <= longestBytes, bytes.count >= 8 else { return nil }
+        var position = 8
         func text() -> String? {
             guard bytes.count - position >= 4 else { return nil }
             let count = Int(
-                UInt32(
-                    littleEndian: bytes.loadUnaligned(
-                        fromByteOffset: position, as: UInt32.self)))
+                UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: position, as: UInt32.self))
+            )
             position += 4
-            guard count <= bytes.count - position else { return nil }
+            guard bytes.count - position >= count else { return nil }
             defer { position += count }
-            return String(validating: bytes[position..<position + count], as: UTF8.self)
+            return String(
+                validating: UnsafeRawBufferPointer(rebasing: bytes[position..<position + count]),
+                as: UTF8.self)
         }
-        guard let name = text(), let origin = text(), position == bytes.count else { return nil }
+        guard let name = text(), !name.isEmpty, let origin = text(), position == bytes.count else {
+            return nil
+        }
         return SnapshotInfo(
             name: name,
-            createdNs: Int64(littleEndian: bytes.loadUnaligned(fromByteOffset: 4, as: Int64.self)),
-            origin: origin,
-            sequence: SequenceNumber(
-                rawValue: UInt64(
-                    littleEndian: bytes.loadUnaligned(fromByteOffset: 12, as: UInt64.self))))
+            createdNs: Int64(littleEndian: bytes.loadUnaligned(fromByteOffset: 0, as: Int64.self)),
+            origin: origin, sequence: sequence)
     }
 }
