@@ -238,7 +238,7 @@ package final class PoolStore: @unchecked Sendable {
         }
     }
 
-    private static func takeLock(
+    static func takeLock(
         path: String, disk: Disk, drainTimeoutMs: Int64
     ) throws(PoolError) -> DiskLock {
         let started = disk.monotonic()
@@ -311,10 +311,21 @@ package final class PoolStore: @unchecked Sendable {
     }
     package func activityPath(image: ImageID) -> String { imageDirectory(image) + "/activity" }
 
-    /// For a person without Doppel: which image a directory holds. Best effort, never read back.
+    /// For a person without Doppel: which image a directory holds. Best effort and not synced, for it
+    /// is never read back.
     package func describe(image: ImageID, name: String, sizeBytes: UInt64) {
         let text = "name: \(name)\nsize: \(sizeBytes) bytes\n"
-        try? disk.writeDurably(imageDirectory(image) + "/image.txt", contents: Array(text.utf8))
+        let path = imageDirectory(image) + "/image.txt"
+        guard let file = try? disk.open(path + ".new", [.readWrite, .create, .truncate]) else {
+            return
+        }
+        defer { file.close() }
+        do throws(SystemError) {
+            try Array(text.utf8).withTypedBytes { (raw) throws(SystemError) in
+                try file.write(raw, at: 0)
+            }
+            try disk.rename(path + ".new", to: path)
+        } catch { try? disk.removeFile(path + ".new") }
     }
 
     package static func randomID() -> String {

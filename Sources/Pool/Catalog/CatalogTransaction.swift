@@ -198,9 +198,20 @@ package final class CatalogTransaction {
         try Row.fetchAll(
             db, sql: "SELECT * FROM events ORDER BY id DESC LIMIT ?", arguments: [limit]
         ).map { row in
-            EventRecord(
-                atNs: row["at_ns"], kind: row["kind"], subject: row["subject"],
-                message: row["message"])
+            Self.event(row)
         }
+    }
+    /// What came after the event with this id, the oldest first.
+    package func events(after id: Int64) throws -> [EventRecord] {
+        try Row.fetchAll(
+            db, sql: "SELECT * FROM events WHERE id > ? ORDER BY id", arguments: [id]
+        ).map(Self.event)
+    }
+    private static func event(_ row: Row) -> EventRecord {
+        var event = EventRecord(
+            atNs: row["at_ns"], kind: row["kind"], subject: row["subject"],
+            message: row["message"])
+        event.id = row["id"]
+        return event
     }
 }
