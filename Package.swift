@@ -85,10 +85,8 @@ let package = Package(
             name: "CommandLineTests", dependencies: ["doppel", "TestSupport"],
             swiftSettings: strict),
         .testTarget(
-            name: "DaemonTests",
-            dependencies: [
-                "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "Daemon", "TestSupport",
-            ], swiftSettings: strict),
+            name: "DaemonTests", dependencies: ["BlockCore", "SystemIO", "Pool", "Daemon"],
+            swiftSettings: strict),
         .testTarget(
             name: "VirtualFSTests",
             dependencies: ["BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS"],

@@ -138,9 +138,8 @@ enum OperationTable {
             DirectoryOperations.release(Request(request), info.unsafelyUnwrapped)
         }
         table.fsyncdir = { request, inode, _, _ in
-            let request = Request(request)
-            request.answer { (fileSystem) throws(FSError) in
-                try fileSystem.syncDirectory(inode, request.replyDone)
+            Request(request).acknowledge { (fileSystem) throws(FSError) in
+                try fileSystem.syncDirectory(inode)
             }
         }
     }

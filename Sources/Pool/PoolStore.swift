@@ -75,10 +75,7 @@ package final class PoolStore: @unchecked Sendable {
     // MARK: Creating and opening
 
     /// Makes an empty pool of a new or empty directory, or finishes making one.
-    /// - Parameter fill: further rows of the transaction that makes it complete.
-    package static func initialize(
-        path: String, disk: Disk, fill: (CatalogTransaction) throws -> Void = { _ in }
-    ) throws(PoolError) {
+    package static func initialize(path: String, disk: Disk) throws(PoolError) {
         if isPool(path, disk: disk) { throw PoolError(.exists, "\(path) is a pool already") }
         do throws(SystemError) {
             if try disk.status(path) == nil {
@@ -94,7 +91,7 @@ package final class PoolStore: @unchecked Sendable {
                 .exists,
                 "\(path) is not empty; `doppel adopt \(path)` turns a folder of images into a pool")
         }
-        try lay(path: path, disk: disk, fill: fill)
+        try lay(path: path, disk: disk)
     }
 
     /// Nothing but what an interrupted `initialize` leaves, and what a new file system has.
@@ -238,7 +235,7 @@ package final class PoolStore: @unchecked Sendable {
         }
     }
 
-    static func takeLock(
+    private static func takeLock(
         path: String, disk: Disk, drainTimeoutMs: Int64
     ) throws(PoolError) -> DiskLock {
         let started = disk.monotonic()
@@ -311,21 +308,10 @@ package final class PoolStore: @unchecked Sendable {
     }
     package func activityPath(image: ImageID) -> String { imageDirectory(image) + "/activity" }
 
-    /// For a person without Doppel: which image a directory holds. Best effort and not synced, for it
-    /// is never read back.
+    /// For a person without Doppel: which image a directory holds. Best effort, never read back.
     package func describe(image: ImageID, name: String, sizeBytes: UInt64) {
         let text = "name: \(name)\nsize: \(sizeBytes) bytes\n"
-        let path = imageDirectory(image) + "/image.txt"
-        guard let file = try? disk.open(path + ".new", [.readWrite, .create, .truncate]) else {
-            return
-        }
-        defer { file.close() }
-        do throws(SystemError) {
-            try Array(text.utf8).withTypedBytes { (raw) throws(SystemError) in
-                try file.write(raw, at: 0)
-            }
-            try disk.rename(path + ".new", to: path)
-        } catch { try? disk.removeFile(path + ".new") }
+        try? disk.writeDurably(imageDirectory(image) + "/image.txt", contents: Array(text.utf8))
     }
 
     package static func randomID() -> String {

@@ -49,10 +49,9 @@ extension RawCopy {
     /// Enough to keep a disk and a checksum busy at once; more gain nothing.
     private static let threads = 4
 
-    static func copySparse(
-        from source: End, to target: End, _ progress: Progress
-    ) throws {
+    static func copySparse(from source: End, to target: End) throws {
         let size = try source.sizeBytes()
+        let progress = Progress("copying", totalBytes: size)
         let pieces = Pieces(source, sizeBytes: size)
         let workers = (1..<threads).map { number in
             WorkerThread.start("doppel-copy-\(number)") {
@@ -60,10 +59,9 @@ extension RawCopy {
             }
         }
         // Pieces go out in order: where this thread is, the others are about.
-        work(pieces, from: source, to: target) {
-            progress.update($0, of: size)
-        }
+        work(pieces, from: source, to: target) { progress.update($0) }
         for worker in workers { worker.join() }
+        progress.end()
         try pieces.check()
         try target.finish(sizeBytes: size)
     }

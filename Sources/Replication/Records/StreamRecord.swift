@@ -89,13 +89,26 @@ package struct StreamRecord: Sendable, Hashable {
     /// - Returns: nil where no record of this format begins.
     package init?(decoding buffer: UnsafeRawBufferPointer) {
         guard buffer.count >= Self.headerBytes else { return nil }
-        func load<T: FixedWidthInteger>(_ type: T.Type, at offset: Int) -> T {
-            T(littleEndian: buffer.loadUnaligned(fromByteOffset: offset, as: T.self))
-        }
-        let kindAndZeros = load(UInt32.self, at: 4)
+        let kindAndZeros = Self.load(UInt32.self, buffer, at: 4)
         guard let kind = StreamKind(rawValue: UInt8(truncatingIfNeeded: kindAndZeros)),
-            kindAndZeros >> 8 == 0, load(UInt32.self, at: 60) == 0
+            kindAndZeros >> 8 == 0, Self.load(UInt32.self, buffer, at: 60) == 0
         else { return nil }
+        self.init(kind, buffer)
+        guard payloadBytes <= Self.maxPayloadBytes,
+            Self.load(UInt32.self, buffer, at: 0) == UInt32(totalBytes), isSound
+        else { return nil }
+    }
+
+    /// - Parameter buffer: a header that this process encoded; the last word, zero in a record that
+    ///   travels, may be in use by whoever holds it.
+    package init(encodedHere buffer: UnsafeRawBufferPointer) {
+        self.init(StreamKind(rawValue: buffer[4])!, buffer)
+    }
+
+    private init(_ kind: StreamKind, _ buffer: UnsafeRawBufferPointer) {
+        func load<T: FixedWidthInteger>(_ type: T.Type, at offset: Int) -> T {
+            Self.load(type, buffer, at: offset)
+        }
         self.init(
             kind, sequence: SequenceNumber(rawValue: load(UInt64.self, at: 8)),
             image: ImageID(rawValue: load(Int64.self, at: 16)),
@@ -103,9 +116,12 @@ package struct StreamRecord: Sendable, Hashable {
                 start: load(UInt64.self, at: 24), count: load(UInt64.self, at: 32)),
             imageSizeBytes: load(UInt64.self, at: 40), atNs: load(Int64.self, at: 48),
             payloadBytes: Int(load(UInt32.self, at: 56)))
-        guard payloadBytes <= Self.maxPayloadBytes, load(UInt32.self, at: 0) == UInt32(totalBytes),
-            isSound
-        else { return nil }
+    }
+
+    private static func load<T: FixedWidthInteger>(
+        _ type: T.Type, _ buffer: UnsafeRawBufferPointer, at offset: Int
+    ) -> T {
+        T(littleEndian: buffer.loadUnaligned(fromByteOffset: offset, as: T.self))
     }
 
     private var isSound: Bool {
