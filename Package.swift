@@ -85,8 +85,10 @@ let package = Package(
             name: "CommandLineTests", dependencies: ["doppel", "TestSupport"],
             swiftSettings: strict),
         .testTarget(
-            name: "DaemonTests", dependencies: ["BlockCore", "SystemIO", "Pool", "Daemon"],
-            swiftSettings: strict),
+            name: "DaemonTests",
+            dependencies: [
+                "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "Daemon", "TestSupport",
+            ], swiftSettings: strict),
         .testTarget(
             name: "VirtualFSTests",
             dependencies: ["BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS"],

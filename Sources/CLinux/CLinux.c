@@ -178,6 +178,7 @@ int64_t clx_get_xattr(const char *p, const char *k, void *b, size_t n) {
 int clx_set_xattr(const char *p, const char *k, const void *v, size_t n) {
     return result(lsetxattr(p, k, v, n, 0));
 }
+int clx_remove_xattr(const char *p, const char *k) { return result(lremovexattr(p, k)); }
 int clx_try_lock(int fd) {
     struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     int r = result(fcntl(fd, F_OFD_SETLK, &l));

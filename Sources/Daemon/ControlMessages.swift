@@ -1,9 +1,11 @@
 // What goes over the control socket: one JSON object a line, in the manner of QEMU's QMP.
 //
 //   -> {"execute":"snapshot-create","arguments":{"name":"before-upgrade"},"id":1}
+//   <- {"event":"JOB_PROGRESS","data":{"job":3,"kind":"scrub",...}}     (long work alone)
 //   <- {"return":{...},"id":1}   or   {"error":{"class":"InUse","message":"...","exitCode":3},"id":1}
 
 import Foundation
+import Pool
 
 package enum ControlCommand: String, Codable, Sendable, CaseIterable {
     case status, list, create, resize, rename, delete, restore, clone, scrub, check, unmount
@@ -12,6 +14,8 @@ package enum ControlCommand: String, Codable, Sendable, CaseIterable {
     case snapshotDelete = "snapshot-delete"
     case snapshotDiff = "snapshot-diff"
     case events
+    case jobList = "job-list"
+    case jobCancel = "job-cancel"
 }
 
 package struct ControlArguments: Codable, Sendable, Hashable {
@@ -24,6 +28,9 @@ package struct ControlArguments: Codable, Sendable, Hashable {
     package var sizeBytes: UInt64?
     package var force: Bool?
     package var limit: Int?
+    /// With `events`: what came after this one, the oldest first.
+    package var after: Int64?
+    package var job: Int?
     package init() {}
 }
 
@@ -66,12 +73,37 @@ package struct ControlFailure: Error, Codable, Sendable, Hashable, CustomStringC
     private enum CodingKeys: String, CodingKey { case kind = "class", message, exitCode }
 }
 
+/// Long work under way.
+package struct JobInfo: Codable, Sendable, Hashable {
+    package var job: Int
+    package var kind: String
+    package var phase: String
+    package var doneBytes: UInt64
+    package var totalBytes: UInt64
+    package var elapsedMs: Int64
+    /// From the rate so far; nil before there is one.
+    package var etaMs: Int64?
+}
+
+/// What a connection hears beside the replies to its requests.
+package struct ControlEvent: Codable, Sendable, Hashable {
+    package enum Name: String, Codable, Sendable {
+        case started = "JOB_STARTED"
+        case progress = "JOB_PROGRESS"
+        case ended = "JOB_ENDED"
+    }
+    package var event: Name
+    package var data: JobInfo
+}
+
 package struct ImageInfo: Codable, Sendable, Hashable {
     package var path: String
     package var kind: String
     package var sizeBytes: UInt64
     package var allocatedBytes: UInt64
     package var modifiedNs: Int64
+    /// "ok", "latched" (a sync failed: fsync fails), "damaged" (EIO until it was repaired).
+    package var state: String
 }
 
 package struct SnapshotInfo: Codable, Sendable, Hashable {
@@ -89,6 +121,7 @@ package struct DiffInfo: Codable, Sendable, Hashable {
 }
 
 package struct EventInfo: Codable, Sendable, Hashable {
+    package var id: Int64
     package var atNs: Int64
     package var kind: String
     package var subject: String
@@ -98,6 +131,7 @@ package struct EventInfo: Codable, Sendable, Hashable {
 package struct StatusInfo: Codable, Sendable, Hashable {
     package var pool: String
     package var id: String
+    /// "healthy", "degraded" or "damaged".
     package var state: String
     package var mountPoint: String?
     package var ownerPID: Int32?
@@ -113,6 +147,11 @@ package struct StatusInfo: Codable, Sendable, Hashable {
     package var uncoveredLayers: Int
     /// Images whose last sync failed: their fsync fails until the pool was checked and opened anew.
     package var latchedImages: [String]
+    /// Images that answer EIO because something of them does not verify.
+    package var damagedImages: [String]
+    /// Layers of deleted snapshots that are still to be merged away.
+    package var pendingMerges: Int
+    package var jobs: [JobInfo]
     package var problems: [String]
 }
 
@@ -132,6 +171,8 @@ package struct ControlResult: Codable, Sendable, Hashable {
     package var diff: [DiffInfo]?
     package var scrub: ScrubInfo?
     package var events: [EventInfo]?
+    package var check: CheckReport?
+    package var jobs: [JobInfo]?
     package init() {}
 }
 

@@ -3,13 +3,15 @@ import SystemIO
 /// Answers requests on the pool's socket: a thread a connection, requests of one in their order.
 package final class ControlServer: Sendable {
     private let listener: UnixListener
-    private let handler: @Sendable (ControlRequest) -> ControlReply
+    /// Carries a request out; what it tells meanwhile goes to the same peer, before the reply.
+    package typealias Handler = @Sendable (ControlRequest, @escaping Job.Listener) -> ControlReply
+    private let handler: Handler
     private let thread: WorkerThread
     private let answering: Answering
 
     /// - Parameter handler: called from several threads at once.
     package init(
-        path: String, handler: @escaping @Sendable (ControlRequest) -> ControlReply
+        path: String, handler: @escaping Handler
     ) throws(SystemError) {
         let listener = try UnixListener(path: path)
         self.listener = listener
@@ -26,8 +28,7 @@ package final class ControlServer: Sendable {
     }
 
     private static func serve(
-        _ client: UnixSocket, _ handler: @Sendable (ControlRequest) -> ControlReply,
-        _ answering: Answering
+        _ client: UnixSocket, _ handler: Handler, _ answering: Answering
     ) {
         while let line = client.receiveLine() {
             guard answering.begin() else {
@@ -37,7 +38,9 @@ package final class ControlServer: Sendable {
             defer { answering.end() }
             let reply: ControlReply
             do {
-                reply = handler(try JSONLine.decode(ControlRequest.self, line))
+                reply = handler(try JSONLine.decode(ControlRequest.self, line)) { event in
+                    client.sendLine(JSONLine.encode(event))
+                }
             } catch {
                 reply = ControlReply(
                     error: ControlFailure(.usage, "this is no request that I know: \(error)"))
@@ -97,36 +100,20 @@ package struct ControlClient {
 
     package init(path: String) throws(SystemError) { socket = try UnixSocket.connect(to: path) }
 
-    package func send(_ request: ControlRequest) throws -> ControlResult {
-        guard socket.sendLine(JSONLine.encode(request)), let line = socket.receiveLine() else {
-            throw NoAnswer()
-        }
-        let reply = try JSONLine.decode(ControlReply.self, line)
-        if let error = reply.error { throw error }
-        return reply.result ?? ControlResult()
-    }
-}
-
-package enum RuntimePaths {
-    /// `/run/doppel` for root, else under `$XDG_RUNTIME_DIR`, else under /tmp by user id.
-    package static func directory(disk: Disk) throws(SystemError) -> String {
-        let path: String
-        if ProcessControl.isRoot {
-            path = "/run/doppel"
-        } else if let runtime = ProcessControl.environment("XDG_RUNTIME_DIR"),
-            try disk.status(runtime) != nil
-        {
-            path = runtime + "/doppel"
-        } else {
-            path = "/tmp/doppel-\(ProcessControl.userID)"
-        }
-        if let status = try disk.status(path) {
-            guard status.kind == .directory, status.uid == ProcessControl.userID else {
-                throw SystemError(operation: "trust", path: path, errno: 13)
+    /// - Parameter listener: hears how long work goes on.
+    package func send(
+        _ request: ControlRequest, listener: (JobInfo) -> Void = { _ in }
+    ) throws -> ControlResult {
+        guard socket.sendLine(JSONLine.encode(request)) else { throw NoAnswer() }
+        while let line = socket.receiveLine() {
+            if let event = try? JSONLine.decode(ControlEvent.self, line) {
+                listener(event.data)
+                continue
             }
-        } else {
-            try disk.createDirectory(path, mode: 0o700)
+            let reply = try JSONLine.decode(ControlReply.self, line)
+            if let error = reply.error { throw error }
+            return reply.result ?? ControlResult()
         }
-        return path
+        throw NoAnswer()
     }
 }

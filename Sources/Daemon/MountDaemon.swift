@@ -88,9 +88,15 @@ package enum MountDaemon {
         }
         let socket: ControlServer
         do {
-            let directory = try RuntimePaths.directory(disk: LinuxDisk())
+            let disk = LinuxDisk()
+            let directory = try RuntimePaths.directory(disk: disk)
             let path = "\(directory)/\(session.store.identity.id).sock"
-            socket = try ControlServer(path: path) { answer($0, session, mount) }
+            socket = try RuntimePaths.withSweptSockets(in: directory, disk: disk) {
+                () throws(SystemError) in
+                try ControlServer(path: path) { answer($0, $1, session, mount) }
+            }
+            let mounted = PoolLocation.mounts().map(\.source) + [request.poolPath]
+            RuntimePaths.sweepLogs(in: directory, disk: disk, mounted: mounted)
             session.store.updateOwner {
                 $0.socketPath = path
                 $0.mountPoint = mount.mountPoint
@@ -108,6 +114,7 @@ package enum MountDaemon {
             }
         }
         session.store.markDraining()
+        session.jobs.close()
     }
 
     private static func mounting<T>(_ body: () throws(MountError) -> T) throws -> T {
@@ -123,7 +130,8 @@ package enum MountDaemon {
     }
 
     private static func answer(
-        _ request: ControlRequest, _ session: PoolSession, _ mount: MountSession
+        _ request: ControlRequest, _ listener: @escaping Job.Listener, _ session: PoolSession,
+        _ mount: MountSession
     ) -> ControlReply {
         if request.execute == .unmount {
             do throws(MountError) {
@@ -143,7 +151,7 @@ package enum MountDaemon {
                     error: ControlFailure(.failed, error.description), id: request.id)
             }
         }
-        let reply = session.execute(request)
+        let reply = session.execute(request, listener: listener)
         if let path = request.arguments?.path, reply.error == nil {
             invalidate(request.execute, path, session, mount)
         }

@@ -21,6 +21,13 @@ package struct PoolLocation: Sendable, Hashable {
                 poolPath: mount.source, owner: PoolStore.readOwner(path: mount.source, disk: disk))
         }
         guard PoolStore.isPool(real, disk: disk) else {
+            if let interrupted = Adoption.interruption(real, disk: disk) {
+                throw ControlFailure(.failed, interrupted)
+            }
+            if PoolCheck.isCheckable(real, disk: disk) {
+                throw ControlFailure(
+                    .damaged, "the pool \(path) has lost its catalog: run `doppel check \(path)`")
+            }
             throw ControlFailure(
                 .failed,
                 "\(path) is neither a pool nor the mount point of one; `doppel init` "
@@ -87,11 +94,14 @@ package struct PoolLocation: Sendable, Hashable {
 
 /// Sends a request to whoever holds the pool, or opens it and carries it out.
 package enum PoolAccess {
-    package static func perform(_ request: ControlRequest, on path: String) throws -> ControlResult
-    {
+    /// - Parameter listener: hears how long work goes on.
+    package static func perform(
+        _ request: ControlRequest, on path: String,
+        listener: @escaping @Sendable (JobInfo) -> Void = { _ in }
+    ) throws -> ControlResult {
         let location = try PoolLocation.find(path)
         if let socket = location.owner?.socketPath, let client = try? ControlClient(path: socket) {
-            do { return try client.send(request) } catch let error as NoAnswer {
+            do { return try client.send(request, listener: listener) } catch let error as NoAnswer {
                 let owner = PoolStore.readOwner(path: location.poolPath, disk: LinuxDisk())
                 // One that was killed leaves its text as it was; what it did is not known.
                 guard owner == nil || owner?.isDraining == true else { throw error }
@@ -100,7 +110,10 @@ package enum PoolAccess {
             }
         }
         let session = try PoolSession(path: location.poolPath)
-        let reply = session.execute(request)
+        let reply = session.execute(request) {
+            listener($0.data)
+            return true
+        }
         do { try session.close() } catch { if reply.error == nil { throw error } }
         if let error = reply.error { throw error }
         return reply.result ?? ControlResult()

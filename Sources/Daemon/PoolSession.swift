@@ -30,6 +30,7 @@ package final class PoolSession: Sendable {
     package let volume: Volume
     package let fileSystem: VirtualFS
     package let options: Options
+    package let jobs = JobTable(disk: LinuxDisk())
 
     /// Opens the pool, mending what a crash left.
     /// - Throws: ``ControlFailure`` with the exit code of its kind.
@@ -53,11 +54,7 @@ package final class PoolSession: Sendable {
             let status = StatusSource()
             fsOptions.status = { status.bytes() }
             fileSystem = try VirtualFS(volume: volume, options: fsOptions)
-            status.set { [weak volume, weak fileSystem, store, options] in
-                guard let volume, let fileSystem else { return nil }
-                return Self.status(
-                    store: store, volume: volume, fileSystem: fileSystem, options: options)
-            }
+            status.set { [weak self] in self?.status() }
         } catch {
             try? store.close(clean: false, lastSequence: .zero)
             throw Self.failure(error)
@@ -109,20 +106,27 @@ package final class PoolSession: Sendable {
         do { try fileSystem.close() } catch { failure = error }
         do { try volume.close() } catch { failure = failure ?? error }
         do {
-            try store.close(clean: failure == nil, lastSequence: volume.sequence)
+            // Reading only settles nothing that a crash before it left.
+            let isSettled = !(options.isReadOnly && store.wasUnclean)
+            try store.close(clean: failure == nil && isSettled, lastSequence: volume.sequence)
         } catch { failure = failure ?? error }
         if let failure { throw Self.failure(failure) }
     }
 
     // MARK: Requests
 
-    package func execute(_ request: ControlRequest) -> ControlReply {
+    /// - Parameter listener: hears how long work goes on; false says that nobody waits any more.
+    package func execute(
+        _ request: ControlRequest, listener: @escaping Job.Listener = { _ in true }
+    ) -> ControlReply {
         do {
-            return ControlReply(result: try perform(request), id: request.id)
+            return ControlReply(result: try perform(request, listener), id: request.id)
         } catch { return ControlReply(error: Self.failure(error), id: request.id) }
     }
 
-    private func perform(_ request: ControlRequest) throws -> ControlResult {
+    private func perform(
+        _ request: ControlRequest, _ listener: @escaping Job.Listener
+    ) throws -> ControlResult {
         let arguments = request.arguments ?? ControlArguments()
         var result = ControlResult()
         func need<T>(_ value: T?, _ name: String) throws -> T {
@@ -132,13 +136,13 @@ package final class PoolSession: Sendable {
         let force = arguments.force ?? false
         switch request.execute {
         case .status:
-            result.status = Self.status(
-                store: store, volume: volume, fileSystem: fileSystem, options: options)
+            result.status = status()
         case .list:
             result.images = fileSystem.listAll().map {
                 ImageInfo(
                     path: $0.path, kind: "\($0.kind)", sizeBytes: $0.sizeBytes,
-                    allocatedBytes: $0.allocatedBytes, modifiedNs: $0.modifyNs)
+                    allocatedBytes: $0.allocatedBytes, modifiedNs: $0.modifyNs,
+                    state: $0.isDamaged ? "damaged" : $0.problem == nil ? "ok" : "latched")
             }
         case .create:
             try fileSystem.create(
@@ -179,20 +183,20 @@ package final class PoolSession: Sendable {
                 path: try need(arguments.path, "path"), snapshot: arguments.snapshot,
                 to: try need(arguments.newPath, "newPath"))
         case .scrub:
-            while try volume.coverNextLayer() {}
-            let report = try volume.scrub()
-            result.scrub = ScrubInfo(
-                blocksRead: report.blocksRead, blocksCovered: report.blocksCovered,
-                damaged: report.damaged)
+            result.scrub = try jobs.run("scrub", listener, scrub)
         case .check:
-            result.status = Self.status(
-                store: store, volume: volume, fileSystem: fileSystem, options: options)
+            result.check = try jobs.run("check", listener, check)
         case .events:
-            result.events = try store.catalog.read {
-                try $0.events(limit: arguments.limit ?? 100)
+            result.events = try store.catalog.read { tx in
+                if let after = arguments.after { return try tx.events(after: after) }
+                return try tx.events(limit: arguments.limit ?? 100)
             }.map {
-                EventInfo(atNs: $0.atNs, kind: $0.kind, subject: $0.subject, message: $0.message)
+                EventInfo(
+                    id: $0.id, atNs: $0.atNs, kind: $0.kind, subject: $0.subject,
+                    message: $0.message)
             }
+        case .jobList: result.jobs = jobs.list
+        case .jobCancel: try jobs.cancel(try need(arguments.job, "job"))
         case .unmount:
             throw ControlFailure(.usage, "the pool is not mounted")
         }
@@ -203,58 +207,6 @@ package final class PoolSession: Sendable {
         SnapshotInfo(
             name: record.name, createdNs: record.createdNs, sequence: record.sequence.rawValue,
             origin: record.origin)
-    }
-
-    static func status(
-        store: PoolStore, volume: Volume, fileSystem: VirtualFS, options: Options
-    ) -> StatusInfo {
-        let state = try? store.catalog.read { try $0.poolState() }
-        let entries = fileSystem.listAll().filter { $0.kind == .file }
-        let latched = volume.imageIDs.compactMap { id -> String? in
-            guard let image = try? volume.image(id), let failure = image.latchedFailure else {
-                return nil
-            }
-            return failure.description
-        }
-        var problems = latched
-        if store.catalog.isFailed {
-            problems.append("the catalog failed: the pool takes no changes")
-        }
-        return StatusInfo(
-            pool: store.path, id: store.identity.id,
-            state: problems.isEmpty ? "healthy" : "degraded", mountPoint: options.mountPoint,
-            ownerPID: ProcessControl.processID, generation: state?.generation.number ?? 0,
-            incarnation: state?.incarnation ?? 0, sequence: volume.sequence.rawValue,
-            images: entries.count, snapshots: (try? volume.snapshots().count) ?? 0,
-            sizeBytes: entries.reduce(0) { $0 + $1.sizeBytes },
-            storeFreeBytes: (try? fileSystem.statistics())?.availableBytes ?? 0,
-            reserveBytes: store.reserveBytes,
-            uncoveredLayers: (try? volume.uncoveredLayers().count) ?? 0,
-            latchedImages: latched, problems: problems)
-    }
-
-    /// Every error of the layers below, with the exit code of its kind.
-    package static func failure(_ error: any Error) -> ControlFailure {
-        switch error {
-        case let failure as ControlFailure: return failure
-        case let error as PoolError:
-            switch error.kind {
-            case .inUse: return ControlFailure(.inUse, error.message)
-            case .damaged: return ControlFailure(.damaged, error.message)
-            default: return ControlFailure(.failed, error.message)
-            }
-        case let error as VolumeError:
-            switch error.kind {
-            case .damaged, .checksum: return ControlFailure(.damaged, error.description)
-            case .busy: return ControlFailure(.inUse, error.description)
-            default: return ControlFailure(.failed, error.description)
-            }
-        case let error as FSError where error.code == .readOnly && error.message.isEmpty:
-            return ControlFailure(.failed, "the pool is mounted read-only: nothing can be changed")
-        case let error as FSError:
-            return ControlFailure(error.code == .busy ? .inUse : .failed, error.description)
-        default: return ControlFailure(.failed, "\(error)")
-        }
     }
 }
 

@@ -13,7 +13,7 @@ enum ErrnoTable {
         case .notPermitted: EPERM
         case .accessDenied: EACCES
         case .noSpace: ENOSPC
-        case .io: EIO
+        case .io, .damaged: EIO
         case .readOnly: EROFS
         case .invalid: EINVAL
         case .nameTooLong: ENAMETOOLONG

@@ -83,7 +83,9 @@ enum FileOperations {
                 try file.write(data, at: UInt64(offset))
                 // The kernel hands O_SYNC, O_DSYNC and RWF_DSYNC down with each direct write and
                 // sends no FSYNC of its own for them. O_SYNC contains O_DSYNC.
-                if info.pointee.flags & O_DSYNC != 0 { try file.flush() }
+                guard info.pointee.flags & O_DSYNC == 0 else {
+                    return try file.flush(request.replyWritten(data.count))
+                }
                 fuse_reply_write(request.raw, data.count)
             } catch { request.fail(error) }
         }
@@ -91,10 +93,7 @@ enum FileOperations {
 
     static func sync(_ request: Request, _ info: Info) {
         handle(info)._withUnsafeGuaranteedRef { file in
-            do throws(FSError) {
-                try file.flush()
-                request.succeed()
-            } catch { request.fail(error) }
+            do throws(FSError) { try file.flush(request.replyDone) } catch { request.fail(error) }
         }
     }
 
@@ -110,7 +109,7 @@ enum FileOperations {
         guard offset >= 0, length > 0 else { return request.fail(EINVAL) }
         let (start, count) = (UInt64(offset), UInt64(length))
         let file = handle(info).takeUnretainedValue()
-        request.acknowledge { (_) throws(FSError) in
+        request.answer { (_) throws(FSError) in
             let keeps = mode & keepSize != 0
             switch mode & ~keepSize {
             case 0: try file.allocate(at: start, length: count, keepSize: keeps)
@@ -118,7 +117,10 @@ enum FileOperations {
             case zeroRange: try file.zero(at: start, length: count, keepSize: keeps)
             default: throw FSError(.notSupported)
             }
-            if info.pointee.flags & O_DSYNC != 0 { try file.flush() }
+            guard info.pointee.flags & O_DSYNC == 0 else {
+                return try file.flush(request.replyDone)
+            }
+            request.succeed()
         }
     }
 

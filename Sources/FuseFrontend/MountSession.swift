@@ -137,6 +137,8 @@ package final class MountSession: @unchecked Sendable {  // fields are under `li
         let result = cfuse_loop(session, options.maxThreads, options.idleThreads)
         // A loop that broke leaves its mount behind as a dead one.
         if result != 0, isMounted { fuse_session_unmount(session) }
+        // Requests that wait for a target are the session's: they go first.
+        fileSystem.volume.gate.abandon()
         life.withWrite {
             self.session = nil
             fuse_session_destroy(session)

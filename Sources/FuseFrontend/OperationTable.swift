@@ -138,8 +138,9 @@ enum OperationTable {
             DirectoryOperations.release(Request(request), info.unsafelyUnwrapped)
         }
         table.fsyncdir = { request, inode, _, _ in
-            Request(request).acknowledge { (fileSystem) throws(FSError) in
-                try fileSystem.syncDirectory(inode)
+            let request = Request(request)
+            request.answer { (fileSystem) throws(FSError) in
+                try fileSystem.syncDirectory(inode, request.replyDone)
             }
         }
     }

@@ -1,6 +1,7 @@
 import CFuse
 import Glibc
 import VirtualFS
+import Volume
 
 /// One request of the kernel, and the forms of its answer.
 struct Request {
@@ -49,6 +50,21 @@ struct Request {
         answer { (fileSystem) throws(FSError) in
             try body(fileSystem)
             succeed()
+        }
+    }
+
+    // From another thread, perhaps after this one has long served others: libfuse keeps the request
+    // until its reply.
+
+    var replyDone: PendingReply {
+        PendingReply(context: UInt(bitPattern: raw)) { context, _ in
+            fuse_reply_err(fuse_req_t(bitPattern: context).unsafelyUnwrapped, 0)
+        }
+    }
+
+    func replyWritten(_ count: Int) -> PendingReply {
+        PendingReply(context: UInt(bitPattern: raw), value: UInt(count)) { context, count in
+            fuse_reply_write(fuse_req_t(bitPattern: context).unsafelyUnwrapped, Int(count))
         }
     }
 

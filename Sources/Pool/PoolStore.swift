@@ -75,7 +75,10 @@ package final class PoolStore: @unchecked Sendable {
     // MARK: Creating and opening
 
     /// Makes an empty pool of a new or empty directory, or finishes making one.
-    package static func initialize(path: String, disk: Disk) throws(PoolError) {
+    /// - Parameter fill: further rows of the transaction that makes it complete.
+    package static func initialize(
+        path: String, disk: Disk, fill: (CatalogTransaction) throws -> Void = { _ in }
+    ) throws(PoolError) {
         if isPool(path, disk: disk) { throw PoolError(.exists, "\(path) is a pool already") }
         do throws(SystemError) {
             if try disk.status(path) == nil {
@@ -91,7 +94,7 @@ package final class PoolStore: @unchecked Sendable {
                 .exists,
                 "\(path) is not empty; `doppel adopt \(path)` turns a folder of images into a pool")
         }
-        try lay(path: path, disk: disk)
+        try lay(path: path, disk: disk, fill: fill)
     }
 
     /// Nothing but what an interrupted `initialize` leaves, and what a new file system has.
@@ -235,7 +238,7 @@ package final class PoolStore: @unchecked Sendable {
         }
     }
 
-    private static func takeLock(
+    static func takeLock(
         path: String, disk: Disk, drainTimeoutMs: Int64
     ) throws(PoolError) -> DiskLock {
         let started = disk.monotonic()
@@ -308,10 +311,21 @@ package final class PoolStore: @unchecked Sendable {
     }
     package func activityPath(image: ImageID) -> String { imageDirectory(image) + "/activity" }
 
-    /// For a person without Doppel: which image a directory holds. Best effort, never read back.
+    /// For a person without Doppel: which image a directory holds. Best effort and not synced, for it
+    /// is never read back.
     package func describe(image: ImageID, name: String, sizeBytes: UInt64) {
         let text = "name: \(name)\nsize: \(sizeBytes) bytes\n"
-        try? disk.writeDurably(imageDirectory(image) + "/image.txt", contents: Array(text.utf8))
+        let path = imageDirectory(image) + "/image.txt"
+        guard let file = try? disk.open(path + ".new", [.readWrite, .create, .truncate]) else {
+            return
+        }
+        defer { file.close() }
+        do throws(SystemError) {
+            try Array(text.utf8).withTypedBytes { (raw) throws(SystemError) in
+                try file.write(raw, at: 0)
+            }
+            try disk.rename(path + ".new", to: path)
+        } catch { try? disk.removeFile(path + ".new") }
     }
 
     package static func randomID() -> String {

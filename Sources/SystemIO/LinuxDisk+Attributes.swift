@@ -49,6 +49,14 @@ extension LinuxDisk {
     }
 }
 
+extension LinuxDisk {
+    /// One that is not there is no error.
+    public func removeAttribute(_ path: String, _ name: String) throws(SystemError) {
+        let result = clx_remove_xattr(path, name)
+        if result != -ENODATA { try checked(result, "remove attribute of", path) }
+    }
+}
+
 public struct FileIdentity: Hashable, Sendable {
     public var device: UInt64
     public var inode: UInt64

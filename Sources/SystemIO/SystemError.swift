@@ -13,6 +13,7 @@ public struct SystemError: Error, CustomStringConvertible, Sendable, Hashable {
         self.errno = errno
     }
 
+    public var isConnectionRefused: Bool { errno == ECONNREFUSED }
     public var isNoSpace: Bool { errno == ENOSPC || errno == EDQUOT }
     public var isNotFound: Bool { errno == ENOENT }
 

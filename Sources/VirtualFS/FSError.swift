@@ -6,6 +6,8 @@ package enum FSErrorCode: Sendable, Hashable {
     case notFound, exists, notDirectory, isDirectory, notEmpty, notPermitted, accessDenied
     case noSpace, io, readOnly, invalid, nameTooLong, notSupported, noAttribute, tooLarge
     case busy, stale, crossDevice, range, badHandle, noSuchOffset
+    /// What is stored does not verify: an I/O error to programs, its own exit code on the command line.
+    case damaged
 }
 
 package struct FSError: Error, CustomStringConvertible, Sendable {
@@ -21,7 +23,8 @@ package struct FSError: Error, CustomStringConvertible, Sendable {
         let code: FSErrorCode =
             switch error.kind {
             case .noSpace: .noSpace
-            case .io, .latched, .checksum, .damaged: .io
+            case .io, .latched: .io
+            case .checksum, .damaged: .damaged
             case .readOnly: .readOnly
             case .tooLarge: .tooLarge
             case .busy: .busy

@@ -76,7 +76,18 @@ package final class OpenFile: Sendable {
         }
     }
 
-    /// Makes the data, and the name where it is not durable yet, survive power loss.
+    /// As ``flush()``, and on the targets that count. Returns when this machine has done its part.
+    /// - Parameter reply: sent once, by whichever thread learns that all of it is done; not when this
+    ///   throws.
+    @inline(__always)
+    package func flush(_ reply: PendingReply) throws(FSError) {
+        let gate = fileSystem.volume.gate
+        let sequence = gate.begin(fileSystem.volume.sequence)
+        try flush()
+        gate.finish(sequence, reply)
+    }
+
+    /// Makes the data, and the name where it is not durable yet, survive power loss here.
     package func flush() throws(FSError) {
         guard case .image(let image) = backing else { return }
         try fileSystem.journal.waitDurable(shared.ticket.load(ordering: .acquiring))

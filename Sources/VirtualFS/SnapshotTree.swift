@@ -57,7 +57,10 @@ extension VirtualFS {
         var node = tree.nodes[id]
         while true {
             guard let known = node else { throw FSError(.stale) }
-            guard let layer = known.layerID else { throw FSError(.invalid) }
+            guard let layer = known.layerID else {
+                // An image that was damaged at the cut has no content in the snapshot.
+                throw FSError(known.node.kind == .file ? .damaged : .invalid)
+            }
             do throws(VolumeError) { return try body(layer, known) } catch {
                 node = try readSnapshotTree(tree.record).nodes[id]
                 if let node, node.layerID == layer { throw FSError(error) }

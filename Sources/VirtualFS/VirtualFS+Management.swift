@@ -13,6 +13,16 @@ extension VirtualFS {
         package var sizeBytes: UInt64
         package var allocatedBytes: UInt64
         package var modifyNs: Int64
+        /// Why the image cannot be used as it should; nil where it can.
+        package var problem: String?
+        package var isDamaged = false
+    }
+
+    /// The path of an image, for messages.
+    package func path(of image: ImageID) -> String? {
+        lock.withLock {
+            tree.nodes.values.first { $0.imageID == image }.map { tree.path(of: $0.id) }
+        }
     }
 
     package func listAll() -> [ListEntry] {
@@ -21,10 +31,18 @@ extension VirtualFS {
         }
         return nodes.values.filter { $0.parentID != nil }.map { node in
             let attributes = liveAttributes(node)
-            return ListEntry(
+            var entry = ListEntry(
                 path: paths[node.id] ?? "", inode: node.id.rawValue, kind: node.kind,
                 sizeBytes: attributes.sizeBytes, allocatedBytes: attributes.allocatedBytes,
                 modifyNs: attributes.modifyNs)
+            if let id = node.imageID {
+                if let damaged = volume.damagedImage(id) {
+                    (entry.problem, entry.isDamaged) = (damaged.error.message, true)
+                } else {
+                    entry.problem = (try? volume.image(id))?.latchedFailure?.message
+                }
+            }
+            return entry
         }.sorted { $0.path < $1.path }
     }
 

@@ -38,6 +38,9 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     private var tickets: [NodeID: UInt64] = [:]
     /// Files whose modification time may be newer than the tree knows.
     var lazyTimes: Set<NodeID> = []
+    /// Images whose `image.txt` may not say what the tree says.
+    private var undescribed: Set<NodeID> = []
+    private var described: [NodeID: String] = [:]
     /// Files that are being restored or shrunk: not to be opened for writing now.
     var busyFiles: Set<NodeID> = []
     var snapshotTrees: [Int64: SnapshotTree] = [:]
@@ -61,7 +64,10 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
             catalog: store.catalog, disk: store.disk, delayMs: options.commitDelayMs,
             tickMs: options.timesDelayMs)
         journal.start { [weak self] in self?.keepHouse() ?? false }
-        do throws(FSError) { try collectOrphans() } catch {
+        do throws(FSError) {
+            try collectOrphans()
+            try collectHelperSnapshots()
+        } catch {
             journal.abandon()
             throw error
         }
@@ -97,6 +103,16 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         }
     }
 
+    /// What a clone or a diff takes for itself and deletes when it is done; a crash left it.
+    private func collectHelperSnapshots() throws(FSError) {
+        guard !options.isReadOnly else { return }
+        let left = try volumed { () throws(VolumeError) in try volume.snapshots() }
+        for record in left where Self.helperOrigins.contains(record.origin) {
+            try deleteSnapshot(record.name)
+        }
+    }
+    static let helperOrigins: Set<String> = ["clone", "diff"]
+
     // MARK: Changing names
 
     /// Runs a change of the tree at its place in the sequence and queues what it did.
@@ -123,9 +139,14 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         for change in changes {
             switch change {
             case .put(let node):
+                undescribed.insert(node.id)
+                journal.startTicking()
                 tickets[node.id] = ticket
                 openFiles[node.id.rawValue]?.ticket.store(ticket, ordering: .releasing)
-            case .remove(let id): tickets[id] = nil
+            case .remove(let id):
+                tickets[id] = nil
+                undescribed.remove(id)
+                described[id] = nil
             }
         }
     }
@@ -150,6 +171,13 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
 
     package func syncDirectory(_ inode: UInt64) throws(FSError) { try journal.waitDurable() }
 
+    /// - Parameter reply: as with ``OpenFile/flush(_:)``.
+    package func syncDirectory(_ inode: UInt64, _ reply: PendingReply) throws(FSError) {
+        let sequence = volume.gate.begin(volume.sequence)
+        try syncDirectory(inode)
+        volume.gate.finish(sequence, reply)
+    }
+
     /// Makes every change of names so far durable.
     package func flushNames() throws(FSError) {
         _ = commitLazyTimes()
@@ -160,6 +188,36 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     package func close() throws(FSError) {
         _ = commitLazyTimes()
         try journal.stop()
+        describeImages()
+    }
+
+    // MARK: For people without Doppel
+
+    /// Writes `image.txt` of what changed its name or its size since the last call.
+    private func describeImages() {
+        guard !options.isReadOnly else { return }
+        let changed = lock.withLock { () -> [(NodeID, ImageID, String)] in
+            defer { undescribed = [] }
+            let folders = undescribed.filter { tree[$0]?.kind == .directory }
+            var ids = undescribed
+            if !folders.isEmpty {
+                // With a folder everything beneath it has another path.
+                ids.formUnion(
+                    tree.nodes.keys.filter { id in
+                        folders.contains { tree.isInside(id, $0) }
+                    })
+            }
+            return ids.compactMap { id in
+                tree[id]?.imageID.map { (id, $0, tree.path(of: id)) }
+            }
+        }
+        for (id, imageID, path) in changed {
+            guard let image = try? volume.image(imageID) else { continue }
+            let text = "\(path)\n\(image.sizeBytes)"
+            if lock.withLock({ described[id] == text }) { continue }
+            volume.store.describe(image: imageID, name: path, sizeBytes: image.sizeBytes)
+            lock.withLock { described[id] = text }
+        }
     }
 
     // MARK: Times of writes
@@ -212,7 +270,9 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     private func keepHouse() -> Bool {
         payReserve()
         let isOwing = lock.withLock { owedReserveBytes > 0 }
-        return commitLazyTimes() || isOwing
+        let isOpen = commitLazyTimes()
+        describeImages()
+        return isOpen || isOwing
     }
 
     // MARK: The way out of a full store
@@ -276,7 +336,9 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
             ? 2 + UInt32(lock.withLock { tree.subdirectoryCount(node.id) })
             : (node.parentID == nil ? 0 : 1)
         var attributes = Attributes(node, inode: node.id.rawValue, linkCount: links)
-        if let id = node.imageID, let image = try? volume.image(id) {
+        if let id = node.imageID, let damaged = volume.damagedImage(id) {
+            attributes.sizeBytes = damaged.sizeBytes
+        } else if let id = node.imageID, let image = try? volume.image(id) {
             attributes.sizeBytes = image.sizeBytes
             attributes.allocatedBytes = image.allocatedBytes
             if image.modifiedNs > attributes.modifyNs {

@@ -31,6 +31,11 @@ extension Image {
     /// Marks the regions, then takes the cut lock shared and the stripes; the marks hold while they
     /// are held.
     func lockForChange(of blocks: BlockRange) throws(VolumeError) {
+        guard core.marksActivity else {
+            core.cut.lockRead()
+            stripes.lock(blocks)
+            return
+        }
         let first = Int(blocks.start / Geometry.blocksPerRegion)
         let last = Int((blocks.end - 1) / Geometry.blocksPerRegion)
         while true {

@@ -23,10 +23,14 @@ final class VolumeCore: Sendable {
     let disk: Disk
     let cut = ReadWriteLock()
     let epochs = ReadEpochs()
+    /// Regions are marked before they are written. Not on a replica: its journal tells what may
+    /// differ.
+    let marksActivity: Bool
     private let lastSequence: Atomic<UInt64>
 
-    init(disk: Disk, lastSequence: SequenceNumber) {
+    init(disk: Disk, lastSequence: SequenceNumber, marksActivity: Bool = true) {
         self.disk = disk
+        self.marksActivity = marksActivity
         self.lastSequence = Atomic(lastSequence.rawValue)
     }
 

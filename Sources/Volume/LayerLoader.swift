@@ -8,6 +8,8 @@
 //   layer row without files, not needed      removed
 //   files without a row                      removed by `removeStrayFiles`
 //   image that no name and no snapshot has   the name tree's owner deletes it
+//   files that are missing or do not verify  the images that need them are set aside, with an event;
+//                                            the others are served
 
 import BlockCore
 import Pool
@@ -16,17 +18,25 @@ import SystemIO
 enum LayerLoader {
     /// The pool's sequence goes on from the highest commit that any head made durable.
     static func highestSequence(_ store: PoolStore) throws(VolumeError) -> SequenceNumber {
-        let rows = try Volume.catalog(store) { try $0.layers() }
-        var highest = SequenceNumber.zero
+        let (rows, snapshots) = try Volume.catalog(store) { tx in
+            (try tx.layers(), try tx.snapshots())
+        }
+        var highest = rows.map(\.sealedSequence).max() ?? .zero
+        highest = max(highest, snapshots.map(\.sequence).max() ?? .zero)
         for row in rows where !row.isSealed {
             let path = store.mapPath(image: row.imageID, layer: row.id)
             guard (try? store.disk.status(path)) ?? nil != nil else { continue }
-            let map = try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
-                try LayerMapFile.open(
+            do throws(LayerError) {
+                let map = try LayerMapFile.open(
                     disk: store.disk, path: path, layer: row.id, isSealed: false, readOnly: true
                 ) { _ in }
+                highest = max(highest, map.lastCommit?.sequence ?? .zero)
+            } catch {
+                // Its image is going to be set aside; what verifies of the map still counts.
+                let bytes = (try? store.disk.readAll(path)) ?? []
+                let commits = MapSalvage(bytes, layer: row.id).commits
+                highest = max(highest, commits.map(\.commit.sequence).max() ?? .zero)
             }
-            highest = max(highest, map.lastCommit?.sequence ?? .zero)
         }
         return highest
     }
@@ -40,26 +50,57 @@ extension Volume {
         for merge in try read({ try $0.merges() }) {
             mergingLayers.formUnion([merge.layerID, merge.intoLayerID])
         }
-        let sealedNow = try finishCuts(&rows, images: imageRows)
+        try finishCuts(&rows, images: imageRows)
         for row in imageRows where !row.isDeleted {
             guard let headID = row.headLayerID else { continue }
-            try load(row, headID: headID, rows: rows, sealedNow: sealedNow)
+            do throws(VolumeError) { try load(row, headID: headID, rows: rows) } catch {
+                guard error.isOfOneImage else { throw error }
+                try setAside(row.id, head: rows[headID], error)
+            }
         }
+    }
+
+    private func setAside(
+        _ id: ImageID, head: LayerRecord?, _ error: VolumeError
+    ) throws(VolumeError) {
+        var sizeBytes: UInt64 = 0
+        if let head {
+            let path = store.mapPath(image: head.imageID, layer: head.id)
+            let bytes = (try? disk.readAll(path)) ?? []
+            let data =
+                (try? disk.status(store.dataPath(image: head.imageID, layer: head.id))) ?? nil
+            sizeBytes =
+                MapSalvage(bytes, layer: head.id).commits.last?.commit.imageSizeBytes
+                ?? (head.parentID == nil ? data?.sizeBytes : nil) ?? 0
+        }
+        var error = error
+        (error.kind, error.image) = (.damaged, id)
+        put(DamagedImage(id: id, error: error, sizeBytes: sizeBytes))
+        log.error("\(error): the image is set aside, the others are served")
+        let event = EventRecord(
+            atNs: disk.now(), kind: "damaged", subject: "image \(id.rawValue)",
+            message: error.message)
+        try commit { try $0.addEvent(event) }
     }
 
     // MARK: Cuts that a crash interrupted
 
     private func finishCuts(
         _ rows: inout [LayerID: LayerRecord], images: [ImageRecord]
-    ) throws(VolumeError) -> Set<LayerID> {
-        var sealedNow: Set<LayerID> = []
+    ) throws(VolumeError) {
         let heads = Set(images.compactMap(\.headLayerID))
         let parents = Set(rows.values.compactMap(\.parentID))
+            .union(try read { try $0.layersReferencedBySnapshots() })
         for row in rows.values.sorted(by: { $0.id > $1.id }) where !row.isSealed {
             if heads.contains(row.id) { continue }
             if parents.contains(row.id) {
-                rows[row.id] = try sealAfterCrash(row)
-                sealedNow.insert(row.id)
+                let children = rows.values.filter { $0.parentID == row.id && heads.contains($0.id) }
+                do throws(VolumeError) {
+                    rows[row.id] = try sealAfterCrash(row, children: children)
+                } catch {
+                    guard error.isOfOneImage else { throw error }
+                    put(broken: row.id, error)
+                }
             } else {
                 try commit { try $0.deleteLayer(row.id) }
                 removeFiles(of: row)
@@ -67,7 +108,7 @@ extension Volume {
             }
         }
         let pending = try read { try $0.snapshots().filter { $0.state == .pending } }
-        guard !pending.isEmpty else { return sealedNow }
+        guard !pending.isEmpty else { return }
         try commit { tx in
             for snapshot in pending {
                 try tx.deleteSnapshot(snapshot.id)
@@ -78,10 +119,13 @@ extension Volume {
                             + "it is dropped, nothing of the images is lost"))
             }
         }
-        return sealedNow
     }
 
-    private func sealAfterCrash(_ row: LayerRecord) throws(VolumeError) -> LayerRecord {
+    /// - Parameter children: the heads on top of it. The first commit of one was written before the
+    ///   cut: the size that the layer is sealed with is theirs, durably, before its row says sealed.
+    private func sealAfterCrash(
+        _ row: LayerRecord, children: [LayerRecord]
+    ) throws(VolumeError) -> LayerRecord {
         var row = row
         let data = try openData(of: row)
         defer { data.close() }
@@ -106,6 +150,7 @@ extension Volume {
                 do throws(SystemError) { try map.file.syncData() } catch { throw .system(error) }
             }
         }
+        for child in children { try passSize(sizeBytes, to: child) }
         row.isSealed = true
         row.sizeBytes = sizeBytes
         let sealed = row
@@ -114,15 +159,33 @@ extension Volume {
         return row
     }
 
+    /// A head that has more than its first commit knows its size itself. One that does not open
+    /// belongs to an image that is going to be set aside.
+    private func passSize(_ sizeBytes: UInt64, to head: LayerRecord) throws(VolumeError) {
+        let path = store.mapPath(image: head.imageID, layer: head.id)
+        do throws(LayerError) {
+            let map = try LayerMapFile.open(
+                disk: disk, path: path, layer: head.id, isSealed: false
+            ) { _ in }
+            defer { map.file.close() }
+            guard let last = map.lastCommit, last.epoch == 1, last.imageSizeBytes != sizeBytes
+            else { return }
+            try map.append(
+                [], imageSizeBytes: sizeBytes, sequence: last.sequence, isSealed: false)
+            do throws(SystemError) { try map.file.syncData() } catch { throw .system(error) }
+        } catch {
+            let error = VolumeError(error, image: head.imageID)
+            guard error.isOfOneImage else { throw error }
+        }
+    }
+
     // MARK: Images
 
     private func load(
-        _ row: ImageRecord, headID: LayerID, rows: [LayerID: LayerRecord],
-        sealedNow: Set<LayerID>
+        _ row: ImageRecord, headID: LayerID, rows: [LayerID: LayerRecord]
     ) throws(VolumeError) {
         let (chain, head, slot) = try buildChain(to: headID, rows: rows)
-        let sizeBytes = try imageSize(
-            head: head, row: rows[headID]!, rows: rows, sealedNow: sealedNow)
+        let sizeBytes = try imageSize(head: head, row: rows[headID]!)
         let (activity, wasDamaged) = try VolumeError.system(row.id) { () throws(SystemError) in
             try ActivityLog.open(
                 disk: disk, path: store.activityPath(image: row.id), imageSizeBytes: sizeBytes)
@@ -148,20 +211,11 @@ extension Volume {
         ) { [weak self] in self?.background.wake(settling: id) }
     }
 
-    /// A head that has only its first commit, on a parent that was sealed by recovery just now,
-    /// takes the parent's size: the first commit was written before the cut.
-    private func imageSize(
-        head: Layer, row: LayerRecord, rows: [LayerID: LayerRecord], sealedNow: Set<LayerID>
-    ) throws(VolumeError) -> UInt64 {
+    private func imageSize(head: Layer, row: LayerRecord) throws(VolumeError) -> UInt64 {
         guard let map = head.map, let last = map.lastCommit else {
             return try VolumeError.system(row.imageID) { () throws(SystemError) in
                 try head.data.status().sizeBytes
             }
-        }
-        if last.epoch == 1, let parentID = row.parentID, sealedNow.contains(parentID),
-            let parent = rows[parentID]
-        {
-            return parent.sizeBytes
         }
         return last.imageSizeBytes
     }
@@ -173,6 +227,7 @@ extension Volume {
         var path: [LayerRecord] = []
         var next: LayerID? = top
         while let id = next {
+            if let error = brokenLayer(id) { throw error }
             guard let row = rows[id], path.count < LayerSlot.limit else {
                 throw VolumeError(
                     .damaged, "layer \(id.rawValue) is missing from the catalog: run `doppel check`"
@@ -214,7 +269,7 @@ extension Volume {
             hasMap
             ? try replay(
                 row, path: path, slot: slot, chain: chain,
-                readOnly: false) : nil
+                readOnly: false, data: data) : nil
         if let torn = map?.tornTailBytes, torn > 0 {
             note("layer \(row.id.rawValue): cut \(torn) bytes of an unfinished commit off its map")
         }
@@ -243,9 +298,11 @@ extension Volume {
     /// Enters a map's blocks into the index. A map with blocks that a merge moved away is read
     /// whole first: only the last word on each block counts.
     private func replay(
-        _ row: LayerRecord, path: String, slot: LayerSlot, chain: LayerChain, readOnly: Bool
+        _ row: LayerRecord, path: String, slot: LayerSlot, chain: LayerChain, readOnly: Bool,
+        data: DiskFile? = nil
     ) throws(VolumeError) -> LayerMapFile {
-        try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
+        var dataEnd: UInt64 = 0
+        let map = try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
             let isMerging = mergingLayers.contains(row.id)
             var contents: LayerContents?
             if isMerging {
@@ -255,12 +312,29 @@ extension Volume {
             }
             return try LayerMapFile.open(
                 disk: disk, path: path, layer: row.id, isSealed: row.isSealed && !isMerging,
+                isSettled: data != nil && !store.wasUnclean,
                 readOnly: readOnly && !isMerging
             ) { extent in
+                if extent.state == .data { dataEnd = max(dataEnd, extent.range.end) }
                 if contents != nil { return }
                 chain.index.set(extent.range, to: extent.state == .zero ? .zero : slot)
             }
         }
+        if let data, dataEnd > 0 {
+            // A data file never shrinks below a block that a durable map names; past its end there
+            // would be zeros.
+            let lastByte = (dataEnd - 1) << Geometry.blockShift
+            let length = try VolumeError.system(row.imageID) { () throws(SystemError) in
+                try data.status().sizeBytes
+            }
+            guard length > lastByte else {
+                throw VolumeError(
+                    .damaged, image: row.imageID,
+                    "\(data.path) is damaged: it ends at \(length), and block \(dataEnd - 1) of it "
+                        + "is gone. Run `doppel check` on the pool.")
+            }
+        }
+        return map
     }
 
     private func openData(of row: LayerRecord) throws(VolumeError) -> DiskFile {
@@ -268,6 +342,23 @@ extension Volume {
             try disk.open(
                 store.dataPath(image: row.imageID, layer: row.id),
                 .readWrite)
+        }
+    }
+
+    /// A sealed layer that perhaps no open image has in its chain: a snapshot's of an image that was
+    /// deleted or restored. The caller holds the structure lock.
+    /// - Returns: nil for one that does not open; status and check tell of it.
+    func openedLayer(
+        _ row: LayerRecord, rows: [LayerRecord]
+    ) throws(VolumeError) -> Layer? {
+        if let open = layer(row.id) { return open }
+        if brokenLayer(row.id) != nil { return nil }
+        let byID = Dictionary(uniqueKeysWithValues: rows.map { ($0.id, $0) })
+        do throws(VolumeError) { return try buildChain(to: row.id, rows: byID).1 } catch {
+            guard error.isOfOneImage else { throw error }
+            put(broken: row.id, error)
+            log.error("layer \(row.id.rawValue) does not open: \(error)")
+            return nil
         }
     }
 

@@ -32,26 +32,39 @@ extension Volume {
     /// Sealed layers whose blocks have no checksums yet; for status (G7).
     package func uncoveredLayers() throws(VolumeError) -> [LayerRecord] {
         try read { try $0.layers() }.filter { row in
-            row.isSealed && layer(row.id)?.coveringSums == nil
+            guard row.isSealed else { return false }
+            if let layer = layer(row.id) { return layer.coveringSums == nil }
+            let path = store.sumsPath(image: row.imageID, layer: row.id)
+            return ((try? disk.status(path)) ?? nil) == nil
         }
     }
 
     /// Hashes one sealed layer that nobody is merging.
-    package func coverNextLayer() throws(VolumeError) -> Bool {
+    /// - Parameter progress: told of each piece, in blocks; false leaves the layer as it was.
+    package func coverNextLayer(
+        progress: (_ doneBlocks: UInt64, _ totalBlocks: UInt64) -> Bool = { _, _ in true }
+    ) throws(VolumeError) -> Bool {
         let rows = try read { try $0.layers() }
         let merging = try mergeCandidates(rows)
         let hiding = try headPairs(rows).map(\.pair)
         let busy = Set((merging + hiding).flatMap { [$0.lower.id, $0.upper.id] })
         for row in rows where row.isSealed && !busy.contains(row.id) {
-            guard let layer = layer(row.id), layer.isSealed, layer.coveringSums == nil else {
-                continue
+            let opened = try structure.withLock { () throws(VolumeError) in
+                try openedLayer(row, rows: try read { try $0.layers() })
             }
+            guard let layer = opened, layer.isSealed, layer.coveringSums == nil else { continue }
             let ranges = try contents(of: row, layer: layer).data.ranges
+            let total = ranges.reduce(0) { $0 + $1.count }
+            var asked: UInt64 = 0
             let sums = try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
                 try SumsFile.build(
                     disk: disk, path: store.sumsPath(image: row.imageID, layer: row.id),
                     layer: row.id, data: layer.data, covering: ranges,
-                    shouldStop: { background.shouldStop })
+                    shouldStop: {
+                        // Asked once a piece of at most 256 blocks.
+                        defer { asked += 256 }
+                        return background.shouldStop || !progress(min(asked, total), total)
+                    })
             }
             guard let sums else { return false }
             // A merge may have begun meanwhile, or the layer may be gone: then the sums go too.
@@ -85,13 +98,20 @@ extension Volume {
     }
 
     /// Reads every block of every sealed layer and holds it against its checksum.
+    /// - Parameter progress: told of each piece; false ends it there.
     package func scrub(
-        progress: (_ doneBlocks: UInt64, _ totalBlocks: UInt64) -> Void = { _, _ in }
+        progress: (_ doneBlocks: UInt64, _ totalBlocks: UInt64) -> Bool = { _, _ in true }
     ) throws(VolumeError) -> ScrubReport {
         var report = ScrubReport()
         var work: [(LayerRecord, Layer, [BlockRange])] = []
         for row in try read({ try $0.layers() }) where row.isSealed {
-            guard let layer = layer(row.id) else { continue }
+            let opened = try structure.withLock { () throws(VolumeError) in
+                try openedLayer(row, rows: try read { try $0.layers() })
+            }
+            guard let layer = opened else {
+                if let error = brokenLayer(row.id) { report.damaged.append(error.description) }
+                continue
+            }
             work.append((row, layer, try contents(of: row, layer: layer).data.ranges))
         }
         let total = work.reduce(0) { $0 + $1.2.reduce(0) { $0 + $1.count } }
@@ -104,7 +124,7 @@ extension Volume {
                     let count = min(range.end - block, 256)
                     scrubPiece(BlockRange(start: block, count: count), row, layer, buffer, &report)
                     block += count
-                    progress(report.blocksRead, total)
+                    if !progress(report.blocksRead, total) { return report }
                 }
             }
         }

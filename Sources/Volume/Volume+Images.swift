@@ -6,9 +6,16 @@ extension Volume {
     /// A new empty image. No name refers to it yet: one that never gets a name is deleted at the
     /// next open.
     package func createImage() throws(VolumeError) -> Image {
+        try createImage { try $0.insertImage() }
+    }
+
+    /// - Parameter insert: puts the image's row into the catalog.
+    func createImage(
+        _ insert: (CatalogTransaction) throws -> ImageID
+    ) throws(VolumeError) -> Image {
         try structure.withLock { () throws(VolumeError) in
             let (imageID, layerID) = try commit { tx in
-                let image = try tx.insertImage()
+                let image = try insert(tx)
                 let layer = try tx.insertLayer(LayerRecord(imageID: image, parentID: nil))
                 try tx.setHead(image, layer)
                 return (image, layer)

@@ -41,14 +41,24 @@ extension Volume {
         }
     }
 
+    /// How many layers wait to be merged away; for status.
+    package func pendingMerges() throws(VolumeError) -> Int {
+        try mergeCandidates(try read { try $0.layers() }).count
+    }
+
     /// Moves one batch of one merge, or finishes one.
     package func mergeStep() throws(VolumeError) -> Bool {
         try structure.withLock { () throws(VolumeError) in
-            guard let pair = try mergeCandidates(try read { try $0.layers() }).first else {
-                return false
+            let rows = try read { try $0.layers() }
+            for pair in try mergeCandidates(rows) {
+                // What does not open stays as it is, and keeps no other merge waiting.
+                guard try openedLayer(pair.lower, rows: rows) != nil,
+                    try openedLayer(pair.upper, rows: rows) != nil
+                else { continue }
+                try move(pair)
+                return true
             }
-            try move(pair)
-            return true
+            return false
         }
     }
 

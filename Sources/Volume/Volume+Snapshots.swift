@@ -18,7 +18,7 @@ package typealias NameCapture = () -> @Sendable () -> [NodeRecord]
 
 extension Volume {
     package func snapshots() throws(VolumeError) -> [SnapshotRecord] {
-        try read { try $0.snapshots().filter { $0.state == .complete } }
+        try read { try $0.snapshots().filter { $0.state == .complete && !$0.isInternal } }
     }
 
     package func snapshot(named name: String) throws(VolumeError) -> SnapshotRecord {
@@ -47,17 +47,18 @@ extension Volume {
         var sizeBytes: UInt64 = 0
     }
 
-    private func createSnapshotLocked(
-        name: String, origin: String, names: NameCapture
+    /// - Parameter place: where a replica's primary made the cut; nil for here and now.
+    func createSnapshotLocked(
+        name: String, origin: String, at place: SnapshotPlace? = nil, names: NameCapture
     ) throws(VolumeError) -> SnapshotRecord {
-        try refuseTaken(name)
+        if origin != SnapshotRecord.stagingOrigin { try refuseTaken(name) }
         var cuts: [ImageID: Cut] = [:]
         try prepareHeads(of: allImages.filter { !$0.isUnchangedSinceCut }, into: &cuts)
         var record = try commit { tx in
             try tx.insertSnapshot(
                 SnapshotRecord(
-                    name: name, createdNs: disk.now(), sequence: core.sequence, state: .pending,
-                    origin: origin))
+                    name: name, createdNs: place?.createdNs ?? disk.now(),
+                    sequence: core.sequence, state: .pending, origin: origin))
         }
         core.cut.lockWrite()
         while true {
@@ -85,7 +86,7 @@ extension Volume {
 
         let all = Array(cuts.values)
         for cut in all where cut.newHead != nil { try cut.image.flush() }
-        record.sequence = sequence
+        record.sequence = place?.sequence ?? sequence
         record.state = .complete
         try complete(record, cuts: all, nodes: unfold())
         return record

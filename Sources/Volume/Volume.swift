@@ -17,9 +17,14 @@ package struct VolumeOptions: Sendable {
     /// Checksums and merges run on their own thread; off for tests that step them by hand.
     package var runsInBackground = true
     package var isReadOnly = false
-    package init(runsInBackground: Bool = true, isReadOnly: Bool = false) {
+    /// A target of replication: no activity log is kept.
+    package var isReplica = false
+    package init(
+        runsInBackground: Bool = true, isReadOnly: Bool = false, isReplica: Bool = false
+    ) {
         self.runsInBackground = runsInBackground
         self.isReadOnly = isReadOnly
+        self.isReplica = isReplica
     }
 }
 
@@ -37,21 +42,29 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     /// Layers whose maps a merge may have left with a torn tail; set at open.
     var mergingLayers: Set<LayerID> = []
     let background = BackgroundWork()
+    /// Where flushes wait for targets.
+    package let gate = AckGate()
+    /// Images that do not open: EIO to whoever asks for them, while the others are served.
+    private var damaged: [ImageID: DamagedImage] = [:]
+    /// Layers that do not open, with why; what is built on them does not either.
+    private var broken: [LayerID: VolumeError] = [:]
     /// What recovery did at open, for the log and the events.
     package private(set) var recoveryNotes: [String] = []
 
     var disk: Disk { store.disk }
     package var sequence: SequenceNumber { core.sequence }
 
-    /// Opens every image of the pool, after what a crash left was mended.
-    /// - Throws: ``VolumeError`` `.damaged` when something known durable does not verify.
+    /// Opens every image of the pool, after what a crash left was mended. An image of which something
+    /// known durable does not verify is set aside (``damagedImages``): never served with older data,
+    /// and no reason to refuse the others.
     package init(store: PoolStore, options: VolumeOptions = VolumeOptions()) throws(VolumeError) {
         self.store = store
         self.options = options
         log = Logger(label: "doppel.volume")
         let last = try Self.catalog(store) { (tx) in try tx.poolState().lastSequence }
         let start = max(last, try LayerLoader.highestSequence(store))
-        core = VolumeCore(disk: store.disk, lastSequence: start)
+        core = VolumeCore(
+            disk: store.disk, lastSequence: start, marksActivity: !options.isReplica)
         try loadAll()
         if options.runsInBackground && !options.isReadOnly {
             background.start { [weak self] in self?.runBackgroundStep() ?? false }
@@ -62,6 +75,7 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
 
     package func image(_ id: ImageID) throws(VolumeError) -> Image {
         guard let image = state.withLock({ images[id] }) else {
+            if let error = state.withLock({ damaged[id]?.error }) { throw error }
             throw VolumeError(.notFound, image: id, "there is no such image in the pool")
         }
         return image
@@ -69,7 +83,26 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
 
     var allImages: [Image] { state.withLock { images.values.sorted { $0.id < $1.id } } }
     func put(_ image: Image) { state.withLock { images[image.id] = image } }
-    func forget(image id: ImageID) { _ = state.withLock { images.removeValue(forKey: id) } }
+    func forget(image id: ImageID) {
+        state.withLock {
+            images[id] = nil
+            damaged[id] = nil
+        }
+    }
+    /// An image that cannot be opened, and what is known of it all the same.
+    package struct DamagedImage: Sendable {
+        package var id: ImageID
+        package var error: VolumeError
+        /// As the last commit that verifies has it; 0 where none does.
+        package var sizeBytes: UInt64
+    }
+    package var damagedImages: [DamagedImage] {
+        state.withLock { damaged.values.sorted { $0.id < $1.id } }
+    }
+    package func damagedImage(_ id: ImageID) -> DamagedImage? { state.withLock { damaged[id] } }
+    func put(_ image: DamagedImage) { state.withLock { damaged[image.id] = image } }
+    func brokenLayer(_ id: LayerID) -> VolumeError? { state.withLock { broken[id] } }
+    func put(broken id: LayerID, _ error: VolumeError) { state.withLock { broken[id] = error } }
     func layer(_ id: LayerID) -> Layer? { state.withLock { layers[id] } }
     func put(_ layer: Layer) { state.withLock { layers[layer.id] = layer } }
     func forget(layer id: LayerID) { _ = state.withLock { layers.removeValue(forKey: id) } }

@@ -35,6 +35,18 @@ package struct VolumeError: Error, CustomStringConvertible, Sendable {
         }
     }
 
+    /// Something is wrong with this image alone: the others can be served. A store that is full or a
+    /// process without descriptors says nothing about an image.
+    var isOfOneImage: Bool {
+        switch kind {
+        case .damaged, .checksum: true
+        case .io: errno == Self.notFoundErrno || errno == Self.ioErrno
+        default: false
+        }
+    }
+    private static var notFoundErrno: Int32 { 2 }  // ENOENT: a file that must be there
+    private static var ioErrno: Int32 { 5 }  // EIO: a disk that does not give it back
+
     package var description: String {
         image.map { "image \($0.rawValue): \(message)" } ?? message
     }

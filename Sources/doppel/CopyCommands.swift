@@ -17,10 +17,13 @@ struct Import: ParsableCommand {
     @OptionGroup var pool: PoolArgument
     @Argument(help: "A raw file, or - for standard input.", completion: .file()) var file: String
     @Option(name: .customLong("as"), help: "The image's path inside the pool.") var image: String?
+    @OptionGroup var progress: ProgressFlag
 
     func run() throws {
         try exiting {
             let disk = LinuxDisk()
+            let line = Progress("importing", isForced: progress.progress)
+            defer { line.end() }
             if file == "-", image == nil {
                 throw ControlFailure(.usage, "standard input needs --as IMAGE")
             }
@@ -35,7 +38,7 @@ struct Import: ParsableCommand {
                 let path = mounted + "/" + name
                 let target = try disk.open(path, [.readWrite, .create, .exclusive], mode: 0o644)
                 do {
-                    try RawCopy.copy(from: source, isStream: file == "-", to: .file(target))
+                    try RawCopy.copy(from: source, isStream: file == "-", to: .file(target), line)
                 } catch {
                     target.close()
                     try? disk.removeFile(path)
@@ -48,7 +51,8 @@ struct Import: ParsableCommand {
                 let target = try session.fileSystem.create(path: name, sizeBytes: 0)
                 do {
                     try RawCopy.copy(
-                        from: source, isStream: file == "-", to: .image(try target.image()))
+                        from: source, isStream: file == "-", to: .image(try target.image()),
+                        line)
                     target.close()
                 } catch {
                     target.close()
@@ -75,17 +79,20 @@ struct Export: ParsableCommand {
     @OptionGroup var pool: PoolArgument
     @Argument(help: "IMAGE, or IMAGE@SNAPSHOT.") var source: String
     @Argument(help: "A new file, or - for standard output.", completion: .file()) var file: String
+    @OptionGroup var progress: ProgressFlag
 
     func run() throws {
         try exiting {
             let (image, snapshot) = ImageReference.split(source)
+            let line = Progress("exporting", isForced: progress.progress)
+            defer { line.end() }
             let location = try PoolLocation.find(pool.pool)
             if let mounted = location.owner?.mountPoint, location.owner?.socketPath != nil,
                 PoolLocation.mounts().contains(where: { $0.mountPoint == mounted })
             {
                 let folder = snapshot.map { "\(mounted)/.snapshots/\($0)" } ?? mounted
                 let source = try LinuxDisk().open("\(folder)/\(image)", [], mode: 0)
-                return try RawCopy.export(.file(source), to: file)
+                return try RawCopy.export(.file(source), to: file, line)
             }
             let session = try PoolSession(path: location.poolPath)
             do {
@@ -94,11 +101,11 @@ struct Export: ParsableCommand {
                     let view = try session.fileSystem.snapshotFile(image, in: snapshot)
                     let opened = try session.volume.openView(
                         view.layerID!, sizeBytes: view.sizeBytes)
-                    try RawCopy.export(.view(opened), to: file)
+                    try RawCopy.export(.view(opened), to: file, line)
                 } else {
                     inode = try session.fileSystem.resolve(image).id.rawValue
                     let opened = try session.fileSystem.open(inode, access: .read)
-                    try RawCopy.export(.image(try opened.image()), to: file)
+                    try RawCopy.export(.image(try opened.image()), to: file, line)
                 }
             } catch {
                 try? session.close()
@@ -164,15 +171,18 @@ enum RawCopy {
         }
     }
 
-    static func copy(from source: DiskFile, isStream: Bool, to target: End) throws {
-        if isStream { return try copyStream(from: source, to: target) }
-        try copySparse(from: .file(source), to: target)
+    static func copy(
+        from source: DiskFile, isStream: Bool, to target: End, _ progress: Progress
+    ) throws {
+        if isStream { return try copyStream(from: source, to: target, progress) }
+        try copySparse(from: .file(source), to: target, progress)
     }
 
     /// A pipe cannot be sought: runs of zeros become holes.
-    private static func copyStream(from source: DiskFile, to target: End) throws {
+    private static func copyStream(
+        from source: DiskFile, to target: End, _ progress: Progress
+    ) throws {
         let stream = StandardStream.input
-        let progress = Progress("reading", totalBytes: 0)
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 4096)
         defer { buffer.deallocate() }
         var position: UInt64 = 0
@@ -184,15 +194,14 @@ enum RawCopy {
             position += UInt64(got)
             progress.update(position)
         }
-        progress.end()
         try target.finish(sizeBytes: position)
     }
 
-    static func export(_ source: End, to path: String) throws {
+    static func export(_ source: End, to path: String, _ progress: Progress) throws {
         if path != "-" {
             let disk = LinuxDisk()
             let target = try disk.open(path, [.readWrite, .create, .exclusive], mode: 0o644)
-            do { try copySparse(from: source, to: .file(target)) } catch {
+            do { try copySparse(from: source, to: .file(target), progress) } catch {
                 try? disk.removeFile(path)
                 throw error
             }
@@ -200,12 +209,14 @@ enum RawCopy {
         }
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 4096)
         defer { buffer.deallocate() }
+        let size = try source.sizeBytes()
         var position: UInt64 = 0
         while true {
             let got = try source.read(into: buffer, at: position)
             if got == 0 { return }
             try StandardStream.output.write(UnsafeRawBufferPointer(rebasing: buffer[0..<got]))
             position += UInt64(got)
+            progress.update(position, of: size)
         }
     }
 }

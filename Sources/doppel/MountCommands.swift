@@ -43,7 +43,7 @@ struct Mount: ParsableCommand {
         try exiting {
             let disk = LinuxDisk()
             let directory = try RuntimePaths.directory(disk: disk)
-            let log = "\(directory)/\(logName(request.poolPath)).log"
+            let log = try RuntimePaths.log(of: request.poolPath, in: directory, disk: disk)
             guard let program = ProcessControl.realPath("/proc/self/exe") else {
                 throw ControlFailure(.failed, "cannot find my own program file")
             }
@@ -57,10 +57,6 @@ struct Mount: ParsableCommand {
                     code.flatMap(ExitKind.init) ?? .failed, String(parts.last ?? ""))
             }
         }
-    }
-
-    private func logName(_ path: String) -> String {
-        path.split(separator: "/").joined(separator: "-")
     }
 
     private func daemonArguments(_ request: MountRequest, ready: Int32) -> [String] {

@@ -37,39 +37,3 @@ enum Output {
         }
     }
 }
-
-/// Progress with the time left, on a terminal, for what takes more than two seconds.
-final class Progress {
-    private let label: String
-    private let totalBytes: UInt64
-    private let disk = LinuxDisk()
-    private let startNs: Int64
-    private var shownNs: Int64
-    private var hasShown = false
-    private let isTerminal = isatty(2) == 1
-
-    init(_ label: String, totalBytes: UInt64) {
-        self.label = label
-        self.totalBytes = totalBytes
-        startNs = disk.monotonic()
-        shownNs = startNs
-    }
-
-    func update(_ doneBytes: UInt64) {
-        let now = disk.monotonic()
-        guard isTerminal, now - startNs > 2_000_000_000, now - shownNs > 200_000_000 else { return }
-        shownNs = now
-        hasShown = true
-        let seconds = Double(now - startNs) / 1e9
-        let rate = Double(doneBytes) / seconds
-        var line = "\r\(label): \(Output.size(doneBytes))"
-        if totalBytes > 0 {
-            let left = rate > 0 ? Double(totalBytes - min(doneBytes, totalBytes)) / rate : 0
-            line += " of \(Output.size(totalBytes)), \(Int(left.rounded(.up))) s left"
-        }
-        line += ", \(Output.size(UInt64(rate)))/s   "
-        Output.raw(line)
-    }
-
-    func end() { if hasShown { Output.raw("\n") } }
-}

@@ -49,9 +49,10 @@ extension RawCopy {
     /// Enough to keep a disk and a checksum busy at once; more gain nothing.
     private static let threads = 4
 
-    static func copySparse(from source: End, to target: End) throws {
+    static func copySparse(
+        from source: End, to target: End, _ progress: Progress
+    ) throws {
         let size = try source.sizeBytes()
-        let progress = Progress("copying", totalBytes: size)
         let pieces = Pieces(source, sizeBytes: size)
         let workers = (1..<threads).map { number in
             WorkerThread.start("doppel-copy-\(number)") {
@@ -59,9 +60,10 @@ extension RawCopy {
             }
         }
         // Pieces go out in order: where this thread is, the others are about.
-        work(pieces, from: source, to: target) { progress.update($0) }
+        work(pieces, from: source, to: target) {
+            progress.update($0, of: size)
+        }
         for worker in workers { worker.join() }
-        progress.end()
         try pieces.check()
         try target.finish(sizeBytes: size)
     }

@@ -43,7 +43,7 @@ func withFolder(_ body: (String) throws -> Void) throws {
 
     @Test func theSocketIsItsOwnersAlone() throws {
         try withFolder { folder in
-            let server = try ControlServer(path: folder + "/s") { _ in ControlReply() }
+            let server = try ControlServer(path: folder + "/s") { _, _ in ControlReply() }
             defer { server.close() }
             var status = stat()
             #expect(stat(folder + "/s", &status) == 0)
@@ -53,7 +53,7 @@ func withFolder(_ body: (String) throws -> Void) throws {
 
     @Test func requestsOfOneConnectionAreAnsweredInTheirOrder() throws {
         try withFolder { folder in
-            let server = try ControlServer(path: folder + "/s") { request in
+            let server = try ControlServer(path: folder + "/s") { request, _ in
                 var result = ControlResult()
                 result.text = request.arguments?.path
                 return ControlReply(result: result, id: request.id)
@@ -69,7 +69,7 @@ func withFolder(_ body: (String) throws -> Void) throws {
 
     @Test func aLineThatIsNoRequestIsAnsweredAndTheConnectionGoesOn() throws {
         try withFolder { folder in
-            let server = try ControlServer(path: folder + "/s") { _ in
+            let server = try ControlServer(path: folder + "/s") { _, _ in
                 ControlReply(result: ControlResult())
             }
             defer { server.close() }
@@ -89,7 +89,7 @@ func withFolder(_ body: (String) throws -> Void) throws {
     @Test func closingAnswersWhatCame() throws {
         try withFolder { folder in
             let entered = DispatchSemaphore(value: 0)
-            let server = try ControlServer(path: folder + "/s") { _ in
+            let server = try ControlServer(path: folder + "/s") { _, _ in
                 entered.signal()
                 Pause.microseconds(200_000)
                 return ControlReply(result: ControlResult())

@@ -66,6 +66,7 @@ int64_t clx_copy_range(int to, uint64_t to_offset, int from, uint64_t from_offse
 int64_t clx_list_xattr(const char *path, char *buffer, size_t length);
 int64_t clx_get_xattr(const char *path, const char *name, void *buffer, size_t length);
 int clx_set_xattr(const char *path, const char *name, const void *value, size_t length);
+int clx_remove_xattr(const char *path, const char *name);
 /// Exclusive open-file-description lock on the whole file; -EAGAIN when held.
 int clx_try_lock(int fd);
 int clx_unlock(int fd);

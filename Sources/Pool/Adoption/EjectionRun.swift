@@ -116,6 +116,10 @@ struct EjectionRun {
         if ProcessControl.isRoot { try disk.setOwner(path, uid: item.uid, gid: item.gid) }
         if !item.isSymlink {
             for (name, value) in item.xattrs { try disk.setAttribute(path, name, value) }
+            // The file kept what it had when it was adopted.
+            for name in try disk.userAttributes(path).keys where item.xattrs[name] == nil {
+                try disk.removeAttribute(path, name)
+            }
             try disk.setMode(path, item.mode)
         }
         try disk.setTimes(path, accessNs: item.accessNs, modifyNs: item.modifyNs)

@@ -67,10 +67,13 @@ package final class Catalog: Sendable {
         do {
             let queue = try DatabaseQueue(path: path, configuration: configuration)
             let version = try queue.read { try Int.fetchOne($0, sql: "PRAGMA user_version") ?? 0 }
-            guard version == CatalogSchema.version else {
+            guard (1...CatalogSchema.version).contains(version) else {
                 throw CatalogError(
                     message: "the catalog has format \(version), this Doppel knows "
                         + "\(CatalogSchema.version)", cause: "")
+            }
+            if version < CatalogSchema.version {
+                try queue.write { try CatalogSchema.upgrade($0, from: version) }
             }
             return Catalog(queue: queue)
         } catch let error as CatalogError { throw error } catch {

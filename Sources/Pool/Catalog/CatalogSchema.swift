@@ -2,9 +2,43 @@ import GRDB
 
 /// The tables; `docs/disk-format.md` explains them to people.
 enum CatalogSchema {
-    static let version = 1
+    static let version = 2
+
+    /// Brings an older catalog up to this version, in the caller's transaction.
+    static func upgrade(_ db: Database, from version: Int) throws {
+        if version < 2 { try db.execute(sql: replicationTables) }
+        try db.execute(sql: "PRAGMA user_version = \(Self.version)")
+    }
 
     static func create(in db: Database) throws {
+        try createFirstTables(in: db)
+        try upgrade(db, from: 1)
+    }
+
+    /// Since version 2.
+    private static let replicationTables = """
+        CREATE TABLE replica (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            role TEXT NOT NULL,
+            primary_pool TEXT NOT NULL,
+            generation INTEGER, generation_id TEXT, generation_parent TEXT,
+            generation_start INTEGER,
+            incarnation_id TEXT,
+            applied INTEGER NOT NULL,
+            structure INTEGER NOT NULL,
+            journal_segment INTEGER NOT NULL,
+            staging INTEGER, staging_batch INTEGER, staging_shape INTEGER);
+        CREATE TABLE targets (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            address TEXT NOT NULL UNIQUE,
+            pool TEXT,
+            mode TEXT NOT NULL,
+            timeout_ms INTEGER NOT NULL,
+            added_ns INTEGER NOT NULL,
+            paused INTEGER NOT NULL DEFAULT 0);
+        """
+
+    private static func createFirstTables(in db: Database) throws {
         try db.execute(
             sql: """
                 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -52,7 +86,6 @@ enum CatalogSchema {
                     id INTEGER PRIMARY KEY AUTOINCREMENT,
                     at_ns INTEGER NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL,
                     message TEXT NOT NULL);
-                PRAGMA user_version = \(version);
                 """)
     }
 }

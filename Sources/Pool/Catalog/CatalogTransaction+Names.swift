@@ -26,6 +26,21 @@ extension CatalogTransaction {
     package func deleteSnapshot(_ id: SnapshotID) throws {
         try db.execute(sql: "DELETE FROM snapshots WHERE id = ?", arguments: [id.rawValue])
     }
+    package func renameSnapshot(_ id: SnapshotID, to name: String) throws {
+        try db.execute(
+            sql: "UPDATE snapshots SET name = ? WHERE id = ?", arguments: [name, id.rawValue])
+    }
+    /// Makes an internal snapshot one that users see.
+    package func publishSnapshot(_ snapshot: SnapshotRecord) throws {
+        try db.execute(
+            sql: """
+                UPDATE snapshots SET name = ?, created_ns = ?, sequence = ?, origin = ? WHERE id = ?
+                """,
+            arguments: [
+                snapshot.name, snapshot.createdNs, Int64(bitPattern: snapshot.sequence.rawValue),
+                snapshot.origin, snapshot.id.rawValue,
+            ])
+    }
     package func snapshots() throws -> [SnapshotRecord] {
         try Row.fetchAll(db, sql: "SELECT * FROM snapshots ORDER BY id").map(Self.snapshot)
     }
@@ -85,6 +100,7 @@ extension CatalogTransaction {
     package func deleteNode(_ id: NodeID) throws {
         try db.execute(sql: "DELETE FROM nodes WHERE id = ?", arguments: [Int64(id.rawValue)])
     }
+    package func deleteAllNodes() throws { try db.execute(sql: "DELETE FROM nodes") }
     package func apply(_ changes: [NameChange]) throws {
         for change in changes {
             switch change {

@@ -70,6 +70,16 @@ package final class CatalogTransaction {
         try db.execute(sql: "INSERT INTO images DEFAULT VALUES")
         return ImageID(rawValue: db.lastInsertedRowID)
     }
+    /// On a replica: an image with the id that its primary gave it. Ids handed out later are above it.
+    package func insertImage(_ id: ImageID) throws {
+        try db.execute(sql: "INSERT INTO images (id) VALUES (?)", arguments: [id.rawValue])
+    }
+    /// A deleted image comes back; it has no head until ``setHead(_:_:)``.
+    package func reviveImage(_ image: ImageID) throws {
+        try db.execute(
+            sql: "UPDATE images SET deleted = 0, head = NULL WHERE id = ?",
+            arguments: [image.rawValue])
+    }
     package func images() throws -> [ImageRecord] {
         try Row.fetchAll(db, sql: "SELECT id, head, deleted FROM images ORDER BY id").map { row in
             ImageRecord(
@@ -188,9 +198,20 @@ package final class CatalogTransaction {
         try Row.fetchAll(
             db, sql: "SELECT * FROM events ORDER BY id DESC LIMIT ?", arguments: [limit]
         ).map { row in
-            EventRecord(
-                atNs: row["at_ns"], kind: row["kind"], subject: row["subject"],
-                message: row["message"])
+            Self.event(row)
         }
+    }
+    /// What came after the event with this id, the oldest first.
+    package func events(after id: Int64) throws -> [EventRecord] {
+        try Row.fetchAll(
+            db, sql: "SELECT * FROM events WHERE id > ? ORDER BY id", arguments: [id]
+        ).map(Self.event)
+    }
+    private static func event(_ row: Row) -> EventRecord {
+        var event = EventRecord(
+            atNs: row["at_ns"], kind: row["kind"], subject: row["subject"],
+            message: row["message"])
+        event.id = row["id"]
+        return event
     }
 }

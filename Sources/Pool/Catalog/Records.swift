@@ -146,6 +146,8 @@ package struct SnapshotNode: Sendable, Hashable {
 }
 
 package struct EventRecord: Sendable, Hashable, Codable {
+    /// 0 before it was added; they grow.
+    package var id: Int64 = 0
     package var atNs: Int64
     package var kind: String
     package var subject: String

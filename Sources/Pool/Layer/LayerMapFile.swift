@@ -42,13 +42,13 @@ package struct MapCommit: Sendable, Hashable {
 }
 
 package final class LayerMapFile: @unchecked Sendable {  // one flusher at a time (Layer's gate)
-    private static let magic: UInt64 = 0x3130_5041_4d4c_5044  // "DPLMAP01"
-    private static let recordMagic: UInt32 = 0x544d_4f43  // "COMT"
-    private static let version: UInt32 = 1
-    private static let recordsOffset: UInt64 = 4096
-    private static let recordHeaderBytes = 48
+    static let magic: UInt64 = 0x3130_5041_4d4c_5044  // "DPLMAP01"
+    static let recordMagic: UInt32 = 0x544d_4f43  // "COMT"
+    static let version: UInt32 = 1
+    static let recordsOffset: UInt64 = 4096
+    static let recordHeaderBytes = 48
     private static let slotBytes = 32
-    private static let maxExtentsPerRecord = 1 << 20
+    static let maxExtentsPerRecord = 1 << 20
 
     package let file: DiskFile
     package private(set) var lastCommit: MapCommit?
@@ -178,10 +178,11 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
     // MARK: Opening
 
     /// Reads and verifies the map, hands every extent in order to `each`, and cuts a torn tail.
+    /// - Parameter isSettled: the pool was closed cleanly, so that no tail can be torn.
     /// - Throws: ``LayerError/damaged`` when something known durable does not verify.
     package static func open(
-        disk: Disk, path: String, layer: LayerID, isSealed: Bool, readOnly: Bool = false,
-        each: (MapExtent) -> Void
+        disk: Disk, path: String, layer: LayerID, isSealed: Bool, isSettled: Bool = false,
+        readOnly: Bool = false, each: (MapExtent) -> Void
     ) throws(LayerError) -> LayerMapFile {
         let (file, bytes) = try layered { () throws(SystemError) in
             (try disk.open(path, readOnly ? [] : .readWrite), try disk.readAll(path))
@@ -211,6 +212,11 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
                 throw damaged("commit \(known.epoch) was durable and no longer verifies")
             }
             guard map.lastCommit != nil else { throw damaged("it has no commit") }
+            if isSettled, !isSealed, map.endOffset != UInt64(raw.count) {
+                throw damaged(
+                    "the pool was closed cleanly, and its last "
+                        + "\(UInt64(raw.count) - map.endOffset) bytes do not verify")
+            }
             if isSealed, map.endOffset != UInt64(raw.count) || map.lastCommit?.isSealed != true {
                 throw damaged("it is sealed and does not end in its seal")
             }
@@ -229,7 +235,7 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
         }
     }
 
-    private static func knownDurable(
+    static func knownDurable(
         _ raw: UnsafeRawBufferPointer, slotAt offset: Int
     ) -> (epoch: UInt64, endOffset: UInt64)? {
         var slot = ByteReader(raw, at: offset)

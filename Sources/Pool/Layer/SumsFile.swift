@@ -25,7 +25,7 @@ package final class SumsFile: @unchecked Sendable {  // immutable but for the fi
         guard try layered({ () throws(SystemError) in try disk.status(path) }) != nil else {
             return nil
         }
-        let file = try layered { () throws(SystemError) in try disk.open(path, .readWrite) }
+        let file = try layered { () throws(SystemError) in try disk.open(path, []) }
         var header = [UInt8](repeating: 0, count: 32)
         let got = try layered { () throws(SystemError) in
             try header.withTypedMutableBytes { (raw) throws(SystemError) in
@@ -179,6 +179,48 @@ package final class SumsFile: @unchecked Sendable {  // immutable but for the fi
         }
         if let failure { throw failure }
         return covered
+    }
+
+    /// Reads every covered block of a data file, also one past its end, and says whether it is what was
+    /// sealed.
+    /// - Parameter each: false ends it.
+    /// - Returns: false when it was ended.
+    package func verifyAll(
+        of data: DiskFile, each: (_ block: UInt64, _ isGood: Bool) -> Bool
+    ) throws(LayerError) -> Bool {
+        let pages = try layered { () throws(SystemError) in try file.status().sizeBytes } / 4096
+        guard pages > 1 else { return true }
+        let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8)
+        let block = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+        defer {
+            page.deallocate()
+            block.deallocate()
+        }
+        var number: UInt64 = 0
+        while number < pages - 1 {
+            // Runs of blocks that are not covered are holes.
+            let stored = try layered { () throws(SystemError) in
+                try file.seekData(from: (number + 1) * 4096)
+            }
+            guard let stored else { return true }
+            number = max(number, stored / 4096 - 1)
+            defer { number += 1 }
+            guard number < pages - 1, try load(number, into: page) else { continue }
+            for index in 0..<Self.hashesPerPage {
+                let stored = UInt64(
+                    littleEndian: page.load(fromByteOffset: Int(index) * 8, as: UInt64.self))
+                if stored == 0 { continue }
+                let which = number * Self.hashesPerPage + index
+                let got = try layered { () throws(SystemError) in
+                    try data.read(into: block, at: which << Geometry.blockShift)
+                }
+                UnsafeMutableRawBufferPointer(rebasing: block[got...])
+                    .initializeMemory(as: UInt8.self, repeating: 0)
+                let isGood = Self.coveringHash(UnsafeRawBufferPointer(block)) == stored
+                if !each(which, isGood) { return false }
+            }
+        }
+        return true
     }
 
     /// - Returns: false for a page that covers nothing.

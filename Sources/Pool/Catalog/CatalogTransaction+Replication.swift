@@ -1,0 +1,106 @@
+import BlockCore
+import GRDB
+
+extension CatalogTransaction {
+    // MARK: The replica's side
+
+    /// nil: the pool is a primary that never was a replica.
+    package func replica() throws -> ReplicaRecord? {
+        guard let row = try Row.fetchOne(db, sql: "SELECT * FROM replica") else { return nil }
+        let roleText: String = row["role"]
+        guard let role = ReplicaRecord.Role(rawValue: roleText) else {
+            throw CatalogError(message: "the catalog has an unknown role '\(roleText)'", cause: "")
+        }
+        var replica = ReplicaRecord(primaryPoolID: row["primary_pool"])
+        replica.role = role
+        if let number = row["generation"] as Int64? {
+            replica.generation = Generation(
+                number: UInt64(bitPattern: number), id: row["generation_id"] ?? "",
+                parentID: row["generation_parent"],
+                startSequence: Self.sequence(row["generation_start"] as Int64?) ?? .zero)
+        }
+        replica.incarnationID = row["incarnation_id"]
+        replica.appliedSequence = Self.sequence(row["applied"] as Int64?) ?? .zero
+        replica.structureSequence = Self.sequence(row["structure"] as Int64?) ?? .zero
+        replica.journalSegment = UInt64(bitPattern: row["journal_segment"] as Int64)
+        if let id = row["staging"] as Int64? {
+            replica.staging = ReplicaRecord.Staging(
+                id: UInt64(bitPattern: id),
+                durableBatch: UInt64(bitPattern: row["staging_batch"] as Int64? ?? 0),
+                shapeSequence: Self.sequence(row["staging_shape"] as Int64?))
+        }
+        return replica
+    }
+
+    package func setReplica(_ replica: ReplicaRecord) throws {
+        let generation = replica.generation
+        let staging = replica.staging
+        try db.execute(
+            sql: """
+                INSERT OR REPLACE INTO replica (id, role, primary_pool, generation, generation_id,
+                    generation_parent, generation_start, incarnation_id, applied, structure,
+                    journal_segment, staging, staging_batch, staging_shape)
+                VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                """,
+            arguments: [
+                replica.role.rawValue, replica.primaryPoolID,
+                (generation?.number).map(Int64.init(bitPattern:)), generation?.id,
+                generation?.parentID, Self.number(generation?.startSequence),
+                replica.incarnationID, Self.number(replica.appliedSequence),
+                Self.number(replica.structureSequence),
+                Int64(bitPattern: replica.journalSegment),
+                (staging?.id).map(Int64.init(bitPattern:)),
+                (staging?.durableBatch).map(Int64.init(bitPattern:)),
+                Self.number(staging?.shapeSequence),
+            ])
+    }
+
+    private static func sequence(_ number: Int64?) -> SequenceNumber? {
+        number.map { SequenceNumber(rawValue: UInt64(bitPattern: $0)) }
+    }
+    private static func number(_ sequence: SequenceNumber?) -> Int64? {
+        (sequence?.rawValue).map(Int64.init(bitPattern:))
+    }
+
+    // MARK: The primary's side
+
+    package func insertTarget(_ target: TargetRecord) throws -> TargetID {
+        try db.execute(
+            sql: """
+                INSERT INTO targets (address, pool, mode, timeout_ms, added_ns, paused)
+                VALUES (?, ?, ?, ?, ?, ?)
+                """,
+            arguments: [
+                target.address, target.poolID, target.mode.rawValue, target.timeoutMs,
+                target.addedNs, target.isPaused,
+            ])
+        return TargetID(rawValue: db.lastInsertedRowID)
+    }
+    package func updateTarget(_ target: TargetRecord) throws {
+        try db.execute(
+            sql: """
+                UPDATE targets SET address = ?, pool = ?, mode = ?, timeout_ms = ?, added_ns = ?,
+                    paused = ? WHERE id = ?
+                """,
+            arguments: [
+                target.address, target.poolID, target.mode.rawValue, target.timeoutMs,
+                target.addedNs, target.isPaused, target.id.rawValue,
+            ])
+    }
+    package func deleteTarget(_ id: TargetID) throws {
+        try db.execute(sql: "DELETE FROM targets WHERE id = ?", arguments: [id.rawValue])
+    }
+    package func targets() throws -> [TargetRecord] {
+        try Row.fetchAll(db, sql: "SELECT * FROM targets ORDER BY id").map { row in
+            let (address, modeText): (String, String) = (row["address"], row["mode"])
+            guard let mode = TargetRecord.Mode(rawValue: modeText) else {
+                throw CatalogError(
+                    message: "target \(address) has the unknown mode '\(modeText)'", cause: "")
+            }
+            return TargetRecord(
+                id: TargetID(rawValue: row["id"]), address: address, poolID: row["pool"],
+                mode: mode, timeoutMs: row["timeout_ms"], addedNs: row["added_ns"],
+                isPaused: row["paused"])
+        }
+    }
+}

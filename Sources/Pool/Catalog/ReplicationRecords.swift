@@ -1,0 +1,85 @@
+// What the catalog knows of replication, on both sides, as plain values.
+
+import BlockCore
+
+/// What a mirror knows of itself.
+package struct ReplicaRecord: Sendable, Hashable {
+    package enum Role: String, Sendable {
+        case replica
+        /// It was promoted.
+        case primary
+    }
+
+    /// Content on its way to the next checkpoint, on top of the snapshot of the last one.
+    package struct Staging: Sendable, Hashable {
+        package var id: UInt64
+        /// The highest batch that survives power loss.
+        package var durableBatch: UInt64
+        /// Images and names are those of the primary at this sequence; nil until they are.
+        package var shapeSequence: SequenceNumber?
+
+        package init(id: UInt64, durableBatch: UInt64 = 0, shapeSequence: SequenceNumber? = nil) {
+            self.id = id
+            self.durableBatch = durableBatch
+            self.shapeSequence = shapeSequence
+        }
+    }
+
+    package var role: Role
+    /// The UUID of the one pool whose content this is.
+    package var primaryPoolID: String
+    /// Of the primary whose stream it took last.
+    package var generation: Generation?
+    /// nil before the first checkpoint.
+    package var incarnationID: String?
+    /// Everything up to here is durable in the images.
+    package var appliedSequence: SequenceNumber
+    /// Names, images and snapshots up to here are in the catalog.
+    package var structureSequence: SequenceNumber
+    /// Segments of the journal before this one are history, never replayed.
+    package var journalSegment: UInt64
+    package var staging: Staging?
+
+    package init(primaryPoolID: String) {
+        role = .replica
+        self.primaryPoolID = primaryPoolID
+        appliedSequence = .zero
+        structureSequence = .zero
+        journalSegment = 1
+    }
+}
+
+/// A place that the pool is replicated to.
+package struct TargetRecord: Sendable, Hashable {
+    package enum Mode: String, Sendable, CaseIterable { case async, flush }
+
+    /// 0 before it was inserted.
+    package var id: TargetID
+    package var address: String
+    /// The pool found there at the first contact; it is bound to this one from then on.
+    package var poolID: String?
+    package var mode: Mode
+    package var timeoutMs: Int64
+    package var addedNs: Int64
+    package var isPaused: Bool
+
+    package init(
+        id: TargetID = TargetID(rawValue: 0), address: String, poolID: String? = nil, mode: Mode,
+        timeoutMs: Int64, addedNs: Int64, isPaused: Bool = false
+    ) {
+        self.id = id
+        self.address = address
+        self.poolID = poolID
+        self.mode = mode
+        self.timeoutMs = timeoutMs
+        self.addedNs = addedNs
+        self.isPaused = isPaused
+    }
+}
+
+extension SnapshotRecord {
+    /// Of snapshots that a mirror makes for itself.
+    package static let stagingOrigin = "staging"
+    /// Never shown to users, who cannot use its name either.
+    package var isInternal: Bool { origin == Self.stagingOrigin && name.contains("/") }
+}

@@ -1,0 +1,113 @@
+// Where an fsync waits for targets, when the local disk has done its part.
+//
+//   begin ──► the targets that count are asked for it ──► local sync ──► finish
+//                                                                          │ they have it: replied
+//                                                                          └ else parked
+//   parked ── a target's acknowledgement, or none counts any more ──► replied, by that thread
+//
+// Nobody sleeps here: a parked request is a few words in a table, so a slow target holds no thread of
+// the mount. Without targets that count, both calls are one load.
+
+import BlockCore
+import Replication
+import Synchronization
+import SystemIO
+
+/// How a request is answered from another thread than it came on; without a closure, so that parking
+/// one costs no memory of its own.
+package struct PendingReply: Sendable {
+    package var context: UInt
+    package var value: UInt
+    package var send: @convention(c) (_ context: UInt, _ value: UInt) -> Void
+
+    package init(
+        context: UInt, value: UInt = 0, send: @escaping @convention(c) (UInt, UInt) -> Void
+    ) {
+        self.context = context
+        self.value = value
+        self.send = send
+    }
+}
+
+package final class AckGate: @unchecked Sendable {  // all but the atomic is under `lock`
+    private let isCounting = Atomic<Bool>(false)
+    private let lock = Lock()
+    private var tracker = AckTracker<PendingReply>()
+    private let hasSent = Condition()
+    /// Threads that are replying to requests they took out of the table.
+    private var sending = 0
+    private var ask: (@Sendable (SequenceNumber) -> Void)?
+
+    package init() {}
+
+    /// - Parameter ask: tells the targets that count that somebody waits for everything up to here;
+    ///   called from the threads that flush, so it must not block.
+    package func attach(ask: @escaping @Sendable (SequenceNumber) -> Void) {
+        lock.withLock { self.ask = ask }
+    }
+
+    // MARK: The side of a flush
+
+    /// - Parameter sequence: everything that the flush covers.
+    /// - Returns: what ``finish(_:_:)`` needs; nil when no target counts.
+    @inline(__always)
+    package func begin(_ sequence: @autoclosure () -> SequenceNumber) -> SequenceNumber? {
+        guard isCounting.load(ordering: .acquiring) else { return nil }
+        let sequence = sequence()
+        lock.withLock { ask }?(sequence)
+        return sequence
+    }
+
+    /// Replies now, or when every target that counts holds what the flush covers.
+    @inline(__always)
+    package func finish(_ sequence: SequenceNumber?, _ reply: PendingReply) {
+        if let sequence, !isDone(sequence, reply) { return }
+        reply.send(reply.context, reply.value)
+    }
+
+    private func isDone(_ sequence: SequenceNumber, _ reply: PendingReply) -> Bool {
+        lock.withLock {
+            if tracker.isDone(sequence) { return true }
+            tracker.wait(for: sequence, reply)
+            return false
+        }
+    }
+
+    // MARK: The side of the targets
+
+    package func count(_ target: TargetID, durable: SequenceNumber) {
+        lock.withLock {
+            tracker.count(target, durable: durable)
+            isCounting.store(true, ordering: .releasing)
+        }
+    }
+
+    package func acknowledge(_ target: TargetID, durable: SequenceNumber) {
+        send { $0.acknowledge(target, durable: durable) }
+    }
+
+    package func stopCounting(_ target: TargetID) { send { $0.stopCounting(target) } }
+
+    /// The mount is about to go: nobody hears the replies, but what they refer to must not go first.
+    package func abandon() {
+        send { tracker in tracker.counting.flatMap { tracker.stopCounting($0) } }
+        lock.withLock { while sending > 0 { hasSent.wait(lock) } }
+    }
+
+    package var waitingCount: Int { lock.withLock { tracker.waitingCount } }
+
+    private func send(_ take: (inout AckTracker<PendingReply>) -> [PendingReply]) {
+        let replies = lock.withLock {
+            let replies = take(&tracker)
+            isCounting.store(!tracker.counting.isEmpty, ordering: .releasing)
+            if !replies.isEmpty { sending += 1 }
+            return replies
+        }
+        guard !replies.isEmpty else { return }
+        for reply in replies { reply.send(reply.context, reply.value) }
+        lock.withLock {
+            sending -= 1
+            hasSent.broadcast()
+        }
+    }
+}
