@@ -171,4 +171,39 @@ extension Image {
         noteChange()
         _ = core.nextSequence()
     }
+
+    // MARK: Past the end (V4)
+
+    /// After a crash: what is there of writes past the end whose size was lost. Nobody else has the
+    /// image yet. Should this be lost too, the next open does it again.
+    func clearPastEnd() throws(VolumeError) {
+        guard head.map != nil else { return }
+        let modifiedNs = self.modifiedNs
+        try VolumeError.system(id) { () throws(SystemError) in
+            let end = sizeBytes
+            if end & 4095 != 0, chain.index.slot(of: end >> Geometry.blockShift) == headSlot {
+                try head.data.punchHole(at: end, length: 4096 - (end & 4095))
+            }
+            var block = Geometry.blockCount(sizeBytes: end)
+            let limit = Geometry.blockCount(sizeBytes: try head.data.status().sizeBytes)
+            while block < limit {
+                let (slot, count) = chain.index.run(at: block, limit: limit - block)
+                let range = BlockRange(start: block, count: count)
+                if slot == headSlot {
+                    try head.note(range, .zero)
+                    chain.index.set(range, to: .zero)
+                    head.punchAfterCommit(range)
+                }
+                block += count
+            }
+        }
+        setModified(ns: modifiedNs)
+    }
+
+    /// A write past the end failed, perhaps after a part of it. The caller holds the stripes.
+    func clearFailedGrowth(from offset: UInt64, to end: UInt64) {
+        let start = max(offset, sizeBytes)
+        // On a disk that fails this, too, nothing better can be done.
+        if start < end { try? head.data.punchHole(at: start, length: end - start) }
+    }
 }

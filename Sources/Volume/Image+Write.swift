@@ -75,7 +75,10 @@ extension Image {
         do throws(SystemError) {
             try head.data.write(buffer, at: offset)
             try noteWritten(blocks)
-        } catch { throw VolumeError(error, image: id) }
+        } catch {
+            clearFailedGrowth(from: offset, to: offset + UInt64(buffer.count))
+            throw VolumeError(error, image: id)
+        }
         grow(to: offset + UInt64(buffer.count))
         noteChange()
         _ = core.nextSequence()
@@ -154,7 +157,10 @@ extension Image {
             }
             try head.note(blocks, .data)
             chain.index.set(blocks, to: headSlot)
-        } catch { throw VolumeError(error, image: id) }
+        } catch {
+            clearFailedGrowth(from: offset, to: end)
+            throw VolumeError(error, image: id)
+        }
         grow(to: end)
         noteChange()
         _ = core.nextSequence()

@@ -117,6 +117,9 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     /// The first failed sync; see ``flush()``.
     package var latchedFailure: VolumeError? { lock.withLock { failure } }
 
+    /// A cut was made whose layer is not known durable yet.
+    var hasUnsettledLayers: Bool { lock.withLock { !unsettled.isEmpty } }
+
     /// The head has the same content as the layer below it: a snapshot may use that one.
     var isUnchangedSinceCut: Bool {
         head.map != nil && headSlot != .root && !changed.load(ordering: .acquiring)

@@ -1,28 +1,21 @@
 // From the catalog's rows and the layers' files to images: what runs at open, also after a crash.
 //
-// What may be found, and what is done:
-//   head whose map has a torn tail           the tail is cut (LayerMapFile M4); an event tells
-//   unsealed layer with children             a cut whose snapshot did not complete: it is synced
-//                                            and sealed; the snapshot is not shown, the heads stay
-//   unsealed layer, no head, no children     made for a cut that never was: removed
-//   layer row without files, not needed      removed
-//   files without a row                      removed by `removeStrayFiles`
-//   image that no name and no snapshot has   the name tree's owner deletes it
-//   files that are missing or do not verify  the images that need them are set aside, with an event;
-//                                            the others are served
+// A torn tail of an unsealed map is cut (LayerMapFile M4), and an event tells; files without a row are
+// removed by `removeStrayFiles`; what else a crash leaves, Volume+Recovery.swift mends first. Where
+// files are missing or do not verify, the images that need them are set aside, with an event; the
+// others are served.
 
 import BlockCore
 import Pool
 import SystemIO
 
 enum LayerLoader {
-    /// The pool's sequence goes on from the highest commit that any head made durable.
+    /// The pool's sequence goes on from the highest that the catalog or a head's commit tells.
     static func highestSequence(_ store: PoolStore) throws(VolumeError) -> SequenceNumber {
-        let (rows, snapshots) = try Volume.catalog(store) { tx in
-            (try tx.layers(), try tx.snapshots())
+        let (rows, told) = try Volume.catalog(store) { tx in
+            (try tx.layers(), try tx.highestSequence())
         }
-        var highest = rows.map(\.sealedSequence).max() ?? .zero
-        highest = max(highest, snapshots.map(\.sequence).max() ?? .zero)
+        var highest = told
         for row in rows where !row.isSealed {
             let path = store.mapPath(image: row.imageID, layer: row.id)
             guard (try? store.disk.status(path)) ?? nil != nil else { continue }
@@ -46,18 +39,18 @@ extension Volume {
     func loadAll() throws(VolumeError) {
         var rows: [LayerID: LayerRecord] = [:]
         for row in try read({ try $0.layers() }) { rows[row.id] = row }
-        let imageRows = try read { try $0.images() }
         for merge in try read({ try $0.merges() }) {
             mergingLayers.formUnion([merge.layerID, merge.intoLayerID])
         }
-        try finishCuts(&rows, images: imageRows)
-        for row in imageRows where !row.isDeleted {
+        try recover(&rows)
+        for row in try read({ try $0.images() }) where !row.isDeleted {
             guard let headID = row.headLayerID else { continue }
             do throws(VolumeError) { try load(row, headID: headID, rows: rows) } catch {
                 guard error.isOfOneImage else { throw error }
                 try setAside(row.id, head: rows[headID], error)
             }
         }
+        if store.wasUnclean { try collectGarbage() }
     }
 
     private func setAside(
@@ -83,109 +76,13 @@ extension Volume {
         try commit { try $0.addEvent(event) }
     }
 
-    // MARK: Cuts that a crash interrupted
-
-    private func finishCuts(
-        _ rows: inout [LayerID: LayerRecord], images: [ImageRecord]
-    ) throws(VolumeError) {
-        let heads = Set(images.compactMap(\.headLayerID))
-        let parents = Set(rows.values.compactMap(\.parentID))
-            .union(try read { try $0.layersReferencedBySnapshots() })
-        for row in rows.values.sorted(by: { $0.id > $1.id }) where !row.isSealed {
-            if heads.contains(row.id) { continue }
-            if parents.contains(row.id) {
-                let children = rows.values.filter { $0.parentID == row.id && heads.contains($0.id) }
-                do throws(VolumeError) {
-                    rows[row.id] = try sealAfterCrash(row, children: children)
-                } catch {
-                    guard error.isOfOneImage else { throw error }
-                    put(broken: row.id, error)
-                }
-            } else {
-                try commit { try $0.deleteLayer(row.id) }
-                removeFiles(of: row)
-                rows[row.id] = nil
-            }
-        }
-        let pending = try read { try $0.snapshots().filter { $0.state == .pending } }
-        guard !pending.isEmpty else { return }
-        try commit { tx in
-            for snapshot in pending {
-                try tx.deleteSnapshot(snapshot.id)
-                try tx.addEvent(
-                    EventRecord(
-                        atNs: disk.now(), kind: "recovery", subject: snapshot.name,
-                        message: "the snapshot was not complete when the pool was last in use; "
-                            + "it is dropped, nothing of the images is lost"))
-            }
-        }
-    }
-
-    /// - Parameter children: the heads on top of it. The first commit of one was written before the
-    ///   cut: the size that the layer is sealed with is theirs, durably, before its row says sealed.
-    private func sealAfterCrash(
-        _ row: LayerRecord, children: [LayerRecord]
-    ) throws(VolumeError) -> LayerRecord {
-        var row = row
-        let data = try openData(of: row)
-        defer { data.close() }
-        var sizeBytes: UInt64 = 0
-        try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
-            let path = store.mapPath(image: row.imageID, layer: row.id)
-            do throws(SystemError) {
-                try data.syncData()
-                guard try disk.status(path) != nil else {
-                    sizeBytes = try data.status().sizeBytes
-                    return
-                }
-            } catch { throw .system(error) }
-            let map = try LayerMapFile.open(
-                disk: disk, path: path, layer: row.id, isSealed: false
-            ) { _ in }
-            sizeBytes = map.lastCommit!.imageSizeBytes
-            if map.lastCommit?.isSealed != true {
-                try map.append(
-                    [], imageSizeBytes: sizeBytes, sequence: map.lastCommit!.sequence,
-                    isSealed: true)
-                do throws(SystemError) { try map.file.syncData() } catch { throw .system(error) }
-            }
-        }
-        for child in children { try passSize(sizeBytes, to: child) }
-        row.isSealed = true
-        row.sizeBytes = sizeBytes
-        let sealed = row
-        try commit { try $0.updateLayer(sealed) }
-        note("layer \(row.id.rawValue) was sealed: the last cut was not complete")
-        return row
-    }
-
-    /// A head that has more than its first commit knows its size itself. One that does not open
-    /// belongs to an image that is going to be set aside.
-    private func passSize(_ sizeBytes: UInt64, to head: LayerRecord) throws(VolumeError) {
-        let path = store.mapPath(image: head.imageID, layer: head.id)
-        do throws(LayerError) {
-            let map = try LayerMapFile.open(
-                disk: disk, path: path, layer: head.id, isSealed: false
-            ) { _ in }
-            defer { map.file.close() }
-            guard let last = map.lastCommit, last.epoch == 1, last.imageSizeBytes != sizeBytes
-            else { return }
-            try map.append(
-                [], imageSizeBytes: sizeBytes, sequence: last.sequence, isSealed: false)
-            do throws(SystemError) { try map.file.syncData() } catch { throw .system(error) }
-        } catch {
-            let error = VolumeError(error, image: head.imageID)
-            guard error.isOfOneImage else { throw error }
-        }
-    }
-
     // MARK: Images
 
     private func load(
         _ row: ImageRecord, headID: LayerID, rows: [LayerID: LayerRecord]
     ) throws(VolumeError) {
         let (chain, head, slot) = try buildChain(to: headID, rows: rows)
-        let sizeBytes = try imageSize(head: head, row: rows[headID]!)
+        let sizeBytes = try imageSize(head)
         let (activity, wasDamaged) = try VolumeError.system(row.id) { () throws(SystemError) in
             try ActivityLog.open(
                 disk: disk, path: store.activityPath(image: row.id), imageSizeBytes: sizeBytes)
@@ -195,10 +92,11 @@ extension Volume {
         let status = try? head.data.status()
         let modifiedNs =
             head.map != nil && status?.allocatedBytes == 0 ? 0 : status?.modifyNs ?? 0
-        put(
-            makeImage(
-                row.id, activity: activity, chain: chain, head: head, slot: slot,
-                below: rows[headID]?.parentID, sizeBytes: sizeBytes, modifiedNs: modifiedNs))
+        let image = makeImage(
+            row.id, activity: activity, chain: chain, head: head, slot: slot,
+            below: rows[headID]?.parentID, sizeBytes: sizeBytes, modifiedNs: modifiedNs)
+        if store.wasUnclean { try image.clearPastEnd() }
+        put(image)
     }
 
     func makeImage(
@@ -211,13 +109,11 @@ extension Volume {
         ) { [weak self] in self?.background.wake(settling: id) }
     }
 
-    private func imageSize(head: Layer, row: LayerRecord) throws(VolumeError) -> UInt64 {
-        guard let map = head.map, let last = map.lastCommit else {
-            return try VolumeError.system(row.imageID) { () throws(SystemError) in
-                try head.data.status().sizeBytes
-            }
+    private func imageSize(_ head: Layer) throws(VolumeError) -> UInt64 {
+        if let last = head.map?.lastCommit { return last.imageSizeBytes }
+        return try VolumeError.system(head.imageID) { () throws(SystemError) in
+            try head.data.status().sizeBytes
         }
-        return last.imageSizeBytes
     }
 
     /// Opens the layers from the root to `top` and flattens their maps into one index.
@@ -337,7 +233,7 @@ extension Volume {
         return map
     }
 
-    private func openData(of row: LayerRecord) throws(VolumeError) -> DiskFile {
+    func openData(of row: LayerRecord) throws(VolumeError) -> DiskFile {
         try VolumeError.system(row.imageID) { () throws(SystemError) in
             try disk.open(
                 store.dataPath(image: row.imageID, layer: row.id),

@@ -7,7 +7,7 @@ enum Parallel {
         _ elements: [Element], threads: Int,
         _ body: @escaping @Sendable (Element) throws(VolumeError) -> T
     ) throws(VolumeError) -> [T] {
-        if elements.count < 4 {
+        if elements.count < 4 || threads < 2 {
             var results: [T] = []
             for element in elements { results.append(try body(element)) }
             return results

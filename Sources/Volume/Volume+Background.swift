@@ -153,11 +153,18 @@ extension Volume {
 }
 
 extension Volume {
-    /// Blocks that may differ between two sealed layers: those that either side holds above the
-    /// nearest layer they share.
+    /// How many blocks may differ between two sealed layers.
     package func changedBlocks(from a: LayerID, to b: LayerID) throws(VolumeError) -> UInt64 {
         let rows = Dictionary(
             uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
+        return try differingBlocks(a, b, rows: rows).count
+    }
+
+    /// Blocks that may differ between what two layers show: those that either side holds above the
+    /// nearest layer they share.
+    func differingBlocks(
+        _ a: LayerID, _ b: LayerID, rows: [LayerID: LayerRecord]
+    ) throws(VolumeError) -> BlockSet {
         func path(_ top: LayerID) -> [LayerRecord] {
             var result: [LayerRecord] = []
             var next: LayerID? = top
@@ -176,6 +183,6 @@ extension Volume {
             changed.formUnion(contents.data)
             changed.formUnion(contents.zero)
         }
-        return changed.count
+        return changed
     }
 }

@@ -4,7 +4,7 @@ import SystemIO
 
 extension Volume {
     /// A new empty image. No name refers to it yet: one that never gets a name is deleted at the
-    /// next open.
+    /// next open. It gets its head when that is durable: a head without its file would be damage.
     package func createImage() throws(VolumeError) -> Image {
         try createImage { try $0.insertImage() }
     }
@@ -17,7 +17,6 @@ extension Volume {
             let (imageID, layerID) = try commit { tx in
                 let image = try insert(tx)
                 let layer = try tx.insertLayer(LayerRecord(imageID: image, parentID: nil))
-                try tx.setHead(image, layer)
                 return (image, layer)
             }
             let (data, activity) = try VolumeError.system(imageID) { () throws(SystemError) in
@@ -27,13 +26,13 @@ extension Volume {
                 }
                 let data = try disk.open(
                     store.dataPath(image: imageID, layer: layerID), [.readWrite, .create])
+                try data.sync()
                 let activity = try ActivityLog.create(
                     disk: disk, path: store.activityPath(image: imageID))
-                try data.sync()
-                try disk.syncDirectory(directory)
                 try disk.syncDirectory(parentPath(directory))
                 return (data, activity)
             }
+            try commit { try $0.setHead(imageID, layerID) }
             let layer = Layer(
                 id: layerID, imageID: imageID, data: data, map: nil, isSealed: false, sums: nil)
             let chain = LayerChain(epochs: core.epochs)

@@ -84,8 +84,11 @@ extension Volume {
         let unfold = names()
         core.cut.unlock()
 
-        let all = Array(cuts.values)
-        for cut in all where cut.newHead != nil { try cut.image.flush() }
+        let all = cuts.values.sorted { $0.image.id < $1.image.id }
+        // Also images that did not change, as long as an earlier cut of theirs is not durable.
+        for cut in all where cut.newHead != nil || cut.image.hasUnsettledLayers {
+            try cut.image.flush()
+        }
         record.sequence = place?.sequence ?? sequence
         record.state = .complete
         try complete(record, cuts: all, nodes: unfold())
@@ -117,7 +120,9 @@ extension Volume {
             }
         }
         do throws(VolumeError) {
-            let made = try Parallel.map(Array(zip(images, rows)), threads: 8) {
+            let made = try Parallel.map(
+                Array(zip(images, rows)), threads: options.runsInBackground ? 8 : 1
+            ) {
                 (pair) throws(VolumeError) in
                 try self.createLayerFiles(
                     pair.1, imageSizeBytes: pair.0.sizeBytes, sequence: self.core.sequence)
@@ -153,14 +158,14 @@ extension Volume {
             return SnapshotNode(node: node, layerID: cut?.sealedID, sizeBytes: cut?.sizeBytes ?? 0)
         }
         try commit { tx in
-            for cut in cuts where cut.newHead != nil {
-                guard var row = try tx.layer(cut.sealedID) else { continue }
+            for cut in cuts {
+                guard var row = try tx.layer(cut.sealedID), !row.isSealed else { continue }
                 row.isSealed = true
                 row.sizeBytes = cut.sizeBytes
                 row.sealedSequence = record.sequence
                 try tx.updateLayer(row)
             }
-            try tx.insertSnapshotNodes(record.id, snapshotNodes)
+            try tx.replaceSnapshotNodes(record.id, snapshotNodes)
             try tx.setSnapshotComplete(record.id, sequence: record.sequence)
         }
     }
@@ -201,6 +206,10 @@ extension Volume {
 
     /// Gives the image the content of a sealed layer at once. What it had stays as a snapshot of
     /// this one image, named `keepAs`.
+    ///
+    /// From the catalog's one transaction on, the restore goes forward only: writes to the new head
+    /// may be flushed before it is complete. That transaction therefore holds all that the next open
+    /// needs to complete it.
     package func restore(
         image id: ImageID, to layer: LayerID, sizeBytes: UInt64, keepAs: String,
         nodes: [NodeRecord]
@@ -213,12 +222,18 @@ extension Volume {
             let rows = Dictionary(
                 uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
             let (chain, head, slot) = try buildChain(to: row.id, rows: rows)
+            try markChanged(image, to: layer, rows: rows, sizeBytes: sizeBytes)
+            let replaced = nodes.map { node in
+                SnapshotNode(node: node, layerID: image.head.id, sizeBytes: image.sizeBytes)
+            }
             let record = try commit { tx in
                 try tx.setHead(id, row.id)
-                return try tx.insertSnapshot(
+                let pending = try tx.insertSnapshot(
                     SnapshotRecord(
                         name: keepAs, createdNs: disk.now(), sequence: core.sequence,
-                        state: .pending, origin: "restore"))
+                        state: .pending, origin: SnapshotRecord.restoreOrigin))
+                try tx.insertSnapshotNodes(pending.id, replaced)
+                return pending
             }
             core.cut.lockWrite()
             let sequence = core.nextSequence()
@@ -237,6 +252,29 @@ extension Volume {
         background.wake()
     }
 
+    /// Marks the regions that a restore changes, durably, before it does (G3). What is written to the
+    /// old head from here on marks itself, and nothing is settled under the structure lock.
+    private func markChanged(
+        _ image: Image, to layer: LayerID, rows: [LayerID: LayerRecord], sizeBytes: UInt64
+    ) throws(VolumeError) {
+        try image.flush()
+        let changed = try differingBlocks(image.head.id, layer, rows: rows)
+        var regions = Set(
+            changed.ranges.flatMap { range in
+                Int(
+                    range.start / Geometry.blocksPerRegion)...Int(
+                        (range.end - 1) / Geometry.blocksPerRegion)
+            })
+        let (low, high) = (min(image.sizeBytes, sizeBytes), max(image.sizeBytes, sizeBytes))
+        if low < high {
+            let (first, last) = (low >> Geometry.regionShift, (high - 1) >> Geometry.regionShift)
+            regions.formUnion(Int(first)...Int(last))
+        }
+        try VolumeError.system(image.id) { () throws(SystemError) in
+            try image.activity.activate(regions.sorted())
+        }
+    }
+
     /// A new image whose content is a sealed layer's; nothing is copied.
     package func clone(layer: LayerID, sizeBytes: UInt64) throws(VolumeError) -> Image {
         try structure.withLock { () throws(VolumeError) in
@@ -247,9 +285,7 @@ extension Volume {
                 uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
             let (chain, head, slot) = try buildChain(to: row.id, rows: rows)
             let activity = try VolumeError.system(id) { () throws(SystemError) in
-                let log = try ActivityLog.create(disk: disk, path: store.activityPath(image: id))
-                try disk.syncDirectory(store.imageDirectory(id))
-                return log
+                try ActivityLog.create(disk: disk, path: store.activityPath(image: id))
             }
             try commit { try $0.setHead(id, row.id) }
             let image = makeImage(

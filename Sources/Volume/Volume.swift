@@ -14,7 +14,8 @@ import Pool
 import SystemIO
 
 package struct VolumeOptions: Sendable {
-    /// Checksums and merges run on their own thread; off for tests that step them by hand.
+    /// Checksums and merges run on their own thread, and what can be done side by side on several;
+    /// off for tests that step by hand and want the same order each time.
     package var runsInBackground = true
     package var isReadOnly = false
     /// A target of replication: no activity log is kept.
@@ -172,13 +173,16 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
 
     // MARK: Settling the activity log
 
-    /// Clears the bits of regions that were not written since the last call (all, at the end).
+    /// Clears the bits of regions that were not written since the last call (all, at the end). Under
+    /// the structure lock: a restore marks regions that nobody writes.
     package func settle(_ image: Image, all: Bool) throws(VolumeError) {
-        let idle = core.cut.withWrite { image.activity.retire(all: all) }
-        guard !idle.isEmpty else { return }
-        try image.flush()
-        try VolumeError.system(image.id) { () throws(SystemError) in
-            try image.activity.clear(idle)
+        try structure.withLock { () throws(VolumeError) in
+            let idle = core.cut.withWrite { image.activity.retire(all: all) }
+            guard !idle.isEmpty else { return }
+            try image.flush()
+            try VolumeError.system(image.id) { () throws(SystemError) in
+                try image.activity.clear(idle)
+            }
         }
     }
 }

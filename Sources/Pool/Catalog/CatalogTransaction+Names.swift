@@ -55,6 +55,11 @@ extension CatalogTransaction {
             state: SnapshotRecord.State(rawValue: row["state"]) ?? .pending, origin: row["origin"])
     }
 
+    package func replaceSnapshotNodes(_ id: SnapshotID, _ nodes: [SnapshotNode]) throws {
+        try db.execute(
+            sql: "DELETE FROM snapshot_nodes WHERE snapshot = ?", arguments: [id.rawValue])
+        try insertSnapshotNodes(id, nodes)
+    }
     package func insertSnapshotNodes(_ id: SnapshotID, _ nodes: [SnapshotNode]) throws {
         let statement = try db.makeStatement(
             sql: """

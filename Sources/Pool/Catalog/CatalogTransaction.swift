@@ -156,6 +156,17 @@ package final class CatalogTransaction {
         try db.execute(sql: "UPDATE images SET head = ? WHERE head = ?", arguments: pair)
     }
 
+    /// The highest place in the sequence that any row tells of.
+    package func highestSequence() throws -> SequenceNumber {
+        let highest = try Int64.fetchOne(
+            db,
+            sql: """
+                SELECT max((SELECT coalesce(max(sealed_sequence), 0) FROM layers),
+                    (SELECT coalesce(max(sequence), 0) FROM snapshots))
+                """)
+        return max(SequenceNumber(rawValue: UInt64(highest ?? 0)), try namesSequence())
+    }
+
     // MARK: The last ids handed out
 
     package func lastImageID() throws -> ImageID { ImageID(rawValue: try lastID(of: "images")) }

@@ -69,6 +69,9 @@ package struct LayerRecord: Sendable, Hashable {
 
 package struct SnapshotRecord: Sendable, Hashable {
     package enum State: Int, Sendable, Codable { case pending = 0, complete = 1 }
+    /// Keeps what a restore replaced. A pending one has its names and layers already: a restore that
+    /// was cut off is completed at the next open.
+    package static let restoreOrigin = "restore"
 
     package var id: SnapshotID
     package var name: String

@@ -52,17 +52,23 @@ package final class ActivityLog: @unchecked Sendable {
 
     package var activeCount: Int { activeRegions.load(ordering: .relaxed) }
 
-    package static func create(disk: Disk, path: String) throws(SystemError) -> ActivityLog {
+    /// - Parameter regions: marked from the start. The log gets its name when all of it is durable:
+    ///   one without its bits would say that nothing was written (A3).
+    package static func create(
+        disk: Disk, path: String, active regions: [Int] = []
+    ) throws(SystemError) -> ActivityLog {
         var header = ByteWriter(capacity: 4096)
         header.put(magic)
         header.put(UInt32(1))
         header.put(UInt32(Geometry.regionShift))
         header.seal()
         header.pad(to: Int(bitsOffset))
-        let file = try disk.open(path, [.readWrite, .create, .truncate])
-        try header.bytes.withTypedBytes { (raw) throws(SystemError) in try file.write(raw, at: 0) }
-        try file.sync()
-        return ActivityLog(file: file)
+        var bits = [UInt8](repeating: 0, count: regions.last.map { $0 / 8 + 1 } ?? 0)
+        for region in regions { bits[region / 8] |= 1 << UInt8(region % 8) }
+        try disk.writeDurably(path, contents: header.bytes + bits)
+        let log = ActivityLog(file: try disk.open(path, .readWrite))
+        for region in regions { log.load(region) }
+        return log
     }
 
     /// Opens the log; the bits of an unclean end stay set until they are settled. A log that does
@@ -78,10 +84,8 @@ package final class ActivityLog: @unchecked Sendable {
                 return (log, false)
             }
         }
-        let log = try create(disk: disk, path: path)
         let regions = (imageSizeBytes + Geometry.regionSizeBytes - 1) >> Geometry.regionShift
-        if regions > 0 { try log.activate(first: 0, last: Int(regions) - 1) }
-        return (log, true)
+        return (try create(disk: disk, path: path, active: Array(0..<Int(regions))), true)
     }
 
     /// The regions marked in a log's bytes; nil when its header does not verify.
@@ -152,6 +156,18 @@ package final class ActivityLog: @unchecked Sendable {
             try writeGroup(firstRegion: first, lastRegion: last)
             for region in first...last { setActive(region) }
         }
+    }
+
+    /// The same for any regions, ascending, with one sync.
+    package func activate(_ regions: [Int]) throws(SystemError) {
+        guard let low = regions.first, let high = regions.last else { return }
+        lock.lock()
+        defer { lock.unlock() }
+        while writing { done.wait(lock) }
+        if let failure { throw failure }
+        for region in regions { onDisk[region >> 6] |= 1 << UInt64(region & 63) }
+        try writeGroup(firstRegion: low, lastRegion: high)
+        for region in regions { setActive(region) }
     }
 
     /// Takes the active regions that were not touched since the last call out of service, and

@@ -82,8 +82,8 @@ package final class Layer: @unchecked Sendable {  // fields below are under `loc
 
     /// Makes everything noted and written before the call durable, in the order of L1. One caller
     /// at a time (the image's flush gate).
-    /// - Parameter imageSizeBytes: read after the pending changes were taken, so that a size noted
-    ///   with them cannot be newer than the size committed.
+    /// - Parameter imageSizeBytes: read together with the pending changes: a size that was noted
+    ///   with them is committed with them, and no smaller one without what a shrink cut off.
     /// - Returns: ranges that may now be punched.
     package func commit(
         imageSizeBytes: @autoclosure () -> UInt64, sequence: SequenceNumber, seal: Bool = false
@@ -100,8 +100,8 @@ package final class Layer: @unchecked Sendable {  // fields below are under `loc
         punchable = []
         isSizeDirty = false
         committingExtents = extents.count
-        lock.unlock()
         let sizeBytes = imageSizeBytes()
+        lock.unlock()
         do throws(LayerError) {
             try layered { () throws(SystemError) in try data.syncData() }
             if mustCommit, let map {

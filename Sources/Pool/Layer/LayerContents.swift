@@ -6,6 +6,8 @@ package struct LayerContents: Sendable {
     package var data = BlockSet()
     package var zero = BlockSet()
 
+    package init() {}
+
     package mutating func apply(_ extent: MapExtent) {
         switch extent.state {
         case .data:
