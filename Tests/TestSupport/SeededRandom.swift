@@ -22,9 +22,18 @@ package struct SeededRandom: RandomNumberGenerator, Sendable {
     package mutating func chance(_ percent: Int) -> Bool { below(100) < percent }
     package mutating func bytes(_ count: Int) -> [UInt8] {
         var word = next()
-        return (0..<count).map { _ in
-            word = word &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
-            return UInt8(truncatingIfNeeded: word >> 56)
+        return [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
+            for start in stride(from: 0, to: count, by: 8) {
+                word = word &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+                // The low bits of such a sequence repeat soon: the high half, twice.
+                let mixed = word >> 32 | word & 0xffff_ffff_0000_0000
+                withUnsafeBytes(of: mixed) { bytes in
+                    for index in 0..<min(8, count - start) {
+                        buffer.initializeElement(at: start + index, to: bytes[index])
+                    }
+                }
+            }
+            filled = count
         }
     }
 }
@@ -37,4 +46,24 @@ package enum Seeds {
         let factor = environment["DOPPEL_SOAK"].flatMap(Int.init) ?? 1
         return (1...max(count * factor, 1)).map { UInt64($0) }
     }
+}
+
+/// Whether two runs of bytes are equal; the standard library's `==` compares element by element.
+package func sameBytes(_ left: ArraySlice<UInt8>, _ right: ArraySlice<UInt8>) -> Bool {
+    left.count == right.count
+        && left.withUnsafeBytes { a in
+            right.withUnsafeBytes { b in
+                a.isEmpty || memcmp(a.baseAddress!, b.baseAddress!, a.count) == 0
+            }
+        }
+}
+
+/// The first index at which two equally long arrays differ.
+package func firstDifference(_ left: [UInt8], _ right: [UInt8]) -> Int? {
+    let piece = 4096
+    for start in stride(from: 0, to: min(left.count, right.count), by: piece) {
+        let range = start..<min(start + piece, left.count, right.count)
+        if !sameBytes(left[range], right[range]) { return range.first { left[$0] != right[$0] } }
+    }
+    return nil
 }

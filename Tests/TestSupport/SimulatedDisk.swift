@@ -6,6 +6,8 @@
 //      change was made: the page cache never writes a sector's newer bytes without its older ones.
 //   D2 A folder has its entries as of its last sync; of the changes of names since, each is kept or
 //      lost. Syncing a file does not make its name durable.
+//   D3 Commits of the catalog, which is not on this disk, pass `commit`: they are boundaries like
+//      syncs, so that the power may go before or after each.
 
 import Glibc
 import SystemIO
@@ -54,7 +56,6 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     private var syncs = 0
     private var failingSyncs: @Sendable (String) -> Bool = { _ in false }
     private var freeBytes = Int.max
-    private var whenOff: @Sendable () -> Void = {}
     package let misbehaviour: Misbehaviour
 
     package init(misbehaviour: Misbehaviour = Misbehaviour()) {
@@ -73,14 +74,9 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
 
     // MARK: Faults
 
-    /// The n-th sync from now (1 is the next) does nothing, and everything fails from then on.
-    /// - Parameter then: called once, at that moment, without the disk's lock.
-    package func powerOff(atSync count: Int, then: @escaping @Sendable () -> Void = {}) {
-        lock.withLock {
-            syncsUntilOff = count
-            whenOff = then
-        }
-    }
+    /// The n-th sync or commit from now (1 is the next) does nothing, and everything fails from then
+    /// on.
+    package func powerOff(atSync count: Int) { lock.withLock { syncsUntilOff = count } }
     package func cancelPowerOff() { lock.withLock { syncsUntilOff = nil } }
     package var isPoweredOff: Bool { lock.withLock { isOff } }
     package var syncCount: Int { lock.withLock { syncs } }
@@ -175,16 +171,15 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         lock.lock()
         let outcome = beginSync(path)
         if outcome == .does { body() }
-        let hook = whenOff
         lock.unlock()
         switch outcome {
         case .does, .skips: return
-        case .fails: throw failure("sync", path)
-        case .ends:
-            hook()
-            throw failure("sync", path)
+        case .fails, .ends: throw failure("sync", path)
         }
     }
+
+    /// Something beside this disk is about to become durable, all of it or nothing (D3).
+    package func commit(_ what: String) throws(SystemError) { try sync(what) {} }
 
     // MARK: Names
 
@@ -350,281 +345,4 @@ private final class SimulatedLock: DiskLock, @unchecked Sendable {  // `node` is
     }
     override func release() { disk.lock.withLock { node.locked = false } }
     deinit { disk.lock.withLock { node.locked = false } }
-}
-
-/// An open file of a ``SimulatedDisk``.
-final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under disk.lock
-    let disk: SimulatedDisk
-    let node: SimulatedDisk.Node
-
-    init(disk: SimulatedDisk, node: SimulatedDisk.Node, path: String) {
-        self.disk = disk
-        self.node = node
-        super.init(path: path)
-    }
-
-    private func locked<T>(
-        _ operation: String, _ body: () throws(SystemError) -> T
-    ) throws(SystemError) -> T {
-        disk.lock.lock()
-        defer { disk.lock.unlock() }
-        try disk.check(operation, path)
-        return try body()
-    }
-
-    private func pages(_ offset: UInt64, _ length: UInt64) -> ClosedRange<UInt64> {
-        offset / 4096...(offset + max(length, 1) - 1) / 4096
-    }
-
-    private func record(_ change: Change) {
-        node.now.apply(change)
-        node.unsynced.append(change)
-        node.modifyNs = disk.tick()
-    }
-
-    override func read(
-        into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
-    ) throws(SystemError) -> Int {
-        try locked("read") { () throws(SystemError) in node.now.read(into: buffer, at: offset) }
-    }
-
-    override func write(
-        _ buffer: UnsafeRawBufferPointer, at offset: UInt64
-    ) throws(SystemError) {
-        try locked("write") { () throws(SystemError) in
-            guard buffer.count > 0 else { return }
-            try disk.take(pages: pages(offset, UInt64(buffer.count)), of: node, path)
-            record(.write(offset: offset, bytes: [UInt8](buffer)))
-        }
-    }
-
-    override func syncData() throws(SystemError) {
-        try disk.sync(path) {
-            for change in node.unsynced { node.durable.apply(change) }
-            node.unsynced = []
-        }
-    }
-    override func sync() throws(SystemError) { try syncData() }
-
-    func truncateLocked(to sizeBytes: UInt64) {
-        record(.truncate(sizeBytes))
-        let end = (sizeBytes + 4095) / 4096
-        disk.giveBack(node) { $0 >= end }
-    }
-
-    override func truncate(to sizeBytes: UInt64) throws(SystemError) {
-        try locked("truncate") { () throws(SystemError) in truncateLocked(to: sizeBytes) }
-    }
-
-    override func punchHole(at offset: UInt64, length: UInt64) throws(SystemError) {
-        try locked("punch hole in") { () throws(SystemError) in
-            let change = Change.punch(offset: offset, length: length)
-            record(change)
-            if disk.misbehaviour.punchesAtOnce { node.durable.apply(change) }
-            let (first, end) = ((offset + 4095) / 4096, (offset + length) / 4096)
-            disk.giveBack(node) { $0 >= first && $0 < end }
-        }
-    }
-
-    override func zeroRange(at offset: UInt64, length: UInt64) throws(SystemError) {
-        try locked("zero range in") { () throws(SystemError) in
-            guard length > 0 else { return }
-            try disk.take(pages: pages(offset, length), of: node, path)
-            record(.punch(offset: offset, length: length))
-            if offset + length > node.now.sizeBytes { record(.truncate(offset + length)) }
-        }
-    }
-
-    override func allocate(
-        at offset: UInt64, length: UInt64, keepSize: Bool
-    ) throws(SystemError) {
-        try locked("allocate") { () throws(SystemError) in
-            guard length > 0 else { return }
-            try disk.take(pages: pages(offset, length), of: node, path)
-            if !keepSize, offset + length > node.now.sizeBytes {
-                record(.truncate(offset + length))
-            }
-        }
-    }
-
-    override func seekData(from offset: UInt64) throws(SystemError) -> UInt64? {
-        try locked("seek data in") { () throws(SystemError) in
-            node.now.seek(data: true, from: offset)
-        }
-    }
-
-    override func seekHole(from offset: UInt64) throws(SystemError) -> UInt64? {
-        try locked("seek hole in") { () throws(SystemError) in
-            if offset >= node.now.sizeBytes { return nil }
-            return node.now.seek(data: false, from: offset) ?? node.now.sizeBytes
-        }
-    }
-
-    override func status() throws(SystemError) -> FileStatus {
-        try locked("stat") { () throws(SystemError) in SimulatedDisk.status(node) }
-    }
-
-    override func setTimes(accessNs: Int64, modifyNs: Int64) throws(SystemError) {
-        try locked("set times of") { () throws(SystemError) in node.modifyNs = modifyNs }
-    }
-}
-
-/// A change of a file since its last sync.
-enum Change {
-    case write(offset: UInt64, bytes: [UInt8])
-    case truncate(UInt64)
-    case punch(offset: UInt64, length: UInt64)
-}
-
-/// A sparse file's bytes. What is past the size is zero.
-struct Content {
-    static let pageBytes = 4096
-    static let sectorBytes: UInt64 = 512
-    var pages: [UInt64: [UInt8]] = [:]
-    var sizeBytes: UInt64 = 0
-
-    mutating func apply(_ change: Change) {
-        switch change {
-        case .write(let offset, let bytes):
-            bytes.withUnsafeBytes { put($0, at: offset) }
-            sizeBytes = max(sizeBytes, offset + UInt64(bytes.count))
-        case .truncate(let size):
-            if size < sizeBytes { erase(from: size, to: sizeBytes) }
-            sizeBytes = size
-        case .punch(let offset, let length):
-            erase(from: offset, to: min(offset + length, sizeBytes))
-        }
-    }
-
-    private func forEachPage(
-        from start: UInt64, to end: UInt64, _ body: (UInt64, Range<Int>) -> Void
-    ) {
-        var position = start
-        while position < end {
-            let page = position / 4096
-            let stop = min(end, (page + 1) * 4096)
-            body(page, Int(position - page * 4096)..<Int(stop - page * 4096))
-            position = stop
-        }
-    }
-
-    private mutating func put(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) {
-        var done = 0
-        while done < bytes.count {
-            let position = offset + UInt64(done)
-            let inPage = Int(position % 4096)
-            let count = min(bytes.count - done, 4096 - inPage)
-            pages[position / 4096, default: [UInt8](repeating: 0, count: 4096)]
-                .withUnsafeMutableBytes {
-                    UnsafeMutableRawBufferPointer(rebasing: $0[inPage..<inPage + count])
-                        .copyMemory(
-                            from: UnsafeRawBufferPointer(rebasing: bytes[done..<done + count]))
-                }
-            done += count
-        }
-    }
-
-    private mutating func erase(from start: UInt64, to end: UInt64) {
-        guard start < end else { return }
-        // A file may be cut from far beyond its pages.
-        let (first, last) = (start / 4096, (end + 4095) / 4096)
-        if last - first > UInt64(pages.count) {
-            for page in pages.keys where page * 4096 >= start && (page + 1) * 4096 <= end {
-                pages[page] = nil
-            }
-            for page in [start / 4096, (end - 1) / 4096] { eraseInside(page, start, end) }
-        } else {
-            for page in first..<last { eraseInside(page, start, end) }
-        }
-    }
-
-    private mutating func eraseInside(_ page: UInt64, _ start: UInt64, _ end: UInt64) {
-        guard pages[page] != nil else { return }
-        let from = max(start, page * 4096) - page * 4096
-        let to = min(end, (page + 1) * 4096) - page * 4096
-        guard from < to else { return }
-        // The tail of a file's last page is zero anyway.
-        if from == 0, to == 4096 || end >= sizeBytes {
-            pages[page] = nil
-            return
-        }
-        _ = pages[page]!.withUnsafeMutableBytes {
-            UnsafeMutableRawBufferPointer(rebasing: $0[Int(from)..<Int(to)])
-                .initializeMemory(as: UInt8.self, repeating: 0)
-        }
-    }
-
-    func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int {
-        guard offset < sizeBytes, buffer.count > 0 else { return 0 }
-        let count = Int(min(UInt64(buffer.count), sizeBytes - offset))
-        var done = 0
-        forEachPage(from: offset, to: offset + UInt64(count)) { page, range in
-            let part = UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + range.count])
-            if let bytes = pages[page] {
-                bytes.withUnsafeBytes {
-                    part.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[range]))
-                }
-            } else {
-                part.initializeMemory(as: UInt8.self, repeating: 0)
-            }
-            done += range.count
-        }
-        return count
-    }
-
-    func seek(data wantsData: Bool, from offset: UInt64) -> UInt64? {
-        var position = offset
-        while position < sizeBytes {
-            if (pages[position / 4096] != nil) == wantsData { return position }
-            position = (position / 4096 + 1) * 4096
-        }
-        return nil
-    }
-
-    // MARK: Crash
-
-    static func surviving(
-        _ durable: Content, _ changes: [Change], _ random: inout SeededRandom
-    ) -> Content {
-        if changes.isEmpty { return durable }
-        var shown = durable
-        var result = durable
-        for change in changes {
-            shown.apply(change)
-            let fate = random.below(3)
-            if fate == 0 { continue }
-            switch change {
-            case .truncate: result.apply(change)
-            case .punch(let offset, let length):
-                result.apply(change)
-                // Bytes beside the hole in its first and last sector are those of that moment.
-                for edge in [offset, offset + length] where edge % sectorBytes != 0 {
-                    result.keepSector(edge / sectorBytes, of: shown, upTo: result.sizeBytes)
-                }
-            case .write(let offset, let bytes):
-                let end = offset + UInt64(bytes.count)
-                for sector in offset / sectorBytes...(end - 1) / sectorBytes
-                where fate == 1 || random.chance(50) {
-                    result.keepSector(sector, of: shown, upTo: max(end, result.sizeBytes))
-                }
-            }
-        }
-        // What was kept of a sector past the size is not there.
-        let end = (result.sizeBytes + 4095) & ~4095
-        if result.sizeBytes < end {
-            let size = result.sizeBytes
-            result.sizeBytes = end
-            result.apply(.truncate(size))
-        }
-        return result
-    }
-
-    private mutating func keepSector(_ sector: UInt64, of other: Content, upTo limit: UInt64) {
-        let offset = sector * Self.sectorBytes
-        let end = min(offset + Self.sectorBytes, limit)
-        guard offset < end else { return }
-        var bytes = [UInt8](repeating: 0, count: Int(end - offset))
-        _ = bytes.withUnsafeMutableBytes { other.read(into: $0, at: offset) }
-        apply(.write(offset: offset, bytes: bytes))
-    }
 }

@@ -1,0 +1,119 @@
+import Glibc
+import SystemIO
+
+/// An open file of a ``SimulatedDisk``.
+final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under disk.lock
+    let disk: SimulatedDisk
+    let node: SimulatedDisk.Node
+
+    init(disk: SimulatedDisk, node: SimulatedDisk.Node, path: String) {
+        self.disk = disk
+        self.node = node
+        super.init(path: path)
+    }
+
+    private func locked<T>(
+        _ operation: String, _ body: () throws(SystemError) -> T
+    ) throws(SystemError) -> T {
+        disk.lock.lock()
+        defer { disk.lock.unlock() }
+        try disk.check(operation, path)
+        return try body()
+    }
+
+    private func pages(_ offset: UInt64, _ length: UInt64) -> ClosedRange<UInt64> {
+        offset / 4096...(offset + max(length, 1) - 1) / 4096
+    }
+
+    private func record(_ change: Change) {
+        node.now.apply(change)
+        node.unsynced.append(change)
+        node.modifyNs = disk.tick()
+    }
+
+    override func read(
+        into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) throws(SystemError) -> Int {
+        try locked("read") { () throws(SystemError) in node.now.read(into: buffer, at: offset) }
+    }
+
+    override func write(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64
+    ) throws(SystemError) {
+        try locked("write") { () throws(SystemError) in
+            guard buffer.count > 0 else { return }
+            try disk.take(pages: pages(offset, UInt64(buffer.count)), of: node, path)
+            record(.write(offset: offset, bytes: [UInt8](buffer)))
+        }
+    }
+
+    override func syncData() throws(SystemError) {
+        try disk.sync(path) {
+            for change in node.unsynced { node.durable.apply(change) }
+            node.unsynced = []
+        }
+    }
+    override func sync() throws(SystemError) { try syncData() }
+
+    func truncateLocked(to sizeBytes: UInt64) {
+        record(.truncate(sizeBytes))
+        let end = (sizeBytes + 4095) / 4096
+        disk.giveBack(node) { $0 >= end }
+    }
+
+    override func truncate(to sizeBytes: UInt64) throws(SystemError) {
+        try locked("truncate") { () throws(SystemError) in truncateLocked(to: sizeBytes) }
+    }
+
+    override func punchHole(at offset: UInt64, length: UInt64) throws(SystemError) {
+        try locked("punch hole in") { () throws(SystemError) in
+            let change = Change.punch(offset: offset, length: length)
+            record(change)
+            if disk.misbehaviour.punchesAtOnce { node.durable.apply(change) }
+            let (first, end) = ((offset + 4095) / 4096, (offset + length) / 4096)
+            disk.giveBack(node) { $0 >= first && $0 < end }
+        }
+    }
+
+    override func zeroRange(at offset: UInt64, length: UInt64) throws(SystemError) {
+        try locked("zero range in") { () throws(SystemError) in
+            guard length > 0 else { return }
+            try disk.take(pages: pages(offset, length), of: node, path)
+            record(.punch(offset: offset, length: length))
+            if offset + length > node.now.sizeBytes { record(.truncate(offset + length)) }
+        }
+    }
+
+    override func allocate(
+        at offset: UInt64, length: UInt64, keepSize: Bool
+    ) throws(SystemError) {
+        try locked("allocate") { () throws(SystemError) in
+            guard length > 0 else { return }
+            try disk.take(pages: pages(offset, length), of: node, path)
+            if !keepSize, offset + length > node.now.sizeBytes {
+                record(.truncate(offset + length))
+            }
+        }
+    }
+
+    override func seekData(from offset: UInt64) throws(SystemError) -> UInt64? {
+        try locked("seek data in") { () throws(SystemError) in
+            node.now.seek(data: true, from: offset)
+        }
+    }
+
+    override func seekHole(from offset: UInt64) throws(SystemError) -> UInt64? {
+        try locked("seek hole in") { () throws(SystemError) in
+            if offset >= node.now.sizeBytes { return nil }
+            return node.now.seek(data: false, from: offset) ?? node.now.sizeBytes
+        }
+    }
+
+    override func status() throws(SystemError) -> FileStatus {
+        try locked("stat") { () throws(SystemError) in SimulatedDisk.status(node) }
+    }
+
+    override func setTimes(accessNs: Int64, modifyNs: Int64) throws(SystemError) {
+        try locked("set times of") { () throws(SystemError) in node.modifyNs = modifyNs }
+    }
+}

@@ -1,0 +1,24 @@
+import TestSupport
+import Testing
+import Volume
+
+/// Power off at a random sync or commit, again and again; the next open must find what G1, G3, G5 and
+/// G7 say.
+@Suite struct CrashTests {
+    static func run(
+        seed: UInt64, rounds: Int = 6, _ change: (inout CheckedPool.Options) -> Void = { _ in }
+    ) throws {
+        var options = CheckedPool.Options(maxBytes: seed % 5 == 0 ? 9 << 20 : 200_000)
+        change(&options)
+        let pool = try CheckedPool(seed: seed, options: options)
+        for _ in 0..<rounds {
+            try pool.runToCrash(atSync: 1 + pool.random.below(60), stepLimit: 60)
+        }
+        try pool.reopenCleanly()
+    }
+
+    @Test(arguments: Seeds.run(60))
+    func nothingPromisedIsLost(seed: UInt64) {
+        do { try Self.run(seed: seed) } catch { Issue.record("seed \(seed): \(error)") }
+    }
+}
