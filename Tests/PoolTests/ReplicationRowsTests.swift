@@ -43,6 +43,8 @@ import Testing
         target.poolID = "m"
         target.mode = .async
         target.isPaused = true
+        target.stale = TargetRecord.Stale(
+            sinceNs: 7, sequence: SequenceNumber(rawValue: .max), reason: "it was silent")
         try catalog.write { try $0.updateTarget(target) }
         #expect(try catalog.read { try $0.targets() } == [target])
         try catalog.write { try $0.deleteTarget(target.id) }

@@ -35,7 +35,8 @@ enum CatalogSchema {
             mode TEXT NOT NULL,
             timeout_ms INTEGER NOT NULL,
             added_ns INTEGER NOT NULL,
-            paused INTEGER NOT NULL DEFAULT 0);
+            paused INTEGER NOT NULL DEFAULT 0,
+            stale_ns INTEGER, stale_sequence INTEGER, stale_reason TEXT);
         """
 
     private static func createFirstTables(in db: Database) throws {

@@ -67,12 +67,14 @@ extension CatalogTransaction {
     package func insertTarget(_ target: TargetRecord) throws -> TargetID {
         try db.execute(
             sql: """
-                INSERT INTO targets (address, pool, mode, timeout_ms, added_ns, paused)
-                VALUES (?, ?, ?, ?, ?, ?)
+                INSERT INTO targets (address, pool, mode, timeout_ms, added_ns, paused, stale_ns,
+                    stale_sequence, stale_reason)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
                 """,
             arguments: [
                 target.address, target.poolID, target.mode.rawValue, target.timeoutMs,
-                target.addedNs, target.isPaused,
+                target.addedNs, target.isPaused, target.stale?.sinceNs,
+                Self.number(target.stale?.sequence), target.stale?.reason,
             ])
         return TargetID(rawValue: db.lastInsertedRowID)
     }
@@ -80,12 +82,19 @@ extension CatalogTransaction {
         try db.execute(
             sql: """
                 UPDATE targets SET address = ?, pool = ?, mode = ?, timeout_ms = ?, added_ns = ?,
-                    paused = ? WHERE id = ?
+                    paused = ?, stale_ns = ?, stale_sequence = ?, stale_reason = ? WHERE id = ?
                 """,
             arguments: [
                 target.address, target.poolID, target.mode.rawValue, target.timeoutMs,
-                target.addedNs, target.isPaused, target.id.rawValue,
+                target.addedNs, target.isPaused, target.stale?.sinceNs,
+                Self.number(target.stale?.sequence), target.stale?.reason, target.id.rawValue,
             ])
+    }
+    private static func stale(_ row: Row) -> TargetRecord.Stale? {
+        guard let sinceNs = row["stale_ns"] as Int64? else { return nil }
+        return TargetRecord.Stale(
+            sinceNs: sinceNs, sequence: sequence(row["stale_sequence"] as Int64?) ?? .zero,
+            reason: row["stale_reason"] ?? "")
     }
     package func deleteTarget(_ id: TargetID) throws {
         try db.execute(sql: "DELETE FROM targets WHERE id = ?", arguments: [id.rawValue])
@@ -100,7 +109,7 @@ extension CatalogTransaction {
             return TargetRecord(
                 id: TargetID(rawValue: row["id"]), address: address, poolID: row["pool"],
                 mode: mode, timeoutMs: row["timeout_ms"], addedNs: row["added_ns"],
-                isPaused: row["paused"])
+                isPaused: row["paused"], stale: Self.stale(row))
         }
     }
 }

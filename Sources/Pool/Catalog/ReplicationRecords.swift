@@ -62,10 +62,26 @@ package struct TargetRecord: Sendable, Hashable {
     package var timeoutMs: Int64
     package var addedNs: Int64
     package var isPaused: Bool
+    /// Acknowledgements were given without it; nil while it is in step.
+    package var stale: Stale?
+
+    /// Since when a target lacks something.
+    package struct Stale: Sendable, Hashable {
+        package var sinceNs: Int64
+        /// It lacks what came after.
+        package var sequence: SequenceNumber
+        package var reason: String
+
+        package init(sinceNs: Int64, sequence: SequenceNumber, reason: String) {
+            self.sinceNs = sinceNs
+            self.sequence = sequence
+            self.reason = reason
+        }
+    }
 
     package init(
         id: TargetID = TargetID(rawValue: 0), address: String, poolID: String? = nil, mode: Mode,
-        timeoutMs: Int64, addedNs: Int64, isPaused: Bool = false
+        timeoutMs: Int64, addedNs: Int64, isPaused: Bool = false, stale: Stale? = nil
     ) {
         self.id = id
         self.address = address
@@ -74,6 +90,7 @@ package struct TargetRecord: Sendable, Hashable {
         self.timeoutMs = timeoutMs
         self.addedNs = addedNs
         self.isPaused = isPaused
+        self.stale = stale
     }
 }
 
@@ -82,4 +99,7 @@ extension SnapshotRecord {
     package static let stagingOrigin = "staging"
     /// Never shown to users, who cannot use its name either.
     package var isInternal: Bool { origin == Self.stagingOrigin && name.contains("/") }
+
+    /// Not so what a restore replaced: one image, without the others as they were then.
+    package var isOfWholePool: Bool { !isInternal && origin != Self.restoreOrigin }
 }
