@@ -129,6 +129,9 @@ package struct BlockSet: Sendable, Equatable {
         return BlockRange(start: region << 10 + UInt64(start), count: UInt64(end - start))
     }
 
+    /// The bits of a region as ``forEachRegion(_:)`` gives them; nil where nothing is set.
+    package func words(inRegion region: UInt64) -> Words? { regions[region] }
+
     /// The regions where anything is set, ascending, with one bit a block: block n of the region is
     /// bit n mod 64 of word n ÷ 64.
     package func forEachRegion(_ body: (UInt64, Words) -> Void) {

@@ -309,6 +309,9 @@ package final class PoolStore: @unchecked Sendable {
     package func sumsPath(image: ImageID, layer: LayerID) -> String {
         "\(imageDirectory(image))/\(layer.rawValue).sums"
     }
+    package func dirtyPath(target: TargetID) -> String {
+        "\(path)/targets/\(target.rawValue)/dirty"
+    }
     package func activityPath(image: ImageID) -> String { imageDirectory(image) + "/activity" }
 
     /// For a person without Doppel: which image a directory holds. Best effort and not synced, for it
