@@ -64,8 +64,9 @@ enum MountPoint {
     /// Whether a FUSE file system is mounted here whose daemon is gone.
     static func isDead(_ path: String) -> Bool {
         guard let there = MountTable.top(at: path), there.isFuse else { return false }
-        var status = stat()
-        return stat(path, &status) != 0 && (errno == ENOTCONN || errno == ECONNABORTED)
+        // Not stat: for seconds the kernel would answer that from what it remembers.
+        var figures = statvfs()
+        return statvfs(path, &figures) != 0 && (errno == ENOTCONN || errno == ECONNABORTED)
     }
 
     /// Takes the topmost mount away, as root directly, else through fusermount3.

@@ -66,6 +66,17 @@ import Testing
         }
     }
 
+    /// For seconds the kernel tells of the folder what it remembers.
+    @Test func aDeadMountIsKnownAtOnce() throws {
+        try Mount.with { mount in
+            let path = try MountPoint.canonical(mount.path)
+            #expect(!MountPoint.isDead(path))
+            _ = try status(path)
+            mount.kill()
+            #expect(MountPoint.isDead(path))
+        }
+    }
+
     @Test func aLiveMountIsNotCovered() throws {
         try Mount.with { mount in
             #expect(throws: MountError.self) { try MountSession.prepare(mountPoint: mount.path) }
