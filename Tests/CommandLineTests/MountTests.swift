@@ -163,9 +163,7 @@ import Testing
             try box.mount()
             for round in 1...3 {
                 try box.write("round\(round)", to: box.mountPoint + "/a.img")
-                let pid = try box.daemon()
-                try box.signalDaemon(SIGKILL)
-                try box.until("the daemon's end") { kill(pid, 0) != 0 }
+                try box.killDaemon()
                 try box.mount()
                 #expect(try box.text(box.mountPoint + "/a.img", count: 6) == "round\(round)")
                 let mounts = box.read("/proc/self/mounts").split(separator: "\n")
@@ -178,9 +176,7 @@ import Testing
     @Test func unmountClearsADeadMountPoint() throws {
         try Sandbox.withPool { box in
             try box.mount()
-            let pid = try box.daemon()
-            try box.signalDaemon(SIGKILL)
-            try box.until("the daemon's end") { kill(pid, 0) != 0 }
+            try box.killDaemon()
             try box.ok("unmount", box.mountPoint)
             #expect(!box.isMounted)
         }

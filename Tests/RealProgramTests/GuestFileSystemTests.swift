@@ -57,9 +57,7 @@ struct GuestFileSystemTests {
         try box.ok("snapshot", "create", box.pool, "under-load")
         let atSnapshot = ledger.acknowledged
         try box.until("more commits", seconds: 60) { ledger.acknowledged >= atSnapshot + 20 }
-        let daemon = try box.daemon()
-        kill(daemon, SIGKILL)
-        try box.until("the daemon's end") { kill(daemon, 0) != 0 }
+        try box.killDaemon()
         try box.until("the database's end", seconds: 30) { !load.isRunning }
         let acknowledged = ledger.acknowledged
         disk.detach()

@@ -138,6 +138,21 @@ package final class Sandbox {
 
     package func signalDaemon(_ signal: Int32) throws { kill(try daemon(), signal) }
 
+    /// SIGKILL, and waits until the daemon has let go of everything.
+    package func killDaemon() throws {
+        let pid = try daemon()
+        kill(pid, SIGKILL)
+        try until("the daemon's end") { !Self.isRunning(pid) }
+    }
+
+    /// Nobody may have asked for the end of a process that is over: then it is a zombie.
+    package static func isRunning(_ pid: pid_t) -> Bool {
+        guard kill(pid, 0) == 0 || errno == EPERM,
+            let status = try? contents("/proc/\(pid)/stat"), let end = status.lastIndex(of: 0x29)
+        else { return false }
+        return status.dropFirst(end + 2).first != UInt8(ascii: "Z")
+    }
+
     package func until(_ what: String, seconds: Double = 20, _ condition: () throws -> Bool) throws
     {
         for _ in 0..<Int(seconds * 100) {
