@@ -44,30 +44,26 @@ format:
 
 # Man pages and shell completions, from the same source as --help.
 docs: build
-	mkdir -p $(DOCS)/man $(DOCS)/completions
-	swift package --allow-writing-to-directory $(DOCS)/man \
-	    generate-manual --multi-page --output-directory $(DOCS)/man
-	$(BINARY) --generate-completion-script bash > $(DOCS)/completions/doppel.bash
-	$(BINARY) --generate-completion-script zsh > $(DOCS)/completions/_doppel
-	$(BINARY) --generate-completion-script fish > $(DOCS)/completions/doppel.fish
+	$(call write_docs,$(DOCS)/man,$(DOCS)/man8,$(DOCS)/doppel.bash,$(DOCS)/_doppel,$(DOCS)/doppel.fish)
+	@echo "Man pages and completions are in $(DOCS)."
+
+# Where: man1, man8, and the scripts for bash, zsh and fish. The program writes them itself.
+define write_docs
+	install -d $(1) $(2) $(dir $(3)) $(dir $(4)) $(dir $(5))
+	$(BINARY) generate-manual $(1)
+	for name in mount.fuse.doppel mount.doppel; do \
+	    echo ".so man1/doppel-mount.1" > $(2)/$$name.8; done
+	$(BINARY) --generate-completion-script bash > $(3)
+	$(BINARY) --generate-completion-script zsh > $(4)
+	$(BINARY) --generate-completion-script fish > $(5)
+endef
 
 # Builds nothing, so that `make build` runs as a user and only this as root.
+SHARE = $(DESTDIR)$(PREFIX)/share
 install:
 	@test -x $(BINARY) || { echo "No $(BINARY): run make build first." >&2; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SBINDIR)
 	install -m 0755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/doppel
 	ln -sf $(PREFIX)/bin/doppel $(DESTDIR)$(SBINDIR)/mount.fuse.doppel
 	ln -sf $(PREFIX)/bin/doppel $(DESTDIR)$(SBINDIR)/mount.doppel
-	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
-	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions \
-	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	$(BINARY) --generate-completion-script bash \
-	    > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/doppel
-	$(BINARY) --generate-completion-script zsh \
-	    > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_doppel
-	$(BINARY) --generate-completion-script fish \
-	    > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/doppel.fish
-	@if ls $(DOCS)/man/*.1 >/dev/null 2>&1; then \
-	    install -d $(DESTDIR)$(PREFIX)/share/man/man1; \
-	    install -m 0644 $(DOCS)/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/; \
-	else echo "No man pages: make docs makes them."; fi
+	$(call write_docs,$(SHARE)/man/man1,$(SHARE)/man/man8,$(SHARE)/bash-completion/completions/doppel,$(SHARE)/zsh/site-functions/_doppel,$(SHARE)/fish/vendor_completions.d/doppel.fish)

@@ -82,8 +82,11 @@ let package = Package(
                 .product(name: "GRDB", package: "GRDB.swift"),
             ], swiftSettings: strict),
         .testTarget(
-            name: "CommandLineTests", dependencies: ["doppel", "TestSupport"],
-            swiftSettings: strict),
+            name: "CommandLineTests",
+            dependencies: [
+                "doppel", "SystemIO", "TestSupport",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ], swiftSettings: strict),
         .testTarget(
             name: "DaemonTests",
             dependencies: [

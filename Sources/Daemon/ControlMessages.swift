@@ -8,7 +8,7 @@ import Foundation
 import Pool
 
 package enum ControlCommand: String, Codable, Sendable, CaseIterable {
-    case status, list, create, resize, rename, delete, restore, clone, scrub, check, unmount
+    case status, list, create, resize, rename, delete, restore, clone, scrub, check, merge, unmount
     case snapshotCreate = "snapshot-create"
     case snapshotList = "snapshot-list"
     case snapshotDelete = "snapshot-delete"

@@ -49,6 +49,14 @@ package struct PoolLocation: Sendable, Hashable {
         return "/" + parts.joined(separator: "/")
     }
 
+    /// Where the pool can be reached as files; nil where it is not mounted, or its daemon is gone.
+    package var liveMountPoint: String? {
+        guard let mountPoint = owner?.mountPoint, owner?.socketPath != nil,
+            Self.mounts().contains(where: { $0.mountPoint == mountPoint })
+        else { return nil }
+        return mountPoint
+    }
+
     package struct Mount: Sendable, Hashable {
         package var source: String
         package var mountPoint: String

@@ -35,7 +35,25 @@ extension PoolSession {
             jobs: jobs.list, problems: problems)
     }
 
-    // MARK: Long examinations
+    // MARK: Long work
+
+    /// Merges what deleted snapshots left, beside the background or, unmounted, in its place.
+    /// - Throws: when something is left that could not be merged now.
+    func merge(_ job: Job) throws {
+        let total = try volume.pendingMergeBytes()
+        while try volume.mergeStep() {
+            let left = min(try volume.pendingMergeBytes(), total)
+            guard job.progress(phase: "merging", doneBytes: total - left, totalBytes: total) else {
+                return
+            }
+        }
+        let left = try volume.pendingMerges()
+        guard left > 0 else { return }
+        throw ControlFailure(
+            .degraded,
+            "\(left) layers of deleted snapshots could not be merged yet, and keep their space; "
+                + "`doppel status \(store.path)` and `doppel events \(store.path)` say more")
+    }
 
     func scrub(_ job: Job) throws -> ScrubInfo {
         let shift = UInt64(Geometry.blockShift)

@@ -184,6 +184,8 @@ package final class PoolSession: Sendable {
                 to: try need(arguments.newPath, "newPath"))
         case .scrub:
             result.scrub = try jobs.run("scrub", listener, scrub)
+        case .merge:
+            try jobs.run("merge", listener, merge)
         case .check:
             result.check = try jobs.run("check", listener, check)
         case .events:

@@ -18,6 +18,7 @@ public enum ProcessControl {
         return String(cString: raw)
     }
 
+    public static func send(_ signal: Int32, to pid: Int32) { _ = kill(pid, signal) }
     public static func isAlive(_ pid: Int32) -> Bool { kill(pid, 0) == 0 || errno == EPERM }
 
     // MARK: A daemon that says when it is ready
@@ -81,17 +82,33 @@ public enum ProcessControl {
         return "the daemon ended before it was ready; its log is \(logPath)"
     }
 
-    /// Runs a shell command and waits.
+    /// Runs a shell command and waits. Signals that this process handles in a way of its own mean to the
+    /// command what they always do.
+    /// - Parameter whenStarted: told the command's process id.
     /// - Returns: its exit status, 128 + signal when it was killed.
-    public static func runShell(_ command: String) throws(SystemError) -> Int32 {
+    public static func runShell(
+        _ command: String, whenStarted: (Int32) -> Void = { _ in }
+    ) throws(SystemError) -> Int32 {
         var argv: [UnsafeMutablePointer<CChar>?] = ["sh", "-c", command].map { (text: String) in
             strdup(text)
         }
         argv.append(nil)
         defer { for each in argv { free(each) } }
+        var attributes = posix_spawnattr_t()
+        posix_spawnattr_init(&attributes)
+        defer { posix_spawnattr_destroy(&attributes) }
+        var none = sigset_t()
+        sigemptyset(&none)
+        var ordinary = sigset_t()
+        sigemptyset(&ordinary)
+        sigaddset(&ordinary, SIGPIPE)
+        posix_spawnattr_setsigmask(&attributes, &none)
+        posix_spawnattr_setsigdefault(&attributes, &ordinary)
+        posix_spawnattr_setflags(&attributes, 0x0c)  // POSIX_SPAWN_SETSIGDEF, _SETSIGMASK
         var pid: pid_t = 0
-        let result = posix_spawn(&pid, "/bin/sh", nil, nil, argv, clx_environment())
+        let result = posix_spawn(&pid, "/bin/sh", nil, &attributes, argv, clx_environment())
         if result != 0 { throw SystemError(operation: "run", path: command, errno: result) }
+        whenStarted(pid)
         var status: Int32 = 0
         while waitpid(pid, &status, 0) < 0 && errno == EINTR {}
         return status & 0x7f == 0 ? (status >> 8) & 0xff : 128 + (status & 0x7f)

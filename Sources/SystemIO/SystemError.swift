@@ -15,6 +15,7 @@ public struct SystemError: Error, CustomStringConvertible, Sendable, Hashable {
 
     public var isConnectionRefused: Bool { errno == ECONNREFUSED }
     public var isNoSpace: Bool { errno == ENOSPC || errno == EDQUOT }
+    public var isTooLarge: Bool { errno == EFBIG }
     public var isNotFound: Bool { errno == ENOENT }
 
     public var description: String {

@@ -114,8 +114,10 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     package var allocatedBytes: UInt64 {
         min(allocated(chain.layers), (sizeBytes + 4095) & ~4095)
     }
-    /// The first failed sync; see ``flush()``.
-    package var latchedFailure: VolumeError? { lock.withLock { failure } }
+    /// The first failed sync, of data, map or activity log; see ``flush()``.
+    package var latchedFailure: VolumeError? {
+        lock.withLock { failure } ?? activity.latchedFailure.map { VolumeError($0, image: id) }
+    }
 
     /// A cut was made whose layer is not known durable yet.
     var hasUnsettledLayers: Bool { lock.withLock { !unsettled.isEmpty } }

@@ -23,6 +23,13 @@ package struct VolumeError: Error, CustomStringConvertible, Sendable {
     }
 
     package init(_ error: SystemError, image: ImageID? = nil) {
+        if error.isTooLarge {
+            self.init(
+                .tooLarge, image: image, errno: error.errno,
+                "the file system under the pool has no files of that size (ext4: 16 TiB); XFS has. "
+                    + error.description)
+            return
+        }
         self.init(
             error.isNoSpace ? .noSpace : .io, image: image, errno: error.errno, error.description)
     }

@@ -29,6 +29,7 @@ struct Doppel: ParsableCommand {
             Import.self,
             Export.self, Mount.self, Unmount.self, List.self, Status.self, Snapshot.self,
             Restore.self, Clone.self, Scrub.self, Check.self, Events.self, Jobs.self, Version.self,
+            GenerateManual.self,
         ])
 }
 

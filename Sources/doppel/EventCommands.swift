@@ -88,7 +88,8 @@ struct Jobs: ParsableCommand {
                 jobs.map {
                     [
                         "\($0.job)", $0.kind, $0.phase, Output.size($0.doneBytes),
-                        Output.size($0.totalBytes), $0.etaMs.map { "\($0 / 1000) s" } ?? "",
+                        Output.size($0.totalBytes),
+                        $0.etaMs.map { Progress.duration(seconds: $0 / 1000) } ?? "",
                     ]
                 })
         }

@@ -128,7 +128,14 @@ struct Mount: ParsableCommand {
 struct Unmount: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Unmount a pool and wait until all of it is durable.",
-        discussion: "EXAMPLE\n  doppel unmount /mnt/vms")
+        discussion: """
+            Refuses, with exit code 3, while files are open. `umount` works as well, and returns
+            before all is durable; the next mount waits for that.
+
+            EXAMPLES
+              doppel unmount /mnt/vms
+              doppel unmount /mnt/vms --force
+            """)
     @Argument(help: "Where the pool is mounted.", completion: .directory) var mountPoint: String
     @Flag(help: "Let go of the name at once; open files are served until they are closed.")
     var force = false

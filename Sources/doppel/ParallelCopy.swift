@@ -46,15 +46,12 @@ private final class Pieces: @unchecked Sendable {  // fields are under `lock`
 }
 
 extension RawCopy {
-    /// Enough to keep a disk and a checksum busy at once; more gain nothing.
-    private static let threads = 4
-
     static func copySparse(
-        from source: End, to target: End, _ progress: Progress
+        from source: End, to target: End, jobs: Int, _ progress: Progress
     ) throws {
         let size = try source.sizeBytes()
         let pieces = Pieces(source, sizeBytes: size)
-        let workers = (1..<threads).map { number in
+        let workers = (1..<max(jobs, 1)).map { number in
             WorkerThread.start("doppel-copy-\(number)") {
                 work(pieces, from: source, to: target) { _ in }
             }
@@ -92,6 +89,14 @@ extension RawCopy {
             if case .file(let from) = source, case .file(let to) = target {
                 // Shares the blocks, or copies in the kernel, where the file systems can.
                 done = try to.copyRange(from: from, at: position, to: position, length: left)
+            } else if case .file(let from) = source, case .image(let to) = target,
+                let copied = try to.copyIn(from: from, at: position, length: left)
+            {
+                done = copied
+            } else if case .file(let from) = source, case .image(let to) = target,
+                let copied = try to.copyIn(from: from, at: position, length: left)
+            {
+                done = copied
             } else {
                 let part = buffer[..<Int(min(left, UInt64(buffer.count)))]
                 let got = try source.read(into: .init(rebasing: part), at: position)

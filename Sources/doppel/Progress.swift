@@ -10,8 +10,21 @@ struct ProgressFlag: ParsableArguments {
 /// Progress with the time left, for what takes more than two seconds: on standard error, never among
 /// what programs read. On a terminal one line that is written over; else a line every few seconds.
 final class Progress: @unchecked Sendable {  // fields are under `lock`
+    enum Unit {
+        case bytes
+        /// What is counted, in the plural.
+        case things(String)
+
+        func text(_ count: UInt64) -> String {
+            switch self {
+            case .bytes: Output.size(count)
+            case .things(let name): "\(count) \(name)"
+            }
+        }
+    }
+
     private let label: String
-    private let totalBytes: UInt64
+    private let unit: Unit
     private let disk = LinuxDisk()
     private let isTerminal = isatty(2) == 1
     private let isWanted: Bool
@@ -20,24 +33,22 @@ final class Progress: @unchecked Sendable {  // fields are under `lock`
     private var shownNs: Int64
     private var hasShown = false
 
-    init(_ label: String, totalBytes: UInt64 = 0, isForced: Bool = false) {
+    init(_ label: String, unit: Unit = .bytes, isForced: Bool = false) {
         self.label = label
-        self.totalBytes = totalBytes
+        self.unit = unit
         isWanted = isTerminal || isForced
         startNs = disk.monotonic()
         shownNs = startNs
     }
 
-    func update(_ doneBytes: UInt64) { update(doneBytes, of: totalBytes) }
-
-    func update(_ doneBytes: UInt64, of totalBytes: UInt64) {
+    /// - Parameter total: 0 where nobody knows.
+    func update(_ done: UInt64, of total: UInt64 = 0) {
         guard isWanted else { return }
         let elapsedMs = (disk.monotonic() - startNs) / 1_000_000
-        let left = Double(totalBytes - min(doneBytes, totalBytes))
+        let left = Double(total - min(done, total))
         let etaMs =
-            doneBytes > 0 && totalBytes > 0
-            ? Int64(Double(elapsedMs) * left / Double(doneBytes)) : nil
-        show(label, doneBytes, totalBytes, elapsedMs: elapsedMs, etaMs: etaMs)
+            done > 0 && total > 0 ? Int64(Double(elapsedMs) * left / Double(done)) : nil
+        show(label, done, total, elapsedMs: elapsedMs, etaMs: etaMs)
     }
 
     /// What a job of a mounted pool tells.
@@ -48,7 +59,7 @@ final class Progress: @unchecked Sendable {  // fields are under `lock`
     }
 
     private func show(
-        _ label: String, _ doneBytes: UInt64, _ totalBytes: UInt64, elapsedMs: Int64, etaMs: Int64?
+        _ label: String, _ done: UInt64, _ total: UInt64, elapsedMs: Int64, etaMs: Int64?
     ) {
         let now = disk.monotonic()
         let intervalNs: Int64 = isTerminal ? 200_000_000 : 2_000_000_000
@@ -56,12 +67,21 @@ final class Progress: @unchecked Sendable {  // fields are under `lock`
             guard elapsedMs > 2000, now - shownNs > intervalNs || !hasShown else { return }
             shownNs = now
             hasShown = true
-            let rate = Double(doneBytes) * 1000 / Double(elapsedMs)
-            var line = "\(label): \(Output.size(doneBytes))"
-            if totalBytes > 0 { line += " of \(Output.size(totalBytes))" }
-            line += ", \(Output.size(UInt64(rate)))/s"
-            if let etaMs { line += ", \((etaMs + 999) / 1000) s left" }
+            let rate = UInt64(Double(done) * 1000 / Double(elapsedMs))
+            var line = "\(label): \(unit.text(done))"
+            if total > 0 { line += " of \(unit.text(total))" }
+            line += ", \(unit.text(rate))/s"
+            if let etaMs { line += ", \(Self.duration(seconds: (etaMs + 999) / 1000)) left" }
             Output.raw(isTerminal ? "\r\u{1b}[K\(line)" : line + "\n")
+        }
+    }
+
+    /// `50 s`, `12 min 5 s`, `3 h 20 min`.
+    static func duration(seconds: Int64) -> String {
+        switch seconds {
+        case ..<60: "\(seconds) s"
+        case ..<3600: "\(seconds / 60) min \(seconds % 60) s"
+        default: "\(seconds / 3600) h \(seconds % 3600 / 60) min"
         }
     }
 

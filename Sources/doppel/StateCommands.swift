@@ -1,8 +1,6 @@
 import ArgumentParser
 import BlockCore
 import Daemon
-import FuseFrontend
-import Glibc
 import Pool
 import SystemIO
 
@@ -151,56 +149,5 @@ struct Scrub: ParsableCommand {
             }
             if !scrub.damaged.isEmpty { throw ExitCode(ExitKind.damaged.rawValue) }
         }
-    }
-}
-
-struct Version: ParsableCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Show the version, and with --host what this machine can do.")
-    @Flag(help: "What this machine can do.") var host = false
-    @OptionGroup var output: JSONFlag
-
-    private struct Info: Encodable {
-        var version: String
-        var kernel: String
-        var hasFuse: Bool
-        var hasDirectMmap: Bool
-    }
-
-    func run() throws {
-        if output.json { return printJSON() }
-        print("doppel \(Doppel.version)")
-        guard host else { return }
-        let (release, number) = Self.kernel()
-        print("kernel              \(release)")
-        print("FUSE device         \(Self.hasFuse ? "yes" : "no access")")
-        print(
-            "shared mmap of images with --cache none   "
-                + (number >= 6009
-                    ? "yes, at full speed"
-                    : number >= 6006 ? "yes (at full speed from Linux 6.9)" : "needs Linux 6.6"))
-    }
-
-    private func printJSON() {
-        let (release, number) = Self.kernel()
-        Output.json(
-            Info(
-                version: Doppel.version, kernel: release, hasFuse: Self.hasFuse,
-                hasDirectMmap: number >= 6006))
-    }
-
-    private static var hasFuse: Bool { access("/dev/fuse", R_OK | W_OK) == 0 }
-
-    /// The kernel's release, and its first two numbers as one that can be compared.
-    private static func kernel() -> (release: String, number: Int) {
-        var name = utsname()
-        uname(&name)
-        let release = withUnsafeBytes(of: &name.release) {
-            String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
-        }
-        let parts = release.split(whereSeparator: { !$0.isNumber }).prefix(2).compactMap {
-            Int($0)
-        }
-        return (release, parts.count == 2 ? parts[0] * 1000 + parts[1] : 0)
     }
 }

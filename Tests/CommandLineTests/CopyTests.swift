@@ -101,4 +101,56 @@ import Testing
             #expect(access(box.mountPoint + "/a.img", F_OK) != 0)
         }
     }
+
+    @Test(arguments: [1, 3, 64]) func everyNumberOfJobsCopiesTheSame(jobs: Int) throws {
+        try Sandbox.withPool { box in
+            let raw = try box.makeFile("in.raw", count: 40_000_001)
+            try box.ok("import", box.pool, raw, "--as", "a.img", "--jobs", "\(jobs)")
+            try box.ok("snapshot", "create", box.pool, "one")
+            for (source, name) in [("a.img", "live"), ("a.img@one", "old")] {
+                let out = box.folder + "/" + name
+                try box.ok("export", box.pool, source, out, "--jobs", "\(jobs)")
+                #expect(try box.shell("cmp '\(raw)' '\(out)'").code == 0)
+            }
+        }
+    }
+
+    /// Half an image never has the name of a whole one.
+    @Test(.enabled(if: hasFuse), arguments: [false, true])
+    func aKilledImportLeavesNoImageAndIsBegunAnew(isMounted: Bool) throws {
+        try Sandbox.withPool { box in
+            if isMounted { try box.mount() }
+            let raw = try box.makeFile("in.raw", count: 3 << 20)
+            let importing = try BackgroundShell(
+                "(cat '\(raw)'; exec sleep 60) | '\(Sandbox.binary)' import '\(box.pool)' - --as a.img"
+            )
+            let partial =
+                isMounted
+                ? "stat -c %s '\(box.mountPoint)/a.img.doppel-partial'"
+                : "find '\(box.pool)/images' -name '*.data' -size +2000k"
+            try box.until("the copy is under way") { try !box.shell(partial).output.isEmpty }
+            importing.kill()
+            try box.until("the pool is free") { try box.run("list", box.pool).code == 0 }
+            let images = try box.json(box.ok("list", box.pool, "--json"), [ImageLine].self)
+            #expect(images.map(\.path) == ["a.img.doppel-partial"])
+            try box.ok("import", box.pool, raw, "--as", "a.img")
+            let after = try box.json(box.ok("list", box.pool, "--json"), [ImageLine].self)
+            #expect(after.map(\.path) == ["a.img"])
+            try box.ok("export", box.pool, "a.img", box.folder + "/out")
+            #expect(try box.bytes(box.folder + "/out") == box.bytes(raw))
+        }
+    }
+
+    @Test func aKilledExportLeavesNoFileAndIsBegunAnew() throws {
+        try Sandbox.withPool { box in
+            let raw = try box.makeFile("in.raw", count: 3 << 20)
+            try box.ok("import", box.pool, raw, "--as", "a.img")
+            // What a killed export left is longer than what belongs there.
+            let out = box.folder + "/out"
+            try box.makeFile("out.doppel-partial", count: 5 << 20, seed: 9)
+            try box.ok("export", box.pool, "a.img", out)
+            #expect(try box.bytes(out) == box.bytes(raw))
+            #expect(access(out + ".doppel-partial", F_OK) != 0)
+        }
+    }
 }

@@ -123,6 +123,21 @@ import Testing
         }
     }
 
+    @Test func theNewestEventsAreKept() throws {
+        let catalog = try Catalog.inMemory(identity: Self.identity)
+        let limit = Int(CatalogTransaction.eventLimit)
+        try catalog.write { (tx) throws in
+            for number in 1...limit + 5 {
+                try tx.addEvent(
+                    EventRecord(
+                        atNs: Int64(number), kind: "test", subject: "\(number)", message: ""))
+            }
+        }
+        let all = try catalog.read { try $0.events(limit: .max) }
+        #expect(all.count == limit)
+        #expect(all.first?.subject == "\(limit + 5)" && all.last?.subject == "6")
+    }
+
     @Test func onDiskItIsExclusiveAndKeepsWhatWasCommitted() throws {
         try Folder.with { (folder) throws in
             let path = folder.path + "/catalog.sqlite"

@@ -135,6 +135,22 @@ import Testing
         }
     }
 
+    /// A clone or a diff whose process was killed: what it took for itself goes at the next open, and
+    /// nothing else does.
+    @Test(arguments: ["clone", "diff"])
+    func whatAKilledCommandTookForItselfIsRemoved(origin: String) throws {
+        try TestPool.with { pool in
+            try pool.create("a", [1, 2, 3])
+            _ = try pool.fs.createSnapshot(name: "mine")
+            _ = try pool.fs.createSnapshot(name: pool.fs.automaticName(origin), origin: origin)
+            #expect(try pool.names(".snapshots").count == 2)
+            let next = try pool.afterKill()
+            defer { next.remove() }
+            #expect(try next.names(".snapshots") == ["mine"])
+            #expect(try next.contents("a") == [1, 2, 3])
+        }
+    }
+
     @Test func snapshotNames() throws {
         try TestPool.with { pool in
             let fs = pool.fs

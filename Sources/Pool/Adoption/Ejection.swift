@@ -20,8 +20,12 @@ import SystemIO
 
 extension Adoption {
     /// What ejecting would put back, made from the catalog.
+    /// - Parameter mayMerge: layers that could be merged into one file are no reason to refuse: for a
+    ///   look at what would be done, which merges nothing.
     /// - Throws: ``PoolError`` `.refused` when snapshots or layers would be lost.
-    package static func ejectionPlan(_ store: PoolStore) throws(PoolError) -> AdoptionPlan {
+    package static func ejectionPlan(
+        _ store: PoolStore, mayMerge: Bool = false
+    ) throws(PoolError) -> AdoptionPlan {
         do {
             let (nodes, images, layers, snapshots, mode) = try store.catalog.read { tx in
                 (
@@ -52,7 +56,7 @@ extension Adoption {
                     guard let head = heads[image], let layer = byID[head] else {
                         throw PoolError(.damaged, "'\(path)' has no layer: run `doppel check`")
                     }
-                    guard layer.parentID == nil else {
+                    guard layer.parentID == nil || mayMerge && !isShared(layer, layers) else {
                         throw PoolError(
                             .refused,
                             "'\(path)' shares blocks with another image; export it with "
@@ -68,6 +72,18 @@ extension Adoption {
         } catch let error as PoolError { throw error } catch {
             throw PoolError(.io, "cannot read the catalog: \(error)")
         }
+    }
+
+    /// Whether a layer stands on one that others stand on, too.
+    private static func isShared(_ layer: LayerRecord, _ layers: [LayerRecord]) -> Bool {
+        let children = Dictionary(grouping: layers.filter { $0.parentID != nil }) { $0.parentID! }
+        let byID = Dictionary(uniqueKeysWithValues: layers.map { ($0.id, $0) })
+        var next = layer.parentID
+        while let id = next {
+            if children[id]?.count != 1 { return true }
+            next = byID[id]?.parentID
+        }
+        return false
     }
 
     private static func path(of node: NodeRecord, _ tree: [NodeID: NodeRecord]) throws -> String {

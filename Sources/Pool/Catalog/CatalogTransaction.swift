@@ -199,10 +199,16 @@ package final class CatalogTransaction {
         }
     }
 
+    /// How many events are kept: the newest.
+    package static let eventLimit: Int64 = 10_000
+
     package func addEvent(_ event: EventRecord) throws {
         try db.execute(
             sql: "INSERT INTO events (at_ns, kind, subject, message) VALUES (?, ?, ?, ?)",
             arguments: [event.atNs, event.kind, event.subject, event.message])
+        try db.execute(
+            sql: "DELETE FROM events WHERE id <= ?",
+            arguments: [db.lastInsertedRowID - Self.eventLimit])
     }
     /// The newest first.
     package func events(limit: Int) throws -> [EventRecord] {

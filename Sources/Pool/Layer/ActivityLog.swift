@@ -50,6 +50,8 @@ package final class ActivityLog: @unchecked Sendable {
     }
     deinit { memory.free() }
 
+    /// Why no region can be marked any more: what the file says after a failed sync is not known.
+    package var latchedFailure: SystemError? { lock.withLock { failure } }
     package var activeCount: Int { activeRegions.load(ordering: .relaxed) }
 
     /// - Parameter regions: marked from the start. The log gets its name when all of it is durable:
