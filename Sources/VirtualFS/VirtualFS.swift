@@ -95,7 +95,10 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         for orphan in orphans { tree.remove(orphan.id) }
         // A read-only open changes nothing: they are left to the next one.
         guard !options.isReadOnly else { return }
-        journal.queue(orphans.map { .remove($0.id) }, at: volume.sequence)
+        let changes = orphans.map { NameChange.remove($0.id) }
+        if !changes.isEmpty {
+            volume.withNameChange { _ = journal.queue(changes, at: $0.take(changes)) }
+        }
         try journal.waitDurable()
         let named = Set(tree.nodes.values.compactMap(\.imageID))
         for id in volume.imageIDs where !named.contains(id) {
@@ -107,11 +110,8 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     private func collectHelperSnapshots() throws(FSError) {
         guard !options.isReadOnly else { return }
         let left = try volumed { () throws(VolumeError) in try volume.snapshots() }
-        for record in left where Self.helperOrigins.contains(record.origin) {
-            try deleteSnapshot(record.name)
-        }
+        for record in left where record.isHelper { try deleteSnapshot(record.name) }
     }
-    static let helperOrigins: Set<String> = ["clone", "diff"]
 
     // MARK: Changing names
 
@@ -126,10 +126,12 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     ) throws(FSError) -> T {
         try requireWritable()
         try journal.check(isFreeing: isFreeing)
-        return try volume.withNameChange { (sequence) throws(FSError) in
+        return try volume.withNameChange { (place) throws(FSError) in
             try lock.withLock { () throws(FSError) in
                 let (result, changes) = try body(&tree)
-                note(changes, ticket: journal.queue(changes, at: sequence))
+                if !changes.isEmpty {
+                    note(changes, ticket: journal.queue(changes, at: place.take(changes)))
+                }
                 return result
             }
         }
@@ -227,10 +229,12 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     /// - Returns: whether there are files whose time may still move.
     func commitLazyTimes() -> Bool {
         guard !options.isReadOnly else { return false }
-        return volume.withNameChange { (sequence) in
+        return volume.withNameChange { (place) in
             lock.withLock {
                 let changes = adoptTimes(of: lazyTimes)
-                note(changes, ticket: journal.queue(changes, at: sequence))
+                if !changes.isEmpty {
+                    note(changes, ticket: journal.queue(changes, at: place.take(changes)))
+                }
                 lazyTimes = lazyTimes.filter { openFiles[$0.rawValue]?.hasWriters ?? false }
                 return !lazyTimes.isEmpty
             }
@@ -240,10 +244,11 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     /// The same for one file that nobody writes any more, or whose size was changed without a handle.
     func commitTime(of inode: UInt64) {
         guard !options.isReadOnly else { return }
-        volume.withNameChange { (sequence) in
+        volume.withNameChange { (place) in
             lock.withLock {
                 let changes = adoptTimes(of: [NodeID(rawValue: inode)])
-                note(changes, ticket: journal.queue(changes, at: sequence))
+                guard !changes.isEmpty else { return }
+                note(changes, ticket: journal.queue(changes, at: place.take(changes)))
             }
         }
     }

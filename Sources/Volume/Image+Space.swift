@@ -33,6 +33,7 @@ extension Image {
         else { throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB") }
         try forEachPiece(from: offset, to: offset + length) { (start, stop) throws(VolumeError) in
             let blocks = BlockRange(coveringBytesAt: start, lengthBytes: stop - start)
+            core.waitForRoom(0)
             try lockForChange(of: blocks)
             defer { unlock(blocks) }
             try VolumeError.system(id) { () throws(SystemError) in
@@ -41,7 +42,7 @@ extension Image {
             }
             if !keepSize { grow(to: stop) }
             noteChange()
-            _ = core.nextSequence()
+            tellSize()
         }
     }
 
@@ -59,19 +60,23 @@ extension Image {
 
     private func zeroPiece(from start: UInt64, to end: UInt64, punches: Bool) throws(VolumeError) {
         let covering = BlockRange(coveringBytesAt: start, lengthBytes: end - start)
+        core.waitForRoom(0)
         try lockForChange(of: covering)
         if head.map == nil {
             defer { unlock(covering) }
-            try VolumeError.system(id) { () throws(SystemError) in
+            do throws(SystemError) {
                 // The size may have shrunk since the caller looked: neither call grows a file.
                 if punches {
                     try head.data.punchHole(at: start, length: end - start)
                 } else {
                     try head.data.zeroRange(at: start, length: end - start)
                 }
+            } catch {
+                tellFailed(covering)
+                throw VolumeError(error, image: id)
             }
             noteChange()
-            _ = core.nextSequence()
+            tellZeroed(from: start, to: end)
             return
         }
         unlock(covering)
@@ -112,6 +117,7 @@ extension Image {
     private func zeroBlocks(
         _ range: BlockRange, onlyIfEndsAt imageEnd: UInt64?
     ) throws(VolumeError) {
+        core.waitForRoom(0)
         try lockForChange(of: range)
         defer { unlock(range) }
         var range = range
@@ -123,7 +129,7 @@ extension Image {
         chain.index.set(range, to: .zero)
         head.punchAfterCommit(range)
         noteChange()
-        _ = core.nextSequence()
+        tellZero(range)
     }
 
     /// Grows with zeros, or cuts off. What was cut off reads as zeros should the image grow again.
@@ -131,32 +137,18 @@ extension Image {
         guard newSize <= Geometry.maxImageSizeBytes else {
             throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB")
         }
-        // Every block between the two sizes changes for whoever follows this image.
-        let old = sizeBytes
-        let low = min(old, newSize)
-        let high = max(max(old, newSize), low + 1)
-        let changed = BlockRange(coveringBytesAt: low, lengthBytes: high - low)
-        try lockForChange(of: changed)
-        unlock(changed)
-        if head.map != nil, newSize < old, newSize & 4095 != 0 {
-            // V4: the tail of the new last block becomes zero before the size says so.
-            let blockEnd = min((newSize | 4095) + 1, old)
-            try writeZeros(from: newSize, to: blockEnd)
-        }
+        core.waitForRoom(0)
+        let high = try lockAll(toResizeTo: newSize)
+        defer { unlockAll() }
         let all = BlockRange(
             start: 0, count: max(Geometry.blockCount(sizeBytes: max(high, sizeBytes)), 1))
-        core.cut.lockRead()
-        stripes.lockAll()
-        defer {
-            stripes.unlockAll()
-            core.cut.unlock()
-        }
         let current = sizeBytes
         if head.map == nil {
             try VolumeError.system(id) { () throws(SystemError) in
                 try head.data.truncate(to: newSize)
             }
         } else if newSize < current {
+            try clearTail(of: newSize)
             let first = Geometry.blockCount(sizeBytes: newSize)
             let cutOff = BlockRange(start: first, count: max(all.end, first) - first)
             if !cutOff.isEmpty {
@@ -169,7 +161,52 @@ extension Image {
         }
         storeSize(newSize)
         noteChange()
-        _ = core.nextSequence()
+        tellSize(cutOff: Self.cutOff(from: current, to: newSize))
+    }
+
+    /// Takes every stripe with the regions marked that the resize changes: every block between the
+    /// two sizes changes for whoever follows this image.
+    /// - Returns: the end of what is marked.
+    private func lockAll(toResizeTo newSize: UInt64) throws(VolumeError) -> UInt64 {
+        while true {
+            let old = sizeBytes
+            let low = min(old, newSize)
+            let high = max(max(old, newSize), low + 1)
+            let changed = BlockRange(coveringBytesAt: low, lengthBytes: high - low)
+            try lockForChange(of: changed)
+            unlock(changed)
+            if head.map != nil, newSize < old, newSize & 4095 != 0 {
+                // The tail of the new last block is in the head then, where it can be cleared.
+                try writeZeros(from: newSize, to: min((newSize | 4095) + 1, old))
+            }
+            core.cut.lockRead()
+            stripes.lockAll()
+            // Neither settled nor outgrown meanwhile.
+            if sizeBytes <= high, isMarked(changed) { return high }
+            unlockAll()
+        }
+    }
+
+    private func unlockAll() {
+        stripes.unlockAll()
+        core.cut.unlock()
+    }
+
+    private func isMarked(_ blocks: BlockRange) -> Bool {
+        !core.marksActivity
+            || activity.isActive(
+                first: Int(blocks.start / Geometry.blocksPerRegion),
+                last: Int((blocks.end - 1) / Geometry.blocksPerRegion))
+    }
+
+    /// V4: what is behind the new end in its block, also if it was written a moment ago.
+    private func clearTail(of newSize: UInt64) throws(VolumeError) {
+        guard newSize & 4095 != 0,
+            chain.index.slot(of: newSize >> Geometry.blockShift) == headSlot
+        else { return }
+        try VolumeError.system(id) { () throws(SystemError) in
+            try head.data.punchHole(at: newSize, length: 4096 - (newSize & 4095))
+        }
     }
 
     // MARK: Past the end (V4)

@@ -15,6 +15,7 @@ extension Image {
             throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB")
         }
         let blocks = BlockRange(coveringBytesAt: offset, lengthBytes: length)
+        core.waitForRoom(length)
         while true {
             try lockForChange(of: blocks)
             if head.map == nil || !needsMerging(blocks, offset: offset, end: offset + length) {
@@ -77,11 +78,12 @@ extension Image {
             try noteWritten(blocks)
         } catch {
             clearFailedGrowth(from: offset, to: offset + UInt64(buffer.count))
+            tellFailed(blocks)
             throw VolumeError(error, image: id)
         }
         grow(to: offset + UInt64(buffer.count))
         noteChange()
-        _ = core.nextSequence()
+        tellWritten(buffer, at: offset, blocks: blocks)
     }
 
     /// After the data: a commit that takes the record must find the data written (Layer's L1).
@@ -159,11 +161,12 @@ extension Image {
             chain.index.set(blocks, to: headSlot)
         } catch {
             clearFailedGrowth(from: offset, to: end)
+            tellFailed(blocks)
             throw VolumeError(error, image: id)
         }
         grow(to: end)
         noteChange()
-        _ = core.nextSequence()
+        tellWritten(buffer, at: offset, blocks: blocks)
         return true
     }
 

@@ -3,8 +3,8 @@
 // The way of a write (DESIGN §5), in Image+Write.swift:
 //   1. before any lock: the region's activity bit is durable; the old content of a partly written
 //      block that is not in the head was read
-//   2. cut lock shared, then the stripes, ascending: pwrite, map, size, sequence; the place where
-//      a write stream is appended to. Both are released
+//   2. cut lock shared, then the stripes, ascending: pwrite, map, size, and the place in the sequence
+//      by appending to the write stream (Image+Stream.swift). Both are released
 //   3. reply
 //
 // Invariants
@@ -15,6 +15,7 @@
 
 import BlockCore
 import Pool
+import Replication
 import Synchronization
 import SystemIO
 
@@ -27,6 +28,9 @@ final class VolumeCore: Sendable {
     /// differ.
     let marksActivity: Bool
     private let lastSequence: Atomic<UInt64>
+    /// Set under the cut lock, exclusively; kept by `attached`, never taken back.
+    private let streamPointer = Atomic<UInt>(0)
+    private let attached = Mutex<WriteStream?>(nil)
 
     init(disk: Disk, lastSequence: SequenceNumber, marksActivity: Bool = true) {
         self.disk = disk
@@ -34,12 +38,32 @@ final class VolumeCore: Sendable {
         self.lastSequence = Atomic(lastSequence.rawValue)
     }
 
+    /// Where everything takes its place; nil for a pool without targets.
+    @inline(__always)
+    var stream: WriteStream? {
+        guard let raw = UnsafeRawPointer(bitPattern: streamPointer.load(ordering: .acquiring))
+        else { return nil }
+        return Unmanaged<WriteStream>.fromOpaque(raw).takeUnretainedValue()  // kept by `attached`
+    }
+
+    /// The caller holds the cut lock exclusively.
+    func attachStream(capacityBytes: Int) -> WriteStream {
+        if let stream { return stream }
+        let new = WriteStream(capacityBytes: capacityBytes, lastSequence: sequence)
+        attached.withLock { $0 = new }
+        streamPointer.store(
+            UInt(bitPattern: Unmanaged.passUnretained(new).toOpaque()), ordering: .releasing)
+        return new
+    }
+
+    /// For a pool without a stream.
     @inline(__always)
     func nextSequence() -> SequenceNumber {
         SequenceNumber(rawValue: lastSequence.add(1, ordering: .relaxed).newValue)
     }
     var sequence: SequenceNumber {
-        SequenceNumber(rawValue: lastSequence.load(ordering: .relaxed))
+        if let stream { return stream.lastSequence }
+        return SequenceNumber(rawValue: lastSequence.load(ordering: .relaxed))
     }
 }
 

@@ -42,7 +42,7 @@ extension Volume {
                 imageID, activity: activity, chain: chain, head: layer, slot: slot, below: nil,
                 sizeBytes: 0,
                 modifiedNs: disk.now())
-            put(image)
+            announce(image)
             return image
         }
     }
@@ -52,7 +52,7 @@ extension Volume {
     package func deleteImage(_ id: ImageID) throws(VolumeError) {
         try structure.withLock { () throws(VolumeError) in
             try commit { try $0.markImageDeleted(id) }
-            forget(image: id)
+            withdraw(id)
             try collectGarbage()
         }
     }

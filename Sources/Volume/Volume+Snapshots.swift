@@ -69,7 +69,7 @@ extension Volume {
             try prepareHeads(of: late, into: &cuts)
             core.cut.lockWrite()
         }
-        let sequence = core.nextSequence()
+        let sequence = cutPlace(record)
         for image in allImages {
             if var cut = cuts[image.id] {
                 cut.sizeBytes = image.sizeBytes
@@ -89,6 +89,7 @@ extension Volume {
         for cut in all where cut.newHead != nil || cut.image.hasUnsettledLayers {
             try cut.image.flush()
         }
+        try secure(upTo: sequence)
         record.sequence = place?.sequence ?? sequence
         record.state = .complete
         try complete(record, cuts: all, nodes: unfold())
@@ -174,12 +175,14 @@ extension Volume {
     package func deleteSnapshot(name: String) throws(VolumeError) {
         try structure.withLock { () throws(VolumeError) in
             let record = try snapshot(named: name)
+            letGo(of: record)
             try commit { tx in
                 try tx.deleteSnapshot(record.id)
                 try tx.addEvent(
                     EventRecord(
                         atNs: disk.now(), kind: "snapshot-deleted", subject: name, message: ""))
             }
+            forgetCut(of: record)
             try collectGarbage()
             try freeHiddenBlocks()
         }
@@ -222,7 +225,9 @@ extension Volume {
             let rows = Dictionary(
                 uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
             let (chain, head, slot) = try buildChain(to: row.id, rows: rows)
-            try markChanged(image, to: layer, rows: rows, sizeBytes: sizeBytes)
+            noteWrites()
+            defer { endNotes() }
+            let differing = try markChanged(image, to: layer, rows: rows, sizeBytes: sizeBytes)
             let replaced = nodes.map { node in
                 SnapshotNode(node: node, layerID: image.head.id, sizeBytes: image.sizeBytes)
             }
@@ -236,15 +241,17 @@ extension Volume {
                 return pending
             }
             core.cut.lockWrite()
-            let sequence = core.nextSequence()
+            let sequence = cutPlace(record)
             let cut = Cut(
                 image: image, newHead: head, slot: slot, sealedID: image.head.id,
                 sizeBytes: image.sizeBytes)
             image.replaceChain(
                 chain, head: head, slot: slot, below: layer, sizeBytes: sizeBytes,
                 sequence: sequence)
+            announceRestored(image, differing)
             core.cut.unlock()
             try image.flush()
+            try secure(upTo: core.sequence)
             var completed = record
             completed.sequence = sequence
             try complete(completed, cuts: [cut], nodes: nodes)
@@ -256,7 +263,7 @@ extension Volume {
     /// old head from here on marks itself, and nothing is settled under the structure lock.
     private func markChanged(
         _ image: Image, to layer: LayerID, rows: [LayerID: LayerRecord], sizeBytes: UInt64
-    ) throws(VolumeError) {
+    ) throws(VolumeError) -> BlockSet {
         try image.flush()
         let changed = try differingBlocks(image.head.id, layer, rows: rows)
         var regions = Set(
@@ -273,6 +280,7 @@ extension Volume {
         try VolumeError.system(image.id) { () throws(SystemError) in
             try image.activity.activate(regions.sorted())
         }
+        return changed
     }
 
     /// A new image whose content is a sealed layer's; nothing is copied.
@@ -291,7 +299,10 @@ extension Volume {
             let image = makeImage(
                 id, activity: activity, chain: chain, head: head, slot: slot, below: layer,
                 sizeBytes: sizeBytes, modifiedNs: disk.now())
-            put(image)
+            // Whoever attaches a target meanwhile asks for all there is after this.
+            let content =
+                core.stream == nil ? BlockSet() : try blocksDiffering(from: nil, to: layer)
+            announce(image, blocks: content)
             return image
         }
     }

@@ -45,6 +45,7 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     let background = BackgroundWork()
     /// Where flushes wait for targets.
     package let gate = AckGate()
+    let keeperBox = TargetKeeperBox()
     /// Images that do not open: EIO to whoever asks for them, while the others are served.
     private var damaged: [ImageID: DamagedImage] = [:]
     /// Layers that do not open, with why; what is built on them does not either.
@@ -62,8 +63,7 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
         self.store = store
         self.options = options
         log = Logger(label: "doppel.volume")
-        let last = try Self.catalog(store) { (tx) in try tx.poolState().lastSequence }
-        let start = max(last, try LayerLoader.highestSequence(store))
+        let start = try Self.firstSequence(of: store, isReadOnly: options.isReadOnly)
         core = VolumeCore(
             disk: store.disk, lastSequence: start, marksActivity: !options.isReplica)
         try loadAll()
@@ -141,16 +141,6 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
         try Self.catalog(store, body)
     }
 
-    // MARK: Names
-
-    /// Runs a change of names under the cut lock, shared, with its place in the sequence: a
-    /// snapshot has it or has it not, together with every write before it.
-    package func withNameChange<T, E: Error>(
-        _ body: (SequenceNumber) throws(E) -> T
-    ) throws(E) -> T {
-        try core.cut.withRead { () throws(E) in try body(core.nextSequence()) }
-    }
-
     // MARK: Ending
 
     /// Makes everything acknowledged before the call durable, in every image.
@@ -179,7 +169,9 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
         try structure.withLock { () throws(VolumeError) in
             let idle = core.cut.withWrite { image.activity.retire(all: all) }
             guard !idle.isEmpty else { return }
+            let sequence = core.sequence
             try image.flush()
+            try secure(upTo: sequence)
             try VolumeError.system(image.id) { () throws(SystemError) in
                 try image.activity.clear(idle)
             }

@@ -100,6 +100,9 @@ extension SnapshotRecord {
     /// Never shown to users, who cannot use its name either.
     package var isInternal: Bool { origin == Self.stagingOrigin && name.contains("/") }
 
+    /// Made by a verb for itself and deleted when it is done: no target hears of it.
+    package var isHelper: Bool { origin == "clone" || origin == "diff" }
+
     /// Not so what a restore replaced: one image, without the others as they were then.
     package var isOfWholePool: Bool { !isInternal && origin != Self.restoreOrigin }
 }

@@ -121,6 +121,19 @@ package final class ActivityLog: @unchecked Sendable {
         if old & bit == 0 { activeRegions.add(1, ordering: .relaxed) }
     }
 
+    /// Those that are marked, ascending.
+    package var regions: [Int] {
+        var result: [Int] = []
+        for word in 0..<Self.wordCount {
+            var bits = active[word].load(ordering: .acquiring)
+            while bits != 0 {
+                result.append(word * 64 + bits.trailingZeroBitCount)
+                bits &= bits - 1
+            }
+        }
+        return result
+    }
+
     @inline(__always)
     package func isActive(first: Int, last: Int) -> Bool {
         for region in first...last {
