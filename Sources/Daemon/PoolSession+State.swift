@@ -66,7 +66,15 @@ extension PoolSession {
         if !report.damaged.isEmpty { record(report.damaged) }
         return ScrubInfo(
             blocksRead: report.blocksRead, blocksCovered: report.blocksCovered,
-            damaged: report.damaged)
+            damaged: report.damaged.map(named))
+    }
+
+    /// A person knows an image by its path; below this module it has a number.
+    func named(_ message: String) -> String {
+        message.replacing(/\bimage (\d+)\b/) { match in
+            let path = Int64(match.1).flatMap { fileSystem.path(of: ImageID(rawValue: $0)) }
+            return path.map { "image '\($0)'" } ?? String(match.0)
+        }
     }
 
     private func record(_ damaged: [String]) {

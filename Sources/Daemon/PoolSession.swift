@@ -121,7 +121,11 @@ package final class PoolSession: Sendable {
     ) -> ControlReply {
         do {
             return ControlReply(result: try perform(request, listener), id: request.id)
-        } catch { return ControlReply(error: Self.failure(error), id: request.id) }
+        } catch {
+            var failure = Self.failure(error)
+            failure.message = named(failure.message)
+            return ControlReply(error: failure, id: request.id)
+        }
     }
 
     private func perform(

@@ -67,7 +67,10 @@ extension VirtualFS {
         var parts = path.split(separator: "/").map(String.init)
         guard let last = parts.popLast() else { throw FSError(.invalid, "'\(path)' names nothing") }
         guard let folder = lock.withLock({ tree.resolve(parts.joined(separator: "/")) }) else {
-            throw FSError(.notFound, "there is no folder '\(parts.joined(separator: "/"))'")
+            throw FSError(
+                .notFound,
+                "there is no folder '\(parts.joined(separator: "/"))' in the pool; mkdir in the mounted "
+                    + "pool makes one")
         }
         return (folder.id.rawValue, Array(last.utf8))
     }
@@ -127,9 +130,13 @@ extension VirtualFS {
             try file.flush()
             volume.store.describe(image: image.id, name: path, sizeBytes: sizeBytes)
         } catch {
+            let id = (try? file.image())?.id
             file.close()
             try? removeFile(parent: parent, name: name)
-            throw error
+            // Its number means nothing to anybody: it was never more than a try.
+            let number = id.map { "image \($0.rawValue):" } ?? "image:"
+            throw FSError(
+                error.code, error.message.replacing(number, with: "cannot create '\(path)':"))
         }
         return file
     }

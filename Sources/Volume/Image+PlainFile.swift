@@ -11,9 +11,9 @@ extension Image {
         head.map == nil && layerBelowHead == nil && chain.layers.count == 1
     }
 
-    /// Copies a range of a file to the same place of the image.
-    /// - Returns: bytes copied, 0 where the source ends; nil where the image is no plain file and has
-    ///   to be written like any other.
+    /// Copies a range of a file to the same place of the image. What targets follow has to pass through
+    /// memory anyway: it is written like anything else.
+    /// - Returns: bytes copied, 0 where the source ends; nil where the image has to be written.
     package func copyIn(
         from source: DiskFile, at offset: UInt64, length: UInt64
     ) throws(VolumeError) -> UInt64? {
@@ -23,7 +23,7 @@ extension Image {
         let blocks = BlockRange(coveringBytesAt: offset, lengthBytes: length)
         try lockForChange(of: blocks)
         defer { unlock(blocks) }
-        guard isPlainFile else { return nil }
+        guard isPlainFile, core.stream == nil else { return nil }
         let done = try VolumeError.system(id) { () throws(SystemError) in
             try head.data.copyRange(from: source, at: offset, to: offset, length: length)
         }

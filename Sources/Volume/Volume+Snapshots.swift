@@ -23,7 +23,8 @@ extension Volume {
 
     package func snapshot(named name: String) throws(VolumeError) -> SnapshotRecord {
         guard let found = try snapshots().first(where: { $0.name == name }) else {
-            throw VolumeError(.notFound, "there is no snapshot '\(name)'")
+            throw VolumeError(
+                .notFound, "there is no snapshot '\(name)'; `doppel snapshot list` shows what is")
         }
         return found
     }

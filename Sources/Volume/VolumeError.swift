@@ -26,7 +26,7 @@ package struct VolumeError: Error, CustomStringConvertible, Sendable {
         if error.isTooLarge {
             self.init(
                 .tooLarge, image: image, errno: error.errno,
-                "the file system under the pool has no files of that size (ext4: 16 TiB); XFS has. "
+                "the file system under the pool has no files of that size (ext4: at most 16 TiB); XFS has. "
                     + error.description)
             return
         }

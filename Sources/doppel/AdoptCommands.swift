@@ -24,7 +24,9 @@ struct Adopt: ParsableCommand {
 
     func run() throws {
         try exiting {
-            let path = ProcessControl.realPath(directory) ?? PoolLocation.absolute(directory)
+            guard let path = ProcessControl.realPath(directory) else {
+                throw ControlFailure(.failed, "there is no \(directory)")
+            }
             let plan = dryRun ? try Adoption.plan(path) : try adopt(path)
             if output.json { return Output.json(FolderReport(path, plan, dryRun: dryRun)) }
             for item in plan.files { print("  \(item.path)  \(Output.size(item.sizeBytes))") }

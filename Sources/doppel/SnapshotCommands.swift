@@ -162,7 +162,10 @@ struct SnapshotDelete: ParsableCommand {
                 (try PoolAccess.perform(ControlRequest(.snapshotList), on: pool.pool).snapshots
                     ?? []).map(\.name))
             for name in names where !known.contains(name) {
-                throw ControlFailure(.failed, "there is no snapshot '\(name)'")
+                throw ControlFailure(
+                    .failed,
+                    "there is no snapshot '\(name)', so none was deleted; `doppel snapshot list "
+                        + "\(pool.pool)` shows what is")
             }
             if !dryRun {
                 _ = try PoolAccess.perform(

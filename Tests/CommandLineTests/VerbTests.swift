@@ -60,6 +60,13 @@ import Testing
             #expect(diff.map(\.path) == ["a.img"])
             #expect(diff.first?.change == "resized")
 
+            try box.ok("snapshot", "create", box.pool, "two")
+            try box.ok("create", box.pool, "later.img", "--size", "1M")
+            let between = try box.json(
+                box.ok("snapshot", "diff", box.pool, "one", "two", "--json"), [DiffLine].self)
+            #expect(between.map(\.path) == ["a.img"])
+            try box.ok("snapshot", "delete", box.pool, "two")
+
             try box.ok("restore", box.pool, "a.img", "--snapshot", "one", "--as", "new.img")
             try box.ok("clone", box.pool, "a.img@one", "clone.img")
             try box.ok("restore", box.pool, "a.img", "--snapshot", "one")
