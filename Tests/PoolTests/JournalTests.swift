@@ -95,7 +95,8 @@ private final class CheckedJournal {
         applied = frames[count - 1].last
         frames.removeFirst(count)
         durable -= count
-        try journal.free(through: SequenceNumber(rawValue: applied))
+        let through = SequenceNumber(rawValue: applied)
+        try journal.free(through: through, keepingAfter: through)
     }
 
     private func restart() {
@@ -230,8 +231,8 @@ private final class CheckedJournal {
 
     @Test func whatIsMissingAfterTheOwnersCheckpointIsAnError() throws {
         let journal = try filled(frames: 200)
-        let later = journal.frames[180].last
-        try journal.journal.free(through: SequenceNumber(rawValue: later))
+        let later = SequenceNumber(rawValue: journal.frames[180].last)
+        try journal.journal.free(through: later, keepingAfter: later)
         #expect(journal.journal.entries[0].number > 1)
         #expect(throws: JournalError.self) { try journal.open() }
     }
@@ -281,17 +282,13 @@ private final class CheckedJournal {
         journal.frames.removeLast()
         try journal.compare()
         // What is applied is kept as history, until the room is needed.
-        let old = CheckedJournal.options
         try journal.open()
         let count = journal.journal.entries.count
         journal.applied = journal.last
         journal.frames = []
         journal.durable = 0
-        journal.journal = try Journal.open(
-            disk: journal.disk, directory: "/pool/journal",
-            options: JournalOptions(segmentBytes: old.segmentBytes, historyMs: 3_600_000),
-            firstSegment: 1, applied: SequenceNumber(rawValue: journal.applied))
-        try journal.journal.free(through: SequenceNumber(rawValue: journal.applied))
+        try journal.journal.free(
+            through: SequenceNumber(rawValue: journal.applied), keepingAfter: .zero)
         #expect(journal.journal.entries.count == count)
         for _ in 0..<30 {
             try journal.append()
@@ -308,7 +305,8 @@ private final class CheckedJournal {
             journal.applied = journal.last
             journal.frames = []
             journal.durable = 0
-            try journal.journal.free(through: SequenceNumber(rawValue: journal.applied))
+            let through = SequenceNumber(rawValue: journal.applied)
+            try journal.journal.free(through: through, keepingAfter: through)
         }
         #expect(journal.journal.entries.count == 1)
         #expect(journal.journal.entries[0].number > 5)

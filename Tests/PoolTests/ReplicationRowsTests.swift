@@ -43,6 +43,7 @@ import Testing
         target.poolID = "m"
         target.mode = .async
         target.isPaused = true
+        target.historyMs = 3_600_000
         target.stale = TargetRecord.Stale(
             sinceNs: 7, sequence: SequenceNumber(rawValue: .max), reason: "it was silent")
         try catalog.write { try $0.updateTarget(target) }

@@ -145,7 +145,9 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     func giveBack(_ node: Node, where isFreed: (UInt64) -> Bool) {
         let freed = node.allocated.filter(isFreed)
         node.allocated.subtract(freed)
-        if freeBytes < .max { freeBytes += freed.count * Content.pageBytes }
+        // Without a limit it does not matter how much there is.
+        let (sum, isOver) = freeBytes.addingReportingOverflow(freed.count * Content.pageBytes)
+        freeBytes = isOver ? .max : sum
     }
 
     // MARK: Syncs

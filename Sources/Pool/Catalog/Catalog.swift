@@ -31,19 +31,27 @@ package final class Catalog: Sendable {
         func set(_ text: String) { lock.withLock { if failure == nil { failure = text } } }
     }
 
-    private init(queue: DatabaseQueue) { self.queue = queue }
+    private let closes: Bool
+
+    private init(queue: DatabaseQueue, closes: Bool = true) {
+        self.queue = queue
+        self.closes = closes
+    }
 
     // MARK: Opening
 
     package static func create(
         at path: String, identity: PoolIdentity
     ) throws(CatalogError) -> Catalog {
-        try make(identity: identity) { try DatabaseQueue(path: path, configuration: configuration) }
+        try make(identity: identity, closes: true) {
+            try DatabaseQueue(path: path, configuration: configuration)
+        }
     }
 
-    /// For tests: the same code on a database in memory, whose commits are atomic.
+    /// For tests: the same code on a database in memory, whose commits are atomic. Closing leaves it
+    /// as it is: whoever has it opens it again.
     package static func inMemory(identity: PoolIdentity) throws(CatalogError) -> Catalog {
-        try make(identity: identity) {
+        try make(identity: identity, closes: false) {
             var memory = Configuration()
             memory.foreignKeysEnabled = true
             return try DatabaseQueue(configuration: memory)
@@ -51,10 +59,10 @@ package final class Catalog: Sendable {
     }
 
     private static func make(
-        identity: PoolIdentity, _ open: () throws -> DatabaseQueue
+        identity: PoolIdentity, closes: Bool, _ open: () throws -> DatabaseQueue
     ) throws(CatalogError) -> Catalog {
         do {
-            let catalog = Catalog(queue: try open())
+            let catalog = Catalog(queue: try open(), closes: closes)
             try catalog.queue.write { db in
                 try CatalogSchema.create(in: db)
                 try CatalogTransaction(db).setIdentity(identity)
@@ -125,5 +133,5 @@ package final class Catalog: Sendable {
         }
     }
 
-    package func close() { try? queue.close() }
+    package func close() { if closes { try? queue.close() } }
 }

@@ -34,6 +34,7 @@ enum CatalogSchema {
             pool TEXT,
             mode TEXT NOT NULL,
             timeout_ms INTEGER NOT NULL,
+            history_ms INTEGER NOT NULL,
             added_ns INTEGER NOT NULL,
             paused INTEGER NOT NULL DEFAULT 0,
             stale_ns INTEGER, stale_sequence INTEGER, stale_reason TEXT);

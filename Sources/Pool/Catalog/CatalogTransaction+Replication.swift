@@ -67,13 +67,13 @@ extension CatalogTransaction {
     package func insertTarget(_ target: TargetRecord) throws -> TargetID {
         try db.execute(
             sql: """
-                INSERT INTO targets (address, pool, mode, timeout_ms, added_ns, paused, stale_ns,
-                    stale_sequence, stale_reason)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+                INSERT INTO targets (address, pool, mode, timeout_ms, history_ms, added_ns, paused,
+                    stale_ns, stale_sequence, stale_reason)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                 """,
             arguments: [
                 target.address, target.poolID, target.mode.rawValue, target.timeoutMs,
-                target.addedNs, target.isPaused, target.stale?.sinceNs,
+                target.historyMs, target.addedNs, target.isPaused, target.stale?.sinceNs,
                 Self.number(target.stale?.sequence), target.stale?.reason,
             ])
         return TargetID(rawValue: db.lastInsertedRowID)
@@ -81,12 +81,13 @@ extension CatalogTransaction {
     package func updateTarget(_ target: TargetRecord) throws {
         try db.execute(
             sql: """
-                UPDATE targets SET address = ?, pool = ?, mode = ?, timeout_ms = ?, added_ns = ?,
-                    paused = ?, stale_ns = ?, stale_sequence = ?, stale_reason = ? WHERE id = ?
+                UPDATE targets SET address = ?, pool = ?, mode = ?, timeout_ms = ?, history_ms = ?,
+                    added_ns = ?, paused = ?, stale_ns = ?, stale_sequence = ?, stale_reason = ?
+                    WHERE id = ?
                 """,
             arguments: [
                 target.address, target.poolID, target.mode.rawValue, target.timeoutMs,
-                target.addedNs, target.isPaused, target.stale?.sinceNs,
+                target.historyMs, target.addedNs, target.isPaused, target.stale?.sinceNs,
                 Self.number(target.stale?.sequence), target.stale?.reason, target.id.rawValue,
             ])
     }
@@ -108,8 +109,8 @@ extension CatalogTransaction {
             }
             return TargetRecord(
                 id: TargetID(rawValue: row["id"]), address: address, poolID: row["pool"],
-                mode: mode, timeoutMs: row["timeout_ms"], addedNs: row["added_ns"],
-                isPaused: row["paused"], stale: Self.stale(row))
+                mode: mode, timeoutMs: row["timeout_ms"], historyMs: row["history_ms"],
+                addedNs: row["added_ns"], isPaused: row["paused"], stale: Self.stale(row))
         }
     }
 }

@@ -60,6 +60,8 @@ package struct TargetRecord: Sendable, Hashable {
     package var poolID: String?
     package var mode: Mode
     package var timeoutMs: Int64
+    /// How long the target keeps its journal after it was applied.
+    package var historyMs: Int64
     package var addedNs: Int64
     package var isPaused: Bool
     /// Acknowledgements were given without it; nil while it is in step.
@@ -81,13 +83,15 @@ package struct TargetRecord: Sendable, Hashable {
 
     package init(
         id: TargetID = TargetID(rawValue: 0), address: String, poolID: String? = nil, mode: Mode,
-        timeoutMs: Int64, addedNs: Int64, isPaused: Bool = false, stale: Stale? = nil
+        timeoutMs: Int64, historyMs: Int64 = 0, addedNs: Int64, isPaused: Bool = false,
+        stale: Stale? = nil
     ) {
         self.id = id
         self.address = address
         self.poolID = poolID
         self.mode = mode
         self.timeoutMs = timeoutMs
+        self.historyMs = historyMs
         self.addedNs = addedNs
         self.isPaused = isPaused
         self.stale = stale
@@ -95,10 +99,10 @@ package struct TargetRecord: Sendable, Hashable {
 }
 
 extension SnapshotRecord {
-    /// Of snapshots that a mirror makes for itself.
-    package static let stagingOrigin = "staging"
+    /// Of snapshots that a mirror makes for itself. Their names have a slash, which users' never have.
+    package static let internalOrigin = "internal"
     /// Never shown to users, who cannot use its name either.
-    package var isInternal: Bool { origin == Self.stagingOrigin && name.contains("/") }
+    package var isInternal: Bool { origin == Self.internalOrigin && name.contains("/") }
 
     /// Made by a verb for itself and deleted when it is done: no target hears of it.
     package var isHelper: Bool { origin == "clone" || origin == "diff" }

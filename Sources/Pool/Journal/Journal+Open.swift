@@ -16,12 +16,25 @@ extension Journal {
         var entries: [Entry] = []
         var chains: [UInt64] = []
         var headers: [JournalSegmentHeader] = []
+        var damage: JournalError?
         for number in numbers {
             let path = "\(directory)/\(number)"
             if let last = entries.last, last.number + 1 != number {
-                throw .damaged(path: directory, reason: "segment \(last.number + 1) is missing")
+                damage = .damaged(path: directory, reason: "segment \(last.number + 1) is missing")
+                (entries, chains, headers) = ([], [], [])
             }
-            let (segment, chain) = try JournalSegment.open(disk: disk, path: path, number: number)
+            let segment: JournalSegment
+            let chain: UInt64
+            do throws(JournalError) {
+                (segment, chain) = try JournalSegment.open(disk: disk, path: path, number: number)
+            } catch {
+                // Without it there is nothing to tell before the next one. Whether that is history
+                // alone shows below.
+                guard case .damaged = error, number != numbers.last else { throw error }
+                damage = error
+                (entries, chains, headers) = ([], [], [])
+                continue
+            }
             headers.append(segment.header)
             chains.append(chain)
             entries.append(
@@ -38,10 +51,11 @@ extension Journal {
                 nextNumber: max(firstSegment, (numbers.last ?? 0) + 1), lastSequence: applied)
         }
         guard entries[oldest].startSequence <= applied else {
-            throw .damaged(
-                path: directory,
-                reason: "what follows operation \(applied.rawValue) is missing up to "
-                    + "\(entries[oldest].startSequence.rawValue)")
+            throw damage
+                ?? .damaged(
+                    path: directory,
+                    reason: "what follows operation \(applied.rawValue) is missing up to "
+                        + "\(entries[oldest].startSequence.rawValue)")
         }
         let start = live.last { entries[$0].startSequence <= applied } ?? oldest
         var opened: Opened?
@@ -130,8 +144,15 @@ extension Journal {
         return journal
     }
 
-    /// Reads what follows `sequence`, from the first segment that a replay may read.
+    /// Reads what follows `sequence`, which is in what a replay may read.
     package func reader(after sequence: SequenceNumber) -> JournalReader {
         JournalReader(journal: self, after: sequence)
+    }
+
+    /// Reads what follows `sequence` up to where the journal began anew.
+    /// - Returns: nil when the journal does not reach back so far.
+    package func historyReader(after sequence: SequenceNumber) -> JournalReader? {
+        guard entries.contains(where: { $0.startSequence <= sequence }) else { return nil }
+        return JournalReader(journal: self, after: sequence, endsWithItsStory: true)
     }
 }

@@ -11,7 +11,7 @@
 //   J4 After a failed sync nothing more is taken.
 //   J5 Segments go oldest first, each durably, and never the last: the numbers have no gap.
 //
-//   append ─► written ── sync ──► durable ── whoever applies it: free(through:) ──► history ──► gone
+//   append ─► written ── sync ──► durable ── free(through:keepingAfter:) ──► history ──► gone
 
 import BlockCore
 import SystemIO
@@ -72,8 +72,17 @@ package final class Journal: @unchecked Sendable {  // see the locks below
     /// The last one appended.
     package var sequence: SequenceNumber { lock.withLock { lastSequence } }
     package var durableSequence: SequenceNumber { lock.withLock { durable } }
-    /// The oldest moment that the segments reach back to; nil for none.
-    package var reachNs: Int64? { lock.withLock { segments.first?.createdNs } }
+    /// Everything after it that ever was in the journal still is, but for where it began anew.
+    package var startSequence: SequenceNumber {
+        lock.withLock { segments.first?.startSequence ?? lastSequence }
+    }
+    /// Where what a replay may read begins.
+    package var storyStart: SequenceNumber {
+        lock.withLock {
+            segments.first { $0.number >= firstSegment }?.startSequence ?? lastSequence
+        }
+    }
+    func isHistory(_ segment: UInt64) -> Bool { lock.withLock { segment < firstSegment } }
     var entries: [Entry] { lock.withLock { segments } }
     var nextPath: String { directory + "/next" }
 
@@ -203,23 +212,29 @@ package final class Journal: @unchecked Sendable {  // see the locks below
 
     // MARK: Freeing
 
-    /// Segments that hold nothing after `sequence` may go once they are older than the history. One
-    /// of them becomes the next segment, so that a busy journal writes to the same blocks again.
-    package func free(through sequence: SequenceNumber) throws(JournalError) {
+    /// Segments that hold nothing after `history` go, those up to `sequence` also when the disk has no
+    /// room for what comes. One of them becomes the next segment, so that a busy journal writes to the
+    /// same blocks again.
+    /// - Parameters:
+    ///   - sequence: nobody needs what is up to here for recovery.
+    ///   - history: at most `sequence`.
+    package func free(
+        through sequence: SequenceNumber, keepingAfter history: SequenceNumber
+    ) throws(JournalError) {
         lock.withLock { freeable = max(freeable, sequence) }
-        _ = try freeSegments(olderThanNs: disk.now() - options.historyMs * 1_000_000)
+        _ = try freeSegments(through: history)
     }
 
     /// Gives up the history: the disk has no room for what comes.
-    private func freeHistory() throws(JournalError) -> Bool {
-        try freeSegments(olderThanNs: .max)
+    package func freeHistory() throws(JournalError) -> Bool {
+        try freeSegments(through: .init(rawValue: .max))
     }
 
-    private func freeSegments(olderThanNs limit: Int64) throws(JournalError) -> Bool {
+    private func freeSegments(through limit: SequenceNumber) throws(JournalError) -> Bool {
         structure.lock()
         defer { structure.unlock() }
         var hasFreed = false
-        while let oldest = lock.withLock({ freeableSegment(olderThanNs: limit) }) {
+        while let oldest = lock.withLock({ freeableSegment(through: limit) }) {
             do throws(SystemError) {
                 let size = try disk.status(oldest.path)?.sizeBytes
                 if size == options.segmentBytes, try disk.status(nextPath) == nil {
@@ -235,10 +250,12 @@ package final class Journal: @unchecked Sendable {  // see the locks below
         return hasFreed
     }
 
-    private func freeableSegment(olderThanNs limit: Int64) -> Entry? {
+    private func freeableSegment(through limit: SequenceNumber) -> Entry? {
         guard segments.count > 1 else { return nil }
         let next = segments[1]
-        let isNeeded = next.number > firstSegment && next.startSequence > freeable
-        return isNeeded || next.createdNs >= limit ? nil : segments[0]
+        if next.number > firstSegment, next.startSequence > freeable { return nil }
+        // A story that went further than the one that replaced it is no history of anything.
+        let isRefuted = segments.last!.startSequence < next.startSequence
+        return isRefuted || next.startSequence <= limit ? segments[0] : nil
     }
 }

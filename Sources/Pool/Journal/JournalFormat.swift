@@ -12,12 +12,7 @@ import SystemIO
 
 package struct JournalOptions: Sendable {
     package var segmentBytes: UInt64 = 64 << 20
-    /// How long segments are kept after nobody needs them for recovery.
-    package var historyMs: Int64 = 0
-    package init(segmentBytes: UInt64 = 64 << 20, historyMs: Int64 = 0) {
-        self.segmentBytes = segmentBytes
-        self.historyMs = historyMs
-    }
+    package init(segmentBytes: UInt64 = 64 << 20) { self.segmentBytes = segmentBytes }
 }
 
 package enum JournalError: Error, CustomStringConvertible, Sendable {

@@ -10,9 +10,12 @@ package final class JournalReader {
     private var chain: UInt64 = 0
     private var last: SequenceNumber
     private let start: SequenceNumber
+    private let endsWithItsStory: Bool
+    private var isAtEnd = false
 
-    init(journal: Journal, after sequence: SequenceNumber) {
+    init(journal: Journal, after sequence: SequenceNumber, endsWithItsStory: Bool = false) {
         self.journal = journal
+        self.endsWithItsStory = endsWithItsStory
         start = sequence
         last = sequence
     }
@@ -22,7 +25,7 @@ package final class JournalReader {
     /// - Returns: nil when the frames up to `limit` were all returned.
     /// - Throws: `.damaged` when one of them is not there.
     package func next(through limit: SequenceNumber) throws(JournalError) -> JournalFrame? {
-        while last < limit {
+        while last < limit, !isAtEnd {
             guard let segment else {
                 try moveOn()
                 continue
@@ -52,6 +55,10 @@ package final class JournalReader {
         } else {
             entry = entries.last { $0.startSequence <= start }
         }
+        if entry == nil, endsWithItsStory, let segment, journal.isHistory(segment.header.number) {
+            isAtEnd = true
+            return
+        }
         guard let entry, segment == nil || entry.number == segment!.header.number + 1 else {
             throw .damaged(
                 path: segment?.path ?? journal.directory,
@@ -59,6 +66,10 @@ package final class JournalReader {
         }
         let (opened, first) = try JournalSegment.open(
             disk: journal.disk, path: entry.path, number: entry.number)
+        if segment != nil, endsWithItsStory, opened.header.previousChain == 0 {
+            isAtEnd = true
+            return
+        }
         if segment != nil, opened.header.previousChain != chain {
             throw .damaged(
                 path: segment!.path, reason: "the frame at \(offset) no longer verifies")
