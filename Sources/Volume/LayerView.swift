@@ -3,14 +3,15 @@ import Pool
 import SystemIO
 
 /// A sealed layer as a whole image: what a snapshot's file shows. It never changes.
-package final class LayerView: Sendable {
+package class LayerView: @unchecked Sendable {  // constants; OverlayView says when it changes
     package let layerID: LayerID
-    package let sizeBytes: UInt64
+    private let length: UInt64
+    package var sizeBytes: UInt64 { length }
     let chain: LayerChain
 
     init(layerID: LayerID, sizeBytes: UInt64, chain: LayerChain) {
         self.layerID = layerID
-        self.sizeBytes = sizeBytes
+        length = sizeBytes
         self.chain = chain
     }
 

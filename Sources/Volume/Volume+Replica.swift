@@ -60,26 +60,33 @@ extension Volume {
         background.wake()
     }
 
+    /// Deletes an image, with further changes in the same catalog transaction.
+    package func deleteImage(
+        _ id: ImageID, also: (CatalogTransaction) throws -> Void
+    ) throws(VolumeError) {
+        try structure.withLock { () throws(VolumeError) in
+            try commit { tx in
+                try tx.markImageDeleted(id)
+                try also(tx)
+            }
+            withdraw(id)
+            try collectGarbage()
+        }
+    }
+
     /// Gives every image the content it has in a snapshot, in one catalog transaction: images that
-    /// are not in it are deleted, those deleted since come back. What the images had is not kept.
+    /// are not in it are deleted, those deleted since come back. What the images had is not kept, and
+    /// whoever has one open goes on with what is not the volume's any more.
     ///
-    /// The volume is done for afterwards: the caller abandons it and opens another.
+    ///   prepare   new heads: rows, files, synced      crash: rows without children, removed
+    ///   commit    heads, images and `also`, at once   crash: the next open has the snapshot's content
+    ///   switch    the volume's table of images
     /// - Parameter also: further changes of the same transaction.
     package func putBack(
         _ nodes: [SnapshotNode], also: (CatalogTransaction) throws -> Void
     ) throws(VolumeError) {
         try structure.withLock { () throws(VolumeError) in
-            var heads: [ImageID: LayerID] = [:]
-            for node in nodes {
-                guard let image = node.node.imageID, let layer = node.layerID else { continue }
-                var row = LayerRecord(imageID: image, parentID: layer)
-                let new = row
-                row.id = try commit { try $0.insertLayer(new) }
-                // Without a head, a child or a row of its own it is removed at the next open.
-                _ = try createLayerFiles(
-                    row, imageSizeBytes: node.sizeBytes, sequence: core.sequence)
-                heads[image] = row.id
-            }
+            let heads = try newHeads(on: nodes)
             try commit { tx in
                 for image in try tx.images() where heads[image.id] == nil && !image.isDeleted {
                     try tx.markImageDeleted(image.id)
@@ -95,9 +102,77 @@ extension Volume {
                 }
                 try also(tx)
             }
+            for id in imageIDs { forget(image: id) }
+            let rows = Dictionary(
+                uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
+            for node in nodes {
+                guard let image = node.node.imageID, let head = heads[image] else { continue }
+                try openAgain(image, head: head, node, rows)
+            }
+            try collectGarbage()
+        }
+        background.wake()
+    }
+
+    private func newHeads(
+        on nodes: [SnapshotNode]
+    ) throws(VolumeError) -> [ImageID: LayerID] {
+        let made = try commit { tx in
+            try nodes.compactMap { node -> (row: LayerRecord, sizeBytes: UInt64)? in
+                guard let image = node.node.imageID, let layer = node.layerID else { return nil }
+                var row = LayerRecord(imageID: image, parentID: layer)
+                row.id = try tx.insertLayer(row)
+                return (row, node.sizeBytes)
+            }
+        }
+        for (row, sizeBytes) in made {
+            put(
+                try createLayerFiles(row, imageSizeBytes: sizeBytes, sequence: core.sequence))
+        }
+        return Dictionary(uniqueKeysWithValues: made.map { ($0.row.imageID, $0.row.id) })
+    }
+
+    private func openAgain(
+        _ id: ImageID, head headID: LayerID, _ node: SnapshotNode, _ rows: [LayerID: LayerRecord]
+    ) throws(VolumeError) {
+        let (chain, head, slot) = try buildChain(to: headID, rows: rows)
+        let (activity, _) = try VolumeError.system(id) { () throws(SystemError) in
+            try ActivityLog.open(
+                disk: disk, path: store.activityPath(image: id), imageSizeBytes: node.sizeBytes)
+        }
+        put(
+            makeImage(
+                id, activity: activity, chain: chain, head: head, slot: slot, below: node.layerID,
+                sizeBytes: node.sizeBytes, modifiedNs: node.node.modifyNs))
+    }
+
+    /// What a file of a snapshot shows. Which layer that is a merge may change: it is looked up, and
+    /// opened, when none is going on.
+    /// - Returns: nil for what has no content.
+    package func openView(
+        of node: NodeID, in snapshot: SnapshotID
+    ) throws(VolumeError) -> LayerView? {
+        try structure.withLock { () throws(VolumeError) in
+            let found = try read { tx in
+                try tx.snapshotNodes(snapshot).first { $0.node.id == node }
+            }
+            guard let found, let layer = found.layerID else { return nil }
+            return try openViewLocked(layer, sizeBytes: found.sizeBytes)
         }
     }
 
     /// Ends the work behind and nothing else: what is not durable is left to the next open.
     package func abandon() { background.stop() }
+
+    /// The images of a mirror are its last checkpoint only after its journal was applied, and writing
+    /// to them would make it differ from its primary without anybody knowing.
+    static func refuseMirror(_ store: PoolStore, _ options: VolumeOptions) throws(VolumeError) {
+        guard !options.isReplica, let replica = try catalog(store, { try $0.replica() }),
+            replica.role == .replica
+        else { return }
+        throw VolumeError(
+            .readOnly,
+            "\(store.path) is a mirror of pool \(replica.primaryPoolID) and can be mounted read-only; "
+                + "`doppel promote \(store.path)` makes it a pool of its own, which can be written")
+    }
 }

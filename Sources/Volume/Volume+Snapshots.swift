@@ -52,7 +52,7 @@ extension Volume {
     func createSnapshotLocked(
         name: String, origin: String, at place: SnapshotPlace? = nil, names: NameCapture
     ) throws(VolumeError) -> SnapshotRecord {
-        if origin != SnapshotRecord.stagingOrigin { try refuseTaken(name) }
+        if origin != SnapshotRecord.internalOrigin { try refuseTaken(name) }
         var cuts: [ImageID: Cut] = [:]
         try prepareHeads(of: allImages.filter { !$0.isUnchangedSinceCut }, into: &cuts)
         var record = try commit { tx in
@@ -196,14 +196,19 @@ extension Volume {
     package func openView(_ id: LayerID, sizeBytes: UInt64) throws(VolumeError) -> LayerView {
         if let view = cachedView(id) { return view }
         return try structure.withLock { () throws(VolumeError) in
-            if let view = cachedView(id) { return view }
-            let rows = Dictionary(
-                uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
-            let (chain, _, _) = try buildChain(to: id, rows: rows)
-            let view = LayerView(layerID: id, sizeBytes: sizeBytes, chain: chain)
-            put(view)
-            return view
+            try openViewLocked(id, sizeBytes: sizeBytes)
         }
+    }
+
+    /// The caller holds the structure lock.
+    func openViewLocked(_ id: LayerID, sizeBytes: UInt64) throws(VolumeError) -> LayerView {
+        if let view = cachedView(id) { return view }
+        let rows = Dictionary(
+            uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
+        let (chain, _, _) = try buildChain(to: id, rows: rows)
+        let view = LayerView(layerID: id, sizeBytes: sizeBytes, chain: chain)
+        put(view)
+        return view
     }
 
     // MARK: Restore and clone

@@ -63,6 +63,7 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
         self.store = store
         self.options = options
         log = Logger(label: "doppel.volume")
+        try Self.refuseMirror(store, options)
         let start = try Self.firstSequence(of: store, isReadOnly: options.isReadOnly)
         core = VolumeCore(
             disk: store.disk, lastSequence: start, marksActivity: !options.isReplica)
