@@ -42,6 +42,12 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
         .target(
+            name: "Targets",
+            dependencies: [
+                "BlockCore", "SystemIO", "Pool", "Replication", "Volume",
+                .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: strict),
+        .target(
             name: "VirtualFS", dependencies: ["BlockCore", "SystemIO", "Pool", "Volume"],
             swiftSettings: strict),
         .target(
@@ -125,6 +131,12 @@ let package = Package(
             name: "ReplicationTests",
             dependencies: ["BlockCore", "SystemIO", "Replication", "TestSupport"],
             swiftSettings: strict),
+        .testTarget(
+            name: "TargetsTests",
+            dependencies: [
+                "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "Targets", "TestSupport",
+                .product(name: "GRDB", package: "GRDB.swift"),
+            ], swiftSettings: strict),
         .testTarget(name: "ArchitectureTests", swiftSettings: strict),
     ]
 )

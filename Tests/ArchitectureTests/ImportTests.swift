@@ -17,6 +17,9 @@ import Testing
         "Volume": [
             "BlockCore", "SystemIO", "Pool", "Replication", "Logging", "Synchronization",
         ],
+        "Targets": [
+            "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "Logging", "Synchronization",
+        ],
         "VirtualFS": ["BlockCore", "SystemIO", "Pool", "Volume", "Synchronization"],
         "FuseFrontend": [
             "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "CFuse", "Glibc", "Logging",

@@ -53,6 +53,7 @@ package struct ReplicaReport: Sendable, Hashable {
     package var generation: Generation?
     /// What a mount would show now: everything up to here and nothing beyond; zero for nothing.
     package var checkpoint: SequenceNumber
+    /// Those that it shows by now; what a mount would show first may be more.
     package var snapshots: [SnapshotInfo]
     package var staging: Staging?
 
@@ -152,7 +153,8 @@ package protocol ReplicaTarget: AnyObject, Sendable {
     /// what led to it.
     func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError)
     /// Takes records into the staging, in order. They need not follow one another without a gap:
-    /// blocks read from the pool are data records with the sequence they were read at.
+    /// blocks read from the pool are data records with the sequence they were read at (from a
+    /// snapshot: its own). None may be above the sequence of the commit.
     /// - Parameter number: grows by one with each batch of a staging.
     func stage(_ batch: RecordBatch, number: UInt64) throws(TargetError)
     /// Every batch staged so far survives power loss, and is reported at the next connect.
@@ -163,7 +165,8 @@ package protocol ReplicaTarget: AnyObject, Sendable {
         id: UInt64, at sequence: SequenceNumber, snapshot: SnapshotInfo?
     ) throws(TargetError)
 
-    /// XXH3-64 of each block as the staging (or, without one, the checkpoint) shows it.
+    /// XXH3-64 of each block as the checkpoint shows it, or the staging that was begun since the
+    /// last `connect`.
     func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64]
 
     func disconnect()

@@ -1,0 +1,390 @@
+// A mirror that is open: its store, its volume, its journal, and what the catalog says of it.
+//
+// Invariants
+//   R1 Images are changed in place only by what the journal holds durably, or by a staging.
+//   R2 `appliedSequence` in the catalog names what is durable in the images; segments of the journal
+//      after it are kept.
+//   R3 While a staging is under way the journal holds nothing after `appliedSequence`, and the snapshot
+//      `staging/<id>` is the checkpoint.
+//   R4 One catalog transaction ends a staging: before it the old checkpoint is there whole, after it
+//      the new one.
+//   R5 A change of structure (names, images, snapshots) and how far structure is are one transaction:
+//      a replay does none of them twice.
+//
+//   streaming ── beginStaging ──► staging ── commitStaging ──► streaming
+//       ▲                            │
+//       └──────── putBack ◄──────────┘  another staging, or a promotion
+//
+// What the next open finds, when power goes
+//   a batch is written, not synced      whole, or as a torn tail that is cut: not acknowledged
+//   it is synced, not applied           replayed
+//   it is applied, not flushed          some of it is in the images; replayed over them
+//   it is flushed, not noted            the same
+//   it is noted                         not looked at again; its segment goes, or is history
+// A staging's own points are in MirrorPool+Staging.swift.
+//
+// Locks, in the order they are taken: `applying`, `updating`, the volume's, `recordLock` and
+// `countLock`, which are leaves.
+
+import BlockCore
+import Logging
+import Pool
+import Replication
+import SystemIO
+import Volume
+
+package struct MirrorOptions: Sendable {
+    package var journal = JournalOptions()
+    /// How far back the mirror can be mounted as it was. nil: what is there is left as it is.
+    package var historyMs: Int64? = 0
+    /// Off for tests that apply and merge by hand.
+    package var runsInBackground = true
+    /// Beyond this, who appends applies first: the journal must not fill the disk with what the
+    /// images lack.
+    package var maxUnappliedBytes: UInt64 = 1 << 30
+    /// Images that do not verify are left out, instead of refusing the whole mirror.
+    package var toleratesDamage = false
+    package init() {}
+}
+
+final class MirrorPool: @unchecked Sendable {  // see the locks above
+    let store: PoolStore
+    let options: MirrorOptions
+    let log = Logger(label: "doppel.mirror")
+    let volume: Volume
+    let journal: Journal
+    /// One at a time changes the images; held across I/O.
+    let applying = Lock()
+    /// One change of the record at a time; held across its transaction.
+    private let updating = Lock()
+    private let recordLock = Lock()
+    private var record: ReplicaRecord
+    private let countLock = Lock()
+    private var unapplied: UInt64 = 0
+    private var applyFailure: TargetError?
+    private var openViews = 0
+    private var whenViewless: (@Sendable () -> Void)?
+    /// Of the views that are open.
+    let lease = ViewLease()
+    // Under `applying`:
+    private var applier: RecordApplier?
+    private var reader: JournalReader?
+    /// In the images, durable or not.
+    private(set) var position: SequenceNumber
+    private var bytesSinceNoted: UInt64 = 0
+    /// When the newest base of the history was made; 0 where there is none in this story.
+    var newestBaseNs: Int64 = 0
+    var nextViewNumber = 1
+
+    /// - Throws: `.absent` where the store is no mirror of this primary.
+    init(
+        store: PoolStore, primaryPoolID: String, options: MirrorOptions
+    ) throws(TargetError) {
+        self.store = store
+        self.options = options
+        guard let record = try Self.replica(of: store), record.role == .replica,
+            record.primaryPoolID == primaryPoolID
+        else {
+            throw TargetError(
+                .absent,
+                "\(store.path) is a pool, but not a mirror of pool \(primaryPoolID): nothing in it "
+                    + "was touched")
+        }
+        self.record = record
+        position = record.appliedSequence
+        volume = try TargetError.volume { () throws(VolumeError) in
+            try Volume(
+                store: store,
+                options: VolumeOptions(
+                    runsInBackground: options.runsInBackground, isReplica: true))
+        }
+        do throws(TargetError) {
+            if let damaged = volume.damagedImages.first, !options.toleratesDamage {
+                throw TargetError(
+                    .damaged, "\(store.path) does not verify: \(damaged.error). Attach it anew")
+            }
+            journal = try TargetError.journal { () throws(JournalError) in
+                try Journal.open(
+                    disk: store.disk, directory: store.path + "/journal", options: options.journal,
+                    firstSegment: record.journalSegment, applied: record.appliedSequence)
+            }
+        } catch {
+            volume.abandon()
+            throw error
+        }
+        do throws(TargetError) {
+            try dropLeftovers()
+            try findBases()
+        } catch {
+            volume.abandon()
+            throw error
+        }
+    }
+
+    static func replica(of store: PoolStore) throws(TargetError) -> ReplicaRecord? {
+        do { return try store.catalog.read { try $0.replica() } } catch {
+            throw TargetError(.damaged, "the catalog of \(store.path) cannot be read: \(error)")
+        }
+    }
+
+    // MARK: What the catalog says
+
+    var state: ReplicaRecord { recordLock.withLock { record } }
+
+    typealias Rows = (CatalogTransaction) throws -> Void
+
+    /// Changes the record durably.
+    /// - Parameter transaction: makes the one transaction, which also has the rows it is given.
+    func update(
+        _ change: (inout ReplicaRecord) -> Void,
+        in transaction: (Rows) throws(TargetError) -> Void
+    ) throws(TargetError) {
+        updating.lock()
+        defer { updating.unlock() }
+        var next = state
+        change(&next)
+        let new = next
+        try transaction { try $0.setReplica(new) }
+        recordLock.withLock { record = new }
+    }
+
+    /// - Parameter also: other rows of the same transaction.
+    func update(
+        also: Rows = { _ in }, _ change: (inout ReplicaRecord) -> Void
+    ) throws(TargetError) {
+        try update(change) { (record) throws(TargetError) in
+            try changeRows { tx in
+                try also(tx)
+                try record(tx)
+            }
+        }
+    }
+
+    func changeRows(_ rows: Rows) throws(TargetError) {
+        try TargetError.volume { () throws(VolumeError) in try volume.changeStructure(rows) }
+    }
+
+    func rows<T>(_ body: (CatalogTransaction) throws -> T) throws(TargetError) -> T {
+        do { return try store.catalog.read(body) } catch {
+            throw TargetError(.io, "the catalog of \(store.path) cannot be read: \(error)")
+        }
+    }
+
+    /// What a mount would show: everything up to here.
+    var checkpoint: SequenceNumber {
+        let state = state
+        return state.staging == nil ? journal.durableSequence : state.appliedSequence
+    }
+
+    func snapshots() throws(TargetError) -> [SnapshotInfo] {
+        try TargetError.volume { () throws(VolumeError) in try volume.snapshots() }.map {
+            SnapshotInfo(
+                name: $0.name, createdNs: $0.createdNs, origin: $0.origin, sequence: $0.sequence)
+        }
+    }
+
+    func internalSnapshots(_ prefix: String = "") throws(TargetError) -> [SnapshotRecord] {
+        try rows { tx in
+            try tx.snapshots().filter { $0.isInternal && $0.name.hasPrefix(prefix) }
+        }
+    }
+
+    func delete(_ snapshots: [SnapshotRecord]) throws(TargetError) {
+        guard !snapshots.isEmpty else { return }
+        try changeRows { tx in for each in snapshots { try tx.deleteSnapshot(each.id) } }
+        try TargetError.volume { () throws(VolumeError) in try volume.tidy() }
+    }
+
+    /// Internal snapshots, and files, that a crash left and nobody needs.
+    func dropLeftovers() throws(TargetError) {
+        let needed = state.staging.map { Self.stagingName($0.id) }
+        for entry in (try? store.disk.list(store.path)) ?? []
+        where entry.name.hasPrefix(OverlayView.namePrefix) {
+            try? store.disk.removeFile(store.path + "/" + entry.name)
+        }
+        try delete(
+            try internalSnapshots().filter {
+                $0.name != needed && !Self.isBase($0) && !isPinned($0)
+            })
+    }
+
+    // MARK: Journal
+
+    func append(_ batch: RecordBatch) throws(TargetError) {
+        try RecordReader.check(batch)
+        if let failure = countLock.withLock({ applyFailure }) {
+            // A disk that was full may have room by now; after anything else only opening helps.
+            guard failure.kind == .noSpace else { throw failure }
+            try applyAll()
+        }
+        if unappliedBytes > options.maxUnappliedBytes {
+            _ = try flush()
+            try applyAll()
+        }
+        try TargetError.journal { () throws(JournalError) in
+            try journal.append(
+                batch.pieces, first: batch.firstSequence, last: batch.lastSequence)
+        }
+        countLock.withLock { unapplied += UInt64(batch.lengthBytes) }
+    }
+
+    func flush() throws(TargetError) -> SequenceNumber {
+        try TargetError.journal { () throws(JournalError) in try journal.sync() }
+    }
+
+    /// In the journal since it was opened, and not yet in the images.
+    var unappliedBytes: UInt64 { countLock.withLock { unapplied } }
+
+    // MARK: Applying what is durable in the journal
+
+    /// Applies one batch.
+    /// - Returns: false when there is none.
+    func applyStep() throws(TargetError) -> Bool {
+        try applying.withLock { () throws(TargetError) in try applyStepLocked() }
+    }
+
+    private func applyStepLocked() throws(TargetError) -> Bool {
+        do throws(TargetError) {
+            let didApply = try applyNext()
+            countLock.withLock { applyFailure = nil }
+            return didApply
+        } catch {
+            // The reader is past what failed: the next attempt begins anew where all is well.
+            reader = nil
+            countLock.withLock { applyFailure = error }
+            // What is kept for looking back makes room for what comes.
+            if error.kind == .noSpace, try dropHistory() { return true }
+            throw error
+        }
+    }
+
+    private func applyNext() throws(TargetError) -> Bool {
+        guard state.staging == nil else { return false }
+        let limit = journal.durableSequence
+        guard position < limit else { return false }
+        let reader = self.reader ?? journal.reader(after: position)
+        self.reader = reader
+        let frame = try TargetError.journal { () throws(JournalError) in
+            try reader.next(through: limit)
+        }
+        guard let frame else { return false }
+        let applier = self.applier ?? streamApplier()
+        self.applier = applier
+        let applied = position
+        try RecordReader.forEach(in: frame.payload) { (record, payload) throws(TargetError) in
+            guard record.sequence > applied else { return }
+            try applier.apply(record, payload)
+        }
+        position = frame.last
+        let bytes = UInt64(frame.payload.count)
+        countLock.withLock { unapplied -= min(unapplied, bytes) }
+        bytesSinceNoted += bytes
+        if bytesSinceNoted >= options.journal.segmentBytes || isBaseDue { try noteApplied() }
+        return true
+    }
+
+    private func streamApplier() -> RecordApplier {
+        // It lives no longer than its pool does.
+        RecordApplier(
+            volume: volume, source: .stream, structure: state.structureSequence,
+            toleratesDamage: options.toleratesDamage
+        ) { [unowned self] (progress, transaction) throws(TargetError) in
+            try update(
+                { record in
+                    record.structureSequence = progress.sequence
+                    if progress.isDurable { record.appliedSequence = progress.sequence }
+                }, in: transaction)
+        }
+    }
+
+    /// R2: makes what was applied durable, notes it, and lets the journal's segments go.
+    func noteApplied() throws(TargetError) {
+        applier?.settleTimes()
+        try TargetError.volume { () throws(VolumeError) in try volume.flushAll() }
+        let position = position
+        if state.appliedSequence != position {
+            try update {
+                $0.appliedSequence = position
+                $0.structureSequence = max($0.structureSequence, position)
+            }
+        }
+        bytesSinceNoted = 0
+        let history = try keepHistory()
+        try TargetError.journal { () throws(JournalError) in
+            try journal.free(through: position, keepingAfter: history)
+        }
+    }
+
+    /// Everything that is durable in the journal is durable in the images afterwards.
+    func applyAll() throws(TargetError) {
+        try applying.withLock { () throws(TargetError) in
+            try catchUp()
+            guard state.staging == nil else { return }
+            try noteApplied()
+        }
+    }
+
+    /// Everything that is durable in the journal is in the images afterwards.
+    func catchUp() throws(TargetError) { while try applyStepLocked() {} }
+
+    /// When the last operation that was applied was made, by the primary's clock; 0 for not known.
+    var lastAppliedNs: Int64 { applier?.lastNs ?? 0 }
+
+    /// The images were changed otherwise: the stream goes on after `sequence`.
+    /// - Parameter isNew: the journal holds nothing of it yet.
+    func beginStream(after sequence: SequenceNumber, isNew: Bool) {
+        if isNew {
+            journal.restart(after: sequence)
+            countLock.withLock { unapplied = 0 }
+        }
+        position = sequence
+        reader = nil
+        applier = nil
+        bytesSinceNoted = 0
+    }
+
+    // MARK: Views
+
+    func viewOpened() { countLock.withLock { openViews += 1 } }
+
+    func viewReleased() {
+        let action = countLock.withLock { () -> (@Sendable () -> Void)? in
+            openViews -= 1
+            return openViews == 0 ? whenViewless : nil
+        }
+        action?()
+    }
+
+    /// Runs `body` once no view is open.
+    /// - Returns: false when none is: `body` is the caller's to run.
+    func afterViews(_ body: (@Sendable () -> Void)?) -> Bool {
+        countLock.withLock {
+            whenViewless = body
+            return openViews > 0
+        }
+    }
+
+    // MARK: Ending
+
+    /// - Parameter isSound: all went well; otherwise everything is left to the next open.
+    func close(isSound: Bool) {
+        lease.end()
+        guard isSound else {
+            volume.abandon()
+            try? store.close(clean: false, lastSequence: volume.sequence)
+            return
+        }
+        do throws(TargetError) {
+            _ = try flush()
+            try applyAll()
+            try TargetError.volume { () throws(VolumeError) in try volume.close() }
+            try TargetError.pool { () throws(PoolError) in
+                try store.close(clean: true, lastSequence: max(volume.sequence, checkpoint))
+            }
+        } catch {
+            log.error("closing the mirror \(store.path): \(error)")
+            volume.abandon()
+            try? store.close(clean: false, lastSequence: volume.sequence)
+        }
+    }
+}

@@ -1,0 +1,283 @@
+// A mirror directory as a target: another pool, in this process.
+//
+//   closed ── connect ──► open ── anything fails for good ──► broken
+//     ▲                    │                                    │
+//     └─── disconnect ─────┴──────────── disconnect ────────────┘
+//
+// A broken mirror does nothing more until it is opened anew: what is on its disk is read back and
+// verified, nothing is retried and hoped over. A full disk breaks nothing: the same may go through later.
+//
+// Who may connect
+//   another primary than the mirror's, or another mirror than the one it is bound to     absent
+//   a generation below the one it follows; any, once it was promoted                     fenced
+//   the same generation number with another id                                          split brain
+// A new generation is noted durably before anything is taken from it.
+
+import BlockCore
+import Pool
+import Replication
+import SystemIO
+import Volume
+
+package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
+    // One caller at a time but for `pool`, which is under `lock`.
+    struct Staging {
+        var applier: RecordApplier
+        var lastBatch: UInt64
+        var highest = SequenceNumber.zero
+    }
+
+    package let path: String
+    package let primaryPoolID: String
+    let options: MirrorOptions
+    private let openStore: @Sendable () throws(PoolError) -> PoolStore
+    private let disk: Disk
+    private let lock = Lock()
+    private var openPool: MirrorPool?
+    private var boundPoolID: String?
+    private var worker: ApplyWorker?
+    private var failure: TargetError?
+    private(set) var hello: PrimaryHello?
+    /// Begun on this connection.
+    var staging: Staging?
+
+    var pool: MirrorPool? { lock.withLock { openPool } }
+
+    package convenience init(
+        path: String, primaryPoolID: String, poolID: String?, disk: Disk,
+        options: MirrorOptions = MirrorOptions()
+    ) {
+        self.init(
+            path: path, primaryPoolID: primaryPoolID, poolID: poolID, disk: disk, options: options
+        ) { () throws(PoolError) in
+            try PoolStore.open(path: path, disk: disk)
+        }
+    }
+
+    /// - Parameters:
+    ///   - poolID: the UUID that the mirror had at the first contact; nil before.
+    ///   - openStore: opens the pool at `path`; throws `.notAPool` where none is.
+    package init(
+        path: String, primaryPoolID: String, poolID: String?, disk: Disk, options: MirrorOptions,
+        openStore: @escaping @Sendable () throws(PoolError) -> PoolStore
+    ) {
+        self.path = path
+        self.primaryPoolID = primaryPoolID
+        boundPoolID = poolID
+        self.disk = disk
+        self.options = options
+        self.openStore = openStore
+    }
+
+    /// Lays out a new mirror in a new or empty directory, bound to its primary.
+    /// - Throws: `.absent` where something else is.
+    package static func create(
+        path: String, primaryPoolID: String, disk: Disk
+    ) throws(TargetError) {
+        try TargetError.pool { () throws(PoolError) in
+            try PoolStore.initialize(path: path, disk: disk) { tx in
+                try tx.setReplica(ReplicaRecord(primaryPoolID: primaryPoolID))
+            }
+        }
+    }
+
+    /// The UUID of the mirror's own pool, for the primary to note; nil before the first contact.
+    package var poolID: String? { lock.withLock { boundPoolID } }
+
+    // MARK: Connecting
+
+    package func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
+        if failure != nil { disconnect() }
+        staging = nil
+        guard hello.poolID == primaryPoolID else {
+            throw TargetError(.absent, "\(path) is a mirror of another pool")
+        }
+        if pool == nil {
+            let opened = try open()
+            lock.withLock { openPool = opened }
+        }
+        return try guarded { (pool) throws(TargetError) in
+            _ = pool.afterViews(nil)
+            try fence(pool.state, hello)
+            self.hello = hello
+            if pool.state.generation != hello.generation {
+                try pool.update { $0.generation = hello.generation }
+            }
+            // What an earlier connection appended counts, too.
+            if pool.state.staging == nil { _ = try pool.flush() }
+            if worker == nil, options.runsInBackground { worker = ApplyWorker(pool) }
+            worker?.wake()
+            let state = pool.state
+            return ReplicaReport(
+                incarnationID: state.incarnationID, generation: state.generation,
+                checkpoint: pool.checkpoint, snapshots: try pool.snapshots(),
+                staging: state.staging.map { .init(id: $0.id, durableBatch: $0.durableBatch) })
+        }
+    }
+
+    private func open() throws(TargetError) -> MirrorPool {
+        let store: PoolStore
+        do throws(PoolError) { store = try openStore() } catch {
+            if error.kind == .inUse, let primary = Promotion.promotedFrom(path, disk: disk),
+                primary == primaryPoolID
+            {
+                throw promoted
+            }
+            throw TargetError(error)
+        }
+        do throws(TargetError) {
+            if let bound = poolID, bound != store.identity.id {
+                throw TargetError(
+                    .absent,
+                    "\(path) is pool \(store.identity.id), not the mirror \(bound) that belongs "
+                        + "here: nothing in it was touched")
+            }
+            if let replica = try MirrorPool.replica(of: store), replica.role == .primary,
+                replica.primaryPoolID == primaryPoolID
+            {
+                throw promoted
+            }
+            let pool = try MirrorPool(
+                store: store, primaryPoolID: primaryPoolID, options: options)
+            lock.withLock { boundPoolID = store.identity.id }
+            return pool
+        } catch {
+            try? store.close(clean: false, lastSequence: .zero)
+            throw error
+        }
+    }
+
+    /// A mirror that was promoted takes nothing from the pool it once followed.
+    private var promoted: TargetError {
+        TargetError(
+            .fenced,
+            "\(path) was promoted and is a primary itself: this pool was replaced. Mount the other, "
+                + "and keep this one until it is known to hold nothing that is missed")
+    }
+
+    private func fence(_ state: ReplicaRecord, _ hello: PrimaryHello) throws(TargetError) {
+        guard let known = state.generation, known.id != hello.generation.id else { return }
+        if known.number > hello.generation.number {
+            throw TargetError(
+                .fenced,
+                "\(path) follows generation \(known.number) by now, this primary is generation "
+                    + "\(hello.generation.number): it was replaced")
+        }
+        if known.number == hello.generation.number {
+            throw TargetError(
+                .splitBrain,
+                "two pools call themselves generation \(known.number): both were promoted from the "
+                    + "same one. Decide which one to keep")
+        }
+    }
+
+    package func disconnect() {
+        worker?.stop()
+        worker = nil
+        let isSound = failure == nil
+        hello = nil
+        staging = nil
+        failure = nil
+        // Who reads the mirror goes on doing so, as long as nothing is wrong with it.
+        if isSound, let pool, pool.afterViews({ [weak self] in self?.close(isSound: true) }) {
+            return
+        }
+        close(isSound: isSound)
+    }
+
+    private func close(isSound: Bool) {
+        let closing = lock.withLock {
+            defer { openPool = nil }
+            return openPool
+        }
+        closing?.close(isSound: isSound)
+    }
+
+    /// Runs a request on the open mirror; what fails for good breaks it.
+    func guarded<T>(
+        _ body: (MirrorPool) throws(TargetError) -> T
+    ) throws(TargetError) -> T {
+        if let failure { throw failure }
+        guard let pool else { throw TargetError(.absent, "\(path) is not open") }
+        do throws(TargetError) { return try body(pool) } catch {
+            switch error.kind {
+            case .noSpace, .fenced, .splitBrain: break
+            case .absent, .io, .damaged: failure = error
+            }
+            throw error
+        }
+    }
+
+    // MARK: Streaming
+
+    package func append(_ batch: RecordBatch) throws(TargetError) {
+        try guarded { (pool) throws(TargetError) in
+            let state = pool.state
+            guard state.staging == nil, state.incarnationID == hello?.incarnationID else {
+                throw TargetError(
+                    .io, "the stream does not go on from what \(path) has: it needs a resync")
+            }
+            try pool.append(batch)
+        }
+    }
+
+    package func flush() throws(TargetError) -> SequenceNumber {
+        defer { worker?.wake() }
+        return try guarded { (pool) throws(TargetError) in
+            if pool.state.staging != nil { return pool.checkpoint }
+            return try pool.flush()
+        }
+    }
+
+    /// Applies one batch of what is durable, where nobody does it behind.
+    /// - Returns: false when there is none.
+    package func applyStep() throws(TargetError) -> Bool {
+        try guarded { (pool) throws(TargetError) in try pool.applyStep() }
+    }
+
+    // MARK: Reading
+
+    package func blockHashes(
+        of id: ImageID, in range: BlockRange
+    ) throws(TargetError) -> [UInt64] {
+        try guarded { (pool) throws(TargetError) in
+            if staging == nil, pool.state.staging != nil {
+                let view = try pool.newestView()
+                defer { view.release() }
+                let node = view.nodes.first { $0.node.imageID == id }
+                let content = try node.flatMap { (node) throws(TargetError) in
+                    try view.open(node)
+                }
+                return try BlockHashes.of(range) { (buffer, offset) throws(VolumeError) in
+                    try content?.read(into: buffer, at: offset) ?? 0
+                }
+            }
+            if staging == nil {
+                _ = try pool.flush()
+                try pool.applyAll()
+            }
+            let image = pool.volume.hasImage(id) ? try? pool.volume.image(id) : nil
+            return try BlockHashes.of(range) { (buffer, offset) throws(VolumeError) in
+                try image?.read(into: buffer, at: offset) ?? 0
+            }
+        }
+    }
+
+    // MARK: For whoever mounts the mirror while its primary runs
+
+    /// What the mirror shows now, for as long as the view is open.
+    package func newestView() throws(TargetError) -> MirrorView { try opened().newestView() }
+    /// See ``MirrorPool/view(atNs:)``.
+    package func view(atNs timeNs: Int64) throws(TargetError) -> MirrorView {
+        try opened().view(atNs: timeNs)
+    }
+    /// How far back every moment can be had; nil where none can.
+    package func reachNs() throws(TargetError) -> Int64? { try opened().reachNs() }
+    /// In its journal, and not yet in its images.
+    package var unappliedBytes: UInt64 { pool?.unappliedBytes ?? 0 }
+
+    private func opened() throws(TargetError) -> MirrorPool {
+        guard let pool else { throw TargetError(.absent, "\(path) is not open") }
+        return pool
+    }
+}

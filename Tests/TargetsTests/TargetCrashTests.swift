@@ -1,0 +1,26 @@
+import TestSupport
+import Testing
+
+/// Random work with a target of each kind, and the power going at random syncs: it shows what its
+/// primary showed at its checkpoint (G2), which is never before what it confirmed, and in a staging it
+/// is the one that the staging began on.
+@Suite struct TargetCrashTests {
+    @Test(arguments: TargetKind.allCases, Seeds.run(30))
+    func aTargetShowsAPrefixAlways(kind: TargetKind, seed: UInt64) {
+        do {
+            let world = TargetWorld(seed: seed, fixture: try kind.make())
+            for _ in 0..<6 {
+                try world.run(toPowerOffAtSync: 1 + world.random.below(90), stepLimit: 120)
+            }
+        } catch { Issue.record("seed \(seed): \(error)") }
+    }
+
+    @Test(arguments: TargetKind.allCases, Seeds.run(6))
+    func withoutACrashItKeepsUp(kind: TargetKind, seed: UInt64) {
+        do {
+            let world = TargetWorld(seed: seed, fixture: try kind.make())
+            for _ in 0..<300 { try world.step() }
+            try world.goAway(cleanly: true)
+        } catch { Issue.record("seed \(seed): \(error)") }
+    }
+}
