@@ -43,7 +43,10 @@ package final class ControlServer: Sendable {
                 }
             } catch {
                 reply = ControlReply(
-                    error: ControlFailure(.usage, "this is no request that I know: \(error)"))
+                    error: ControlFailure(
+                        .usage,
+                        "the daemon knows no such request. Is it older than the program that asks? "
+                            + "Then unmount the pool and mount it again. (\(error))"))
             }
             guard client.sendLine(JSONLine.encode(reply)) else { return }
         }

@@ -145,13 +145,16 @@ struct Eject: ParsableCommand {
         try session.close()
     }
 
+    /// - Parameter count: of files, each of which is moved, gets its attributes and leaves a folder of
+    ///   the pool to be removed; 0 where nobody knows.
     private func eject(_ path: String, count: Int) throws -> AdoptionPlan {
-        let line = Progress("ejecting", unit: .things("files"), isForced: progress.progress)
+        let line = Progress("ejecting", unit: .things("steps"), isForced: progress.progress)
         defer { line.end() }
+        let total = UInt64(count) * 3
         var done: UInt64 = 0
-        return try Adoption.eject(path) { what in
-            if what.hasPrefix("move ") { done += 1 }
-            line.update(done, of: UInt64(count))
+        return try Adoption.eject(path) { _ in
+            done = total > 0 ? min(done + 1, total) : done + 1
+            line.update(done, of: total)
         }
     }
 }

@@ -21,6 +21,15 @@ final class Progress: @unchecked Sendable {  // fields are under `lock`
             case .things(let name): "\(count) \(name)"
             }
         }
+
+        /// - Parameter total: 0 where nobody knows.
+        func text(_ count: UInt64, of total: UInt64) -> String {
+            guard total > 0 else { return text(count) }
+            switch self {
+            case .bytes: return "\(text(count)) of \(text(total))"
+            case .things: return "\(count) of \(text(total))"
+            }
+        }
     }
 
     private let label: String
@@ -68,8 +77,7 @@ final class Progress: @unchecked Sendable {  // fields are under `lock`
             shownNs = now
             hasShown = true
             let rate = UInt64(Double(done) * 1000 / Double(elapsedMs))
-            var line = "\(label): \(unit.text(done))"
-            if total > 0 { line += " of \(unit.text(total))" }
+            var line = "\(label): " + unit.text(done, of: total)
             line += ", \(unit.text(rate))/s"
             if let etaMs { line += ", \(Self.duration(seconds: (etaMs + 999) / 1000)) left" }
             Output.raw(isTerminal ? "\r\u{1b}[K\(line)" : line + "\n")
