@@ -334,6 +334,9 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         }
     }
 
+    /// Time goes by.
+    package func advance(ns: Int64) { lock.withLock { clock += ns } }
+
     package override func now() -> Int64 { lock.withLock { tick() } }
     package override func monotonic() -> Int64 { lock.withLock { tick() } }
 }

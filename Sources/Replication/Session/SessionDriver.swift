@@ -8,7 +8,8 @@
 import BlockCore
 import SystemIO
 
-package final class SessionDriver: @unchecked Sendable {  // fields are under `lock`, or the thread's
+// Unchecked: fields are under `lock`, or the thread's own.
+package final class SessionDriver: @unchecked Sendable {
     package let id: TargetID
     let stream: WriteStream
     let source: any SessionSource
