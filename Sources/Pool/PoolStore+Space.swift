@@ -3,6 +3,24 @@
 import BlockCore
 import SystemIO
 
+/// What was lent of the reserve and not taken back yet.
+final class ReserveLoan: @unchecked Sendable {  // fields are under `lock`
+    private let lock = Lock()
+    private var users = 0
+    private var owed: UInt64 = 0
+
+    func begin(lending bytes: UInt64) {
+        lock.withLock {
+            users += 1
+            owed = max(owed, bytes)
+        }
+    }
+    func end() { lock.withLock { users -= 1 } }
+    var owedBytes: UInt64 { lock.withLock { owed } }
+    var payableBytes: UInt64 { lock.withLock { users == 0 ? owed : 0 } }
+    func paid(_ bytes: UInt64) { lock.withLock { if owed == bytes { owed = 0 } } }
+}
+
 extension PoolStore {
     private var reservePath: String { path + "/reserve" }
 
@@ -33,6 +51,27 @@ extension PoolStore {
         guard let file = try? disk.open(path + "/reserve", .readWrite) else { return }
         try? file.truncate(to: 0)
         try? file.sync()
+    }
+
+    /// Runs something that gives space back, or that recovery cannot do without, with the reserve's
+    /// space at its disposal. What others took of it meanwhile is owed: see ``payReserve()``.
+    package func withReserve<T, E: Error>(_ body: () throws(E) -> T) throws(E) -> T {
+        let reserve = reserveBytes
+        reserveLoan.begin(lending: reserve)
+        if reserve > 0 { releaseReserve() }
+        defer {
+            reserveLoan.end()
+            payReserve()
+        }
+        return try body()
+    }
+
+    package var owesReserve: Bool { reserveLoan.owedBytes > 0 }
+
+    /// Takes back what was lent, once nobody uses it, as far as there is room.
+    package func payReserve() {
+        let owed = reserveLoan.payableBytes
+        if owed > 0, makeReserve(lengthBytes: owed) >= owed { reserveLoan.paid(owed) }
     }
 
     /// Moves something that does not verify out of the way (P3).

@@ -38,6 +38,7 @@ package final class PoolStore: @unchecked Sendable {
     package let identity: PoolIdentity
     /// The pool was not closed cleanly the last time.
     package let wasUnclean: Bool
+    let reserveLoan = ReserveLoan()
     private let guardLock = Lock()
     private var lock: DiskLock?
     private var owner: PoolOwner
@@ -146,8 +147,9 @@ package final class PoolStore: @unchecked Sendable {
                     """.utf8), mode: 0o600)
         } catch { throw PoolError(error) }
         let root = NodeRecord(
-            id: .root, parentID: nil, name: [], kind: .directory, mode: 0o755, uid: 0, gid: 0,
-            accessNs: disk.now(), modifyNs: disk.now(), changeNs: disk.now())
+            id: .root, parentID: nil, name: [], kind: .directory, mode: 0o755,
+            uid: ProcessControl.userID, gid: ProcessControl.groupID, accessNs: disk.now(),
+            modifyNs: disk.now(), changeNs: disk.now())
         do {
             let catalog = try Catalog.create(
                 at: catalogPath,
@@ -225,16 +227,28 @@ package final class PoolStore: @unchecked Sendable {
         }
     }
 
-    /// Writes who owns the pool. On a full disk the reserve is given up for it: the catalog needs
-    /// room too before the pool is open and can delete anything. It is taken back once there is
-    /// room again.
+    /// Writes who owns the pool. On a full disk the reserve is given up first: the catalog needs room
+    /// too before the pool is open and can delete anything. It is taken back once there is room again.
     private static func makeRoomToOpen(path: String, disk: Disk, owner: PoolOwner) {
+        let available = (try? disk.fileSystemStatus(path))?.availableBytes ?? 0
+        if available < 1 << 20 { releaseReserve(path: path, disk: disk) }
+        writeOwner(owner, path: path, disk: disk)
+    }
+
+    /// Nothing is decided by the text, but the way to the control socket is in it: it must get through
+    /// on a full disk too, where the file that is there is written over.
+    private static func writeOwner(_ owner: PoolOwner, path: String, disk: Disk) {
+        let bytes = owner.bytes
         do throws(SystemError) {
-            try disk.writeDurably(path + "/owner", contents: owner.bytes)
+            try disk.writeDurably(path + "/owner", contents: bytes)
         } catch {
-            guard error.isNoSpace else { return }  // the text only informs
-            releaseReserve(path: path, disk: disk)
-            try? disk.writeDurably(path + "/owner", contents: owner.bytes)
+            guard error.isNoSpace, let file = try? disk.open(path + "/owner", .readWrite) else {
+                return
+            }
+            defer { file.close() }
+            try? bytes.withTypedBytes { raw throws(SystemError) in try file.write(raw, at: 0) }
+            try? file.truncate(to: UInt64(bytes.count))
+            try? file.sync()
         }
     }
 
@@ -268,7 +282,7 @@ package final class PoolStore: @unchecked Sendable {
     package func updateOwner(_ change: (inout PoolOwner) -> Void) {
         guardLock.withLock {
             change(&owner)
-            try? disk.writeDurably(path + "/owner", contents: owner.bytes)
+            Self.writeOwner(owner, path: path, disk: disk)
         }
     }
 

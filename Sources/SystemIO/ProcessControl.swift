@@ -5,6 +5,7 @@ import Glibc
 public enum ProcessControl {
     public static var isRoot: Bool { geteuid() == 0 }
     public static var userID: UInt32 { geteuid() }
+    public static var groupID: UInt32 { getegid() }
     public static var processID: Int32 { getpid() }
 
     public static func environment(_ name: String) -> String? {
@@ -137,10 +138,6 @@ public enum ProcessControl {
     }
 
     // MARK: Signals
-
-    /// A file that would pass the process's limit (`ulimit -f`) is an error of the call that meets it, and
-    /// not the end of the process.
-    public static func ignoreFileSizeSignal() { signal(SIGXFSZ, SIG_IGN) }
 
     /// Blocks SIGTERM, SIGINT and SIGHUP in this thread and all it starts later, and hands each to
     /// `body` on a thread of its own. Call before any other thread starts.

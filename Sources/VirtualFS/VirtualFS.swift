@@ -46,28 +46,14 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     var snapshotTrees: [Int64: SnapshotTree] = [:]
     /// Snapshots that are being deleted: nothing of them can be opened any more.
     var doomedSnapshots: Set<Int64> = []
-    /// What the reserve has to be once there is room for it again.
-    private var owedReserveBytes: UInt64 = 0
-    private var reserveUsers = 0
 
-    /// What is shown instead of the pool's own names and images.
-    let fixed: FixedTree?
-
-    /// - Parameter fixed: a state that never changes, shown read-only.
-    package init(
-        volume: Volume, options: Options = Options(), fixed: FixedTree? = nil
-    ) throws(FSError) {
-        var options = options
-        if fixed != nil { options.isReadOnly = true }
+    package init(volume: Volume, options: Options = Options()) throws(FSError) {
         self.volume = volume
         self.options = options
-        self.fixed = fixed
         let store = volume.store
         let (records, next): ([NodeRecord], NodeID)
         do {
-            (records, next) = try store.catalog.read {
-                (try fixed?.records ?? $0.nodes(), try $0.nextNodeID())
-            }
+            (records, next) = try store.catalog.read { (try $0.nodes(), try $0.nextNodeID()) }
         } catch { throw FSError(.io, "\(error)") }
         tree = NameTree(records)
         nextNode = next
@@ -284,8 +270,8 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     /// What the committer does every few seconds while there is something to do.
     /// - Returns: whether there still is.
     private func keepHouse() -> Bool {
-        payReserve()
-        let isOwing = lock.withLock { owedReserveBytes > 0 }
+        volume.store.payReserve()
+        let isOwing = volume.store.owesReserve
         let isOpen = commitLazyTimes()
         describeImages()
         return isOpen || isOwing
@@ -295,25 +281,9 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
 
     /// Runs something that gives space back with the reserve's space at its disposal.
     func withReserve<T>(_ body: () throws(FSError) -> T) throws(FSError) -> T {
-        let reserve = volume.store.reserveBytes
-        lock.withLock {
-            reserveUsers += 1
-            owedReserveBytes = max(owedReserveBytes, reserve)
-        }
-        if reserve > 0 { volume.store.releaseReserve() }
-        defer {
-            lock.withLock { reserveUsers -= 1 }
-            payReserve()
-            // What is freed by a file that is still being closed comes a moment later.
-            if lock.withLock({ owedReserveBytes > 0 }) { journal.startTicking() }
-        }
-        return try body()
-    }
-
-    private func payReserve() {
-        let owed = lock.withLock { reserveUsers == 0 ? owedReserveBytes : 0 }
-        guard owed > 0, volume.store.makeReserve(lengthBytes: owed) >= owed else { return }
-        lock.withLock { if owedReserveBytes == owed { owedReserveBytes = 0 } }
+        // What is freed by a file that is still being closed comes a moment later.
+        defer { if volume.store.owesReserve { journal.startTicking() } }
+        return try volume.store.withReserve(body)
     }
 
     // MARK: Helpers
@@ -352,10 +322,6 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
             ? 2 + UInt32(lock.withLock { tree.subdirectoryCount(node.id) })
             : (node.parentID == nil ? 0 : 1)
         var attributes = Attributes(node, inode: node.id.rawValue, linkCount: links)
-        if let fixed {
-            fixed.complete(&attributes, node.id)
-            return attributes
-        }
         if let id = node.imageID, let damaged = volume.damagedImage(id) {
             attributes.sizeBytes = damaged.sizeBytes
         } else if let id = node.imageID, let image = try? volume.image(id) {
