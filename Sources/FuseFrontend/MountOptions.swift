@@ -82,19 +82,19 @@ package struct MountOptions: Sendable {
         return true
     }
 
-    /// For mount(8), systemd and fstab alone; libfuse would stumble over them.
+    /// For mount(8), systemd and fstab alone, and times of reading, which the kernel leaves to us;
+    /// libfuse would stumble over them.
     private static let ignored: Set<String> = [
         "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group",
         "nogroup", "_netdev", "nofail", "defaults", "comment", "silent", "loud", "uhelper",
         "helper", "relatime", "strictatime", "iversion", "noiversion", "mand", "nomand", "lazytime",
-        "nolazytime",
+        "nolazytime", "diratime", "nodiratime", "norelatime", "nostrictatime",
     ]
 
     /// What libfuse 3.14 or fusermount3 takes and what makes sense for a disk.
     private static let passedOn: Set<String> = [
         "suid", "nosuid", "dev", "nodev", "exec", "noexec", "async", "sync", "dirsync", "atime",
-        "noatime", "diratime", "nodiratime", "norelatime", "nostrictatime",
-        "context", "fscontext", "defcontext", "rootcontext", "debug",
+        "noatime", "context", "fscontext", "defcontext", "rootcontext", "debug",
     ]
 
     /// The argument vector that libfuse parses.

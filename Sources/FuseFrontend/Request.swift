@@ -57,15 +57,14 @@ struct Request {
     // until its reply.
 
     var replyDone: PendingReply {
-        PendingReply(context: UInt(bitPattern: raw)) { context, _, errno in
-            fuse_reply_err(fuse_req_t(bitPattern: context).unsafelyUnwrapped, errno)
+        PendingReply(context: UInt(bitPattern: raw)) { context, _ in
+            fuse_reply_err(fuse_req_t(bitPattern: context).unsafelyUnwrapped, 0)
         }
     }
 
     func replyWritten(_ count: Int) -> PendingReply {
-        PendingReply(context: UInt(bitPattern: raw), value: UInt(count)) { context, count, errno in
-            let raw = fuse_req_t(bitPattern: context).unsafelyUnwrapped
-            if errno == 0 { fuse_reply_write(raw, Int(count)) } else { fuse_reply_err(raw, errno) }
+        PendingReply(context: UInt(bitPattern: raw), value: UInt(count)) { context, count in
+            fuse_reply_write(fuse_req_t(bitPattern: context).unsafelyUnwrapped, Int(count))
         }
     }
 

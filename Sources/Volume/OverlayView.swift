@@ -22,7 +22,8 @@ package final class OverlayView: LayerView, @unchecked Sendable {
         self.file = file
         lengthBytes = below?.sizeBytes ?? 0
         super.init(
-            sizeBytes: lengthBytes, chain: below?.chain ?? LayerChain(epochs: epochs))
+            layerID: below?.layerID ?? LayerID(rawValue: 0), sizeBytes: lengthBytes,
+            chain: below?.chain ?? LayerChain(epochs: epochs))
     }
 
     deinit { file.close() }

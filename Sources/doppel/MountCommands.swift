@@ -5,7 +5,6 @@ import FuseFrontend
 import Glibc
 import Pool
 import SystemIO
-import VirtualFS
 
 enum SnapdirVisibility: String, ExpressibleByArgument, CaseIterable { case hidden, visible }
 extension CacheMode: ExpressibleByArgument {}
@@ -21,8 +20,6 @@ struct Mount: ParsableCommand {
             EXAMPLES
               doppel mount /srv/vms /mnt/vms
               doppel mount /srv/vms /mnt/vms --read-only
-              doppel mount /srv/vms /mnt/vms --mirror /backup/vms,mode=flush
-              doppel mount /backup/vms /mnt/look --at "2026-03-01 14:30"
               mount -t fuse.doppel /srv/vms /mnt/vms
               /srv/vms /mnt/vms fuse.doppel defaults,_netdev 0 0      (in /etc/fstab)
             """)
@@ -37,28 +34,13 @@ struct Mount: ParsableCommand {
     @Option(
         name: [.customShort("o"), .customLong("options")], help: "Options as mount(8) has them.")
     var options: [String] = []
-    @Option(
-        help: ArgumentHelp(
-            "A mirror to replicate to, from now on.",
-            discussion: "DIR[,mode=async|flush][,timeout=5s]",
-            valueName: "target"))
-    var mirror: String?
-    @Flag(help: "Send nothing to the pool's targets; what they lack is kept track of.")
-    var noTargets = false
-    @Option(
-        help:
-            "Of a mirror: how it was at this moment (UTC), such as \"2026-03-01 14:30\", or 10m ago."
-    )
-    var at: String?
-    @Option(help: "How long mirrors can be mounted as they were, such as 1h or 2d.")
-    var history = "1h"
     @Flag(help: "Stay in the foreground and log to standard error.") var foreground = false
+    @Flag(help: .hidden) var sloppy = false
     @Option(help: .hidden) var readyDescriptor: Int32?
 
     func run() throws {
         let request = try request()
         if foreground || readyDescriptor != nil { return try serve(request) }
-        if try showThroughPrimary(request) { return }
         try exiting {
             let disk = LinuxDisk()
             let directory = try RuntimePaths.directory(disk: disk)
@@ -72,28 +54,17 @@ struct Mount: ParsableCommand {
             guard word.isEmpty else {
                 let parts = word.split(separator: "|", maxSplits: 1)
                 let code = parts.count == 2 ? Int32(parts[0]) : nil
-                throw ControlFailure(
-                    code.flatMap(ExitKind.init) ?? .failed, String(parts.last ?? ""))
+                let kind = code.flatMap(ExitKind.init) ?? .failed
+                // What fusermount3 says goes there.
+                let more = kind == .failed ? "; \(log) may say more" : ""
+                throw ControlFailure(kind, String(parts.last ?? "") + more)
+            }
+            if let notice = SharedMmap.notice(
+                release: HostSystem.kernelRelease, cache: request.mount.cache)
+            {
+                Output.error("doppel: \(notice)")
             }
         }
-    }
-
-    /// A mirror that its primary writes to is shown by the primary's daemon.
-    private func showThroughPrimary(_ request: MountRequest) throws -> Bool {
-        guard let owner = PoolStore.readOwner(path: request.poolPath, disk: LinuxDisk()),
-            owner.writesMirror ?? false, let socket = owner.socketPath,
-            let client = try? ControlClient(path: socket)
-        else { return false }
-        try exiting {
-            _ = try client.send(
-                ControlRequest(.mirrorMount) {
-                    $0.path = request.poolPath
-                    $0.mountPoint = request.mountPoint
-                    $0.names = options
-                    $0.atNs = request.session.atNs
-                })
-        }
-        return true
     }
 
     private func daemonArguments(_ request: MountRequest, ready: Int32) -> [String] {
@@ -102,10 +73,7 @@ struct Mount: ParsableCommand {
             "--snapdir", snapdir.rawValue, "--cache", cache.rawValue, "--reserve", reserve,
         ]
         if readOnly { words.append("--read-only") }
-        if let mirror { words += ["--mirror", mirror] }
-        if noTargets { words.append("--no-targets") }
-        if let at { words += ["--at", at] }
-        words += ["--history", history]
+        if sloppy { words.append("--sloppy") }
         for each in options { words += ["--options", each] }
         return words
     }
@@ -140,6 +108,7 @@ struct Mount: ParsableCommand {
                 }
                 mount.cache = mode
             case let pair where pair.count == 2 && pair[0] == "reserve": reserveText = pair[1]
+            case _ where sloppy: break  // mount -s
             default: throw ValidationError("'\(word)' is no mount option that Doppel knows")
             }
         }
@@ -149,37 +118,10 @@ struct Mount: ParsableCommand {
             throw ValidationError("--reserve takes a share such as 1% or a size such as 2G")
         }
         session.reserve = parsed
-        try fillReplication(&session)
         let path = ProcessControl.realPath(pool) ?? PoolLocation.absolute(pool)
         return MountRequest(
             poolPath: path, mountPoint: PoolLocation.absolute(mountPoint), mount: mount,
             session: session)
-    }
-
-    private func fillReplication(_ session: inout PoolSession.Options) throws {
-        if let mirror {
-            let (target, problem) = TargetSpecification.parse(mirror)
-            guard let target else { throw ValidationError("--mirror: \(problem)") }
-            session.mirror = target.absolute
-        }
-        if noTargets {
-            guard mirror == nil else {
-                throw ValidationError("--mirror and --no-targets exclude each other")
-            }
-            session.connectsTargets = false
-        }
-        if let at {
-            let ago = Duration.milliseconds(parsing: at).map { LinuxDisk().now() - $0 * 1_000_000 }
-            guard let ns = ago ?? CivilTime.nanoseconds(parsing: at) else {
-                throw ValidationError(
-                    "--at takes a time such as \"2026-03-01 14:30:05\", or how long ago: 10m")
-            }
-            session.atNs = ns
-        }
-        guard let historyMs = Duration.milliseconds(parsing: history) else {
-            throw ValidationError("--history is such as 1h or 2d")
-        }
-        session.historyMs = historyMs
     }
 
     static func reserve(_ text: String) -> PoolSession.Reserve? {
@@ -222,13 +164,7 @@ struct Unmount: ParsableCommand {
                 try MountSession.prepare(mountPoint: path)
                 return
             }
-            _ = try client.send(
-                ControlRequest(.unmount) {
-                    $0.force = force
-                    $0.mountPoint = path
-                })
-            // The daemon of a mirror's primary goes on.
-            if owner?.writesMirror ?? false { return }
+            _ = try client.send(ControlRequest(.unmount) { $0.force = force })
             waitForEnd(of: mount.source, disk: disk, pid: owner?.pid)
         }
     }

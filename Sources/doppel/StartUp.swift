@@ -1,15 +1,15 @@
 import ArgumentParser
 import Glibc
 import Logging
-import SystemIO
 
 enum StartUp {
     static func run(_ arguments: [String]) -> Never {
-        ProcessControl.ignoreFileSizeSignal()
         LoggingSystem.bootstrap { label in StandardErrorLog(label: label) }
         let name = arguments.first?.split(separator: "/").last.map(String.init) ?? "doppel"
         let rest = Array(arguments.dropFirst())
-        let words = name.hasPrefix("mount.") ? MountHelper.translate(rest) : rest
+        let isHelper = name.hasPrefix("mount.")
+        if isHelper, MountHelper.isFake(rest) { exit(0) }
+        let words = isHelper ? MountHelper.translate(rest) : rest
         do {
             var command = try Doppel.parseAsRoot(words)
             try command.run()
@@ -32,6 +32,13 @@ enum StartUp {
 
 /// `mount.fuse.doppel POOL MNT [-sfnv] [-N ns] [-t type] -o OPTIONS` in our own words.
 enum MountHelper {
+    /// `mount -f`: everything but the mount itself.
+    static func isFake(_ arguments: [String]) -> Bool {
+        zip([""] + arguments, arguments).contains {
+            $1 == "-f" && !["-o", "-t", "-N"].contains($0)
+        }
+    }
+
     static func translate(_ arguments: [String]) -> [String] {
         var words = ["mount"]
         var rest = arguments[...]
@@ -39,7 +46,8 @@ enum MountHelper {
             switch word {
             case "-o": if let value = rest.popFirst() { words += ["--options", value] }
             case "-t", "-N": _ = rest.popFirst()
-            case "-s", "-f", "-n", "-v": break
+            case "-s": words.append("--sloppy")
+            case "-f", "-n", "-v": break
             default: words.append(word)
             }
         }

@@ -56,6 +56,26 @@ struct Version: ParsableCommand {
     }
 }
 
+/// Whether programs may map an image shared while the kernel does not cache it.
+enum SharedMmap: String {
+    case full = "full speed"
+    case slow = "yes"
+    case missing = "needs Linux 6.6"
+
+    init(release: String) {
+        let parts = release.split(whereSeparator: { !$0.isNumber }).prefix(2).compactMap { Int($0) }
+        let number = parts.count == 2 ? parts[0] * 1000 + parts[1] : 0
+        self = number >= 6009 ? .full : number >= 6006 ? .slow : .missing
+    }
+
+    /// What a mount says of it once, where a program would meet it.
+    static func notice(release: String, cache: CacheMode) -> String? {
+        guard cache == .none, SharedMmap(release: release) == .missing else { return nil }
+        return "programs cannot map images shared on Linux \(release) with --cache none (6.6 can); "
+            + "mount with --cache read for those that do"
+    }
+}
+
 /// What this machine offers, as far as looking tells.
 private struct HostFacts: Encodable {
     var version: String
@@ -72,15 +92,13 @@ private struct HostFacts: Encodable {
 
     static func gather() -> HostFacts {
         let release = HostSystem.kernelRelease
-        let parts = release.split(whereSeparator: { !$0.isNumber }).prefix(2).compactMap { Int($0) }
-        let number = parts.count == 2 ? parts[0] * 1000 + parts[1] : 0
         let device = "/dev/fuse"
         return HostFacts(
             version: Doppel.version, kernel: release, libfuse: FuseLibrary.version,
             fuseDevice: HostSystem.mayReadAndWrite(device)
                 ? "usable" : HostSystem.exists(device) ? "no access" : "missing",
             fusermount: HostSystem.program("fusermount3"), usersMayShare: usersMayShare(),
-            sharedMmap: number >= 6009 ? "full speed" : number >= 6006 ? "yes" : "needs Linux 6.6",
+            sharedMmap: SharedMmap(release: release).rawValue,
             canBeIOFlusher: HostSystem.hasCapability(24),  // CAP_SYS_RESOURCE
             openFileLimit: HostSystem.openFileLimit)
     }

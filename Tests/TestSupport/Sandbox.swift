@@ -127,7 +127,11 @@ package final class Sandbox {
 
     /// The process that serves the pool.
     package func daemon() throws -> pid_t {
-        let status = try json(ok("status", pool, "--json"), [StatusLine].self)
+        // A pool that is degraded is served, too, and told by the exit code.
+        let outcome = try run("status", pool, "--json")
+        guard let status = try? json(outcome.output, [StatusLine].self) else {
+            throw Unexpected("status: \(outcome)")
+        }
         // Of a pool that is not mounted, the owner was the program that just ended.
         guard let pid = status.first?.ownerPID, status.first?.mountPoint != nil, isOurs(pid) else {
             throw Unexpected("nobody serves the pool")
@@ -155,10 +159,11 @@ package final class Sandbox {
 
     package func until(_ what: String, seconds: Double = 20, _ condition: () throws -> Bool) throws
     {
-        for _ in 0..<Int(seconds * 100) {
+        let start = Date()
+        repeat {
             if try condition() { return }
             usleep(10_000)
-        }
+        } while Date().timeIntervalSince(start) < seconds
         throw Unexpected("it never came: \(what)")
     }
 

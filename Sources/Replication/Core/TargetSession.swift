@@ -68,13 +68,9 @@ package struct TargetSession: Sendable {
     var needsComparing = false
     var random: UInt64
 
-    /// - Parameters:
-    ///   - seed: of the staging ids.
-    ///   - counts: it was in step when the pool was closed, or when its primary died: nobody is
-    ///     answered without it before it is written down that it is stale.
-    package init(options: SessionOptions, seed: UInt64, counts: Bool = false) {
+    /// - Parameter seed: of the staging ids.
+    package init(options: SessionOptions, seed: UInt64) {
         self.options = options
-        self.counts = counts && options.mode == .flush
         random = seed
     }
 
