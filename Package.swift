@@ -59,8 +59,7 @@ let package = Package(
         .target(
             name: "Daemon",
             dependencies: [
-                "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "Targets", "VirtualFS",
-                "FuseFrontend",
+                "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "FuseFrontend",
                 .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
 

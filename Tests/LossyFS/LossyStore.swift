@@ -173,6 +173,7 @@ struct LossyStore {
     /// Open files that have lost their name.
     private var orphans: [UInt64: LossyNode] = [:]
     private var nextInode: UInt64 = 2
+    private var passingSyncs = 0
     private var failingSyncs = 0
     private var failingWrites = 0
     private var spaceBytes: Int?
@@ -330,7 +331,10 @@ struct LossyStore {
     mutating func sync(_ inode: UInt64) throws(Errno) {
         let isFile = contents[inode] != nil
         guard isFile || nodes[inode] != nil else { throw Errno(ESTALE) }
-        if failingSyncs > 0 {
+        if passingSyncs > 0 {
+            passingSyncs -= 1
+            if passingSyncs == 0 { failingSyncs = 1 }
+        } else if failingSyncs > 0 {
             failingSyncs -= 1
             if isFile { contents[inode]!.forgetDirty() }
             throw Errno(EIO)
@@ -355,7 +359,10 @@ struct LossyStore {
             drop(SeededRandom(seed: seed))
         case ("sync-fails", 2):
             guard let count = Int(words[1]) else { throw Errno(EINVAL) }
-            failingSyncs = count
+            (passingSyncs, failingSyncs) = (0, count)
+        case ("sync-passes", 2):
+            guard let count = Int(words[1]), count > 0 else { throw Errno(EINVAL) }
+            (passingSyncs, failingSyncs) = (count, 0)
         case ("write-fails", 2):
             guard let count = Int(words[1]) else { throw Errno(EINVAL) }
             failingWrites = count

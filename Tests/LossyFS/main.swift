@@ -11,6 +11,7 @@
 //     drop SEED       forget some of it: any set of pages and sectors, any prefix of the changes
 //                     of names, as the seed has it
 //     sync-fails N    the next N syncs fail with EIO and lose what they were to write
+//     sync-passes N   after N more syncs one fails
 //     write-fails N   the next N writes fail with EIO
 //     space BYTES     writes beyond so much data get ENOSPC; `space -` lifts the limit
 //

@@ -12,7 +12,7 @@ import Testing
             try box.ok("init", box.pool)
             try box.mount("--cache", cache)
             let folder = box.mountPoint
-            for round in 1...3 {
+            for round in 1...2 {
                 var files = try (0..<4).map { index -> FileExercise in
                     let path = "\(folder)/\(round)-\(index).img"
                     _ = try TestFile(path)

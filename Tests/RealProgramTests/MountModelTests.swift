@@ -7,7 +7,7 @@ import Testing
     @Test(arguments: Seeds.run(2)) func aMountHoldsWhatItsModelHolds(seed: UInt64) throws {
         print("seed \(seed)")
         try Sandbox.with { box in
-            try exercise(MountModel(box, seed: seed), box, steps: 400)
+            try exercise(MountModel(box, seed: seed), box, steps: 300)
         }
     }
 
@@ -23,7 +23,7 @@ import Testing
                 let model = MountModel(box, seed: seed &+ 7_000_000) {
                     try lossy.tell("drop \(drops.next())")
                 }
-                try exercise(model, box, steps: 400)
+                try exercise(model, box, steps: 300)
             }
         }
     }
