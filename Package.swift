@@ -59,7 +59,8 @@ let package = Package(
         .target(
             name: "Daemon",
             dependencies: [
-                "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "FuseFrontend",
+                "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "Targets", "VirtualFS",
+                "FuseFrontend",
                 .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
 

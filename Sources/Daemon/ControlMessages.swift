@@ -16,6 +16,15 @@ package enum ControlCommand: String, Codable, Sendable, CaseIterable {
     case events
     case jobList = "job-list"
     case jobCancel = "job-cancel"
+    case targetAdd = "target-add"
+    case targetSet = "target-set"
+    case targetList = "target-list"
+    case targetPause = "target-pause"
+    case targetResume = "target-resume"
+    case targetRemove = "target-remove"
+    case wait
+    /// Shows a mirror, which the daemon is writing to, as it is now or was.
+    case mirrorMount = "mirror-mount"
 }
 
 package struct ControlArguments: Codable, Sendable, Hashable {
@@ -31,6 +40,11 @@ package struct ControlArguments: Codable, Sendable, Hashable {
     /// With `events`: what came after this one, the oldest first.
     package var after: Int64?
     package var job: Int?
+    package var target: TargetSpecification?
+    package var timeoutMs: Int64?
+    package var mountPoint: String?
+    /// A moment, nanoseconds since 1970.
+    package var atNs: Int64?
     package init() {}
 }
 
@@ -153,6 +167,8 @@ package struct StatusInfo: Codable, Sendable, Hashable {
     package var pendingMerges: Int
     package var jobs: [JobInfo]
     package var problems: [String]
+    package var replica: ReplicaInfo
+    package var targets: [TargetInfo]
 }
 
 package struct ScrubInfo: Codable, Sendable, Hashable {
@@ -173,6 +189,7 @@ package struct ControlResult: Codable, Sendable, Hashable {
     package var events: [EventInfo]?
     package var check: CheckReport?
     package var jobs: [JobInfo]?
+    package var targets: [TargetInfo]?
     package init() {}
 }
 

@@ -90,7 +90,7 @@ package enum MountDaemon {
         do {
             let disk = LinuxDisk()
             let directory = try RuntimePaths.directory(disk: disk)
-            let path = "\(directory)/\(session.store.identity.id).sock"
+            let path = RuntimePaths.socket(of: session.store.identity.id, in: directory)
             socket = try RuntimePaths.withSweptSockets(in: directory, disk: disk) {
                 () throws(SystemError) in
                 try ControlServer(path: path) { answer($0, $1, session, mount) }
@@ -113,6 +113,7 @@ package enum MountDaemon {
                 ProcessControl.notifyServiceManager("READY=1")
             }
         }
+        session.mirrorMounts.end()
         session.store.markDraining()
         session.jobs.close()
     }
@@ -133,17 +134,8 @@ package enum MountDaemon {
         _ request: ControlRequest, _ listener: @escaping Job.Listener, _ session: PoolSession,
         _ mount: MountSession
     ) -> ControlReply {
-        if request.execute == .unmount {
-            do throws(MountError) {
-                try mount.unmount(force: request.arguments?.force ?? false)
-                return ControlReply(result: ControlResult(), id: request.id)
-            } catch {
-                return ControlReply(
-                    error: ControlFailure(
-                        error.kind == .busy ? .inUse : .failed, error.description),
-                    id: request.id)
-            }
-        }
+        if request.execute == .unmount { return unmount(request, session, mount) }
+        if request.execute == .mirrorMount { return showMirror(request, session) }
         // What the kernel has cached of an image belongs to the state that is cut.
         if [.snapshotCreate, .snapshotDiff, .clone, .restore].contains(request.execute) {
             do throws(MountError) { try mount.syncThroughMount() } catch {
@@ -156,6 +148,47 @@ package enum MountDaemon {
             invalidate(request.execute, path, session, mount)
         }
         return reply
+    }
+
+    private static func unmount(
+        _ request: ControlRequest, _ session: PoolSession, _ main: MountSession
+    ) -> ControlReply {
+        // Without a mount point it is the pool's own.
+        let place = request.arguments?.mountPoint
+        let mount = place.flatMap { session.mirrorMounts.mount(at: $0) } ?? main
+        do throws(MountError) {
+            try mount.unmount(force: request.arguments?.force ?? false)
+            return ControlReply(result: ControlResult(), id: request.id)
+        } catch {
+            return ControlReply(
+                error: ControlFailure(error.kind == .busy ? .inUse : .failed, error.description),
+                id: request.id)
+        }
+    }
+
+    private static func showMirror(
+        _ request: ControlRequest, _ session: PoolSession
+    ) -> ControlReply {
+        let arguments = request.arguments ?? ControlArguments()
+        do {
+            guard let address = arguments.path, let place = arguments.mountPoint else {
+                throw ControlFailure(.usage, "'path' and 'mountPoint' are missing")
+            }
+            guard let mirror = session.replication?.mirror(at: address) else {
+                throw ControlFailure(.failed, "\(address) is not open as a target now; try again")
+            }
+            let view = try arguments.atNs.map { try mirror.view(atNs: $0) } ?? mirror.newestView()
+            var options = MountOptions.defaults(forUser: ProcessControl.userID)
+            for word in (arguments.names ?? []).flatMap(MountOptions.split) {
+                guard options.accept(word) else {
+                    throw ControlFailure(.usage, "'\(word)' is no option of a mirror's mount")
+                }
+            }
+            try session.mirrorMounts.show(view, of: address, at: place, options)
+            return ControlReply(result: ControlResult(), id: request.id)
+        } catch {
+            return ControlReply(error: PoolSession.failure(error), id: request.id)
+        }
     }
 
     /// Tells the kernel what changed behind its back.

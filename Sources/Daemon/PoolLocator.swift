@@ -108,6 +108,12 @@ package enum PoolAccess {
         listener: @escaping @Sendable (JobInfo) -> Void = { _ in }
     ) throws -> ControlResult {
         let location = try PoolLocation.find(path)
+        if let owner = location.owner, owner.writesMirror ?? false {
+            throw ControlFailure(
+                .inUse,
+                "\(location.poolPath) is a mirror that \(owner.summary) writes to: `doppel status` of "
+                    + "its primary shows how it stands, `doppel mount` what is in it")
+        }
         if let socket = location.owner?.socketPath, let client = try? ControlClient(path: socket) {
             do { return try client.send(request, listener: listener) } catch let error as NoAnswer {
                 let owner = PoolStore.readOwner(path: location.poolPath, disk: LinuxDisk())
@@ -117,7 +123,9 @@ package enum PoolAccess {
                 // Nothing was done: the open below waits for the owner and does it.
             }
         }
-        let session = try PoolSession(path: location.poolPath)
+        var options = PoolSession.Options()
+        options.connectsTargets = request.execute == .wait
+        let session = try PoolSession(path: location.poolPath, options: options)
         let reply = session.execute(request) {
             listener($0.data)
             return true

@@ -2,7 +2,9 @@
 // kind.
 
 import BlockCore
+import FuseFrontend
 import Pool
+import Replication
 import SystemIO
 import VirtualFS
 import Volume
@@ -20,6 +22,12 @@ extension PoolSession {
         if store.catalog.isFailed {
             problems.append("the catalog failed: the pool takes no changes")
         }
+        let targets = replication?.status() ?? []
+        for target in targets where !target.isInStep {
+            problems.append(
+                "target \(target.address) is \(target.state): \(target.reason ?? "not yet in step")"
+            )
+        }
         return StatusInfo(
             pool: store.path, id: store.identity.id,
             state: !damaged.isEmpty ? "damaged" : problems.isEmpty ? "healthy" : "degraded",
@@ -32,7 +40,17 @@ extension PoolSession {
             reserveBytes: store.reserveBytes,
             uncoveredLayers: (try? volume.uncoveredLayers().count) ?? 0, latchedImages: latched,
             damagedImages: damaged, pendingMerges: (try? volume.pendingMerges()) ?? 0,
-            jobs: jobs.list, problems: problems)
+            jobs: jobs.list, problems: problems, replica: replicaInfo, targets: targets)
+    }
+
+    private var replicaInfo: ReplicaInfo {
+        guard let mirror else { return ReplicaInfo(role: "primary") }
+        var info = ReplicaInfo(role: "replica")
+        info.primaryPool = mirror.recovered.record.primaryPoolID
+        info.checkpointSequence = mirror.view.sequence.rawValue
+        info.shownNs = mirror.view.atNs
+        info.reachFromNs = (try? mirror.recovered.reachNs()) ?? nil
+        return info
     }
 
     // MARK: Long work
@@ -119,6 +137,17 @@ extension PoolSession {
             case .damaged, .checksum: return ControlFailure(.damaged, error.description)
             case .busy: return ControlFailure(.inUse, error.description)
             case .latched: return ControlFailure(.degraded, error.description)
+            default: return ControlFailure(.failed, error.description)
+            }
+        case let error as TargetError:
+            switch error.kind {
+            case .damaged: return ControlFailure(.damaged, error.message)
+            default: return ControlFailure(.failed, error.message)
+            }
+        case let error as MountError:
+            switch error.kind {
+            case .busy, .alreadyMounted: return ControlFailure(.inUse, error.description)
+            case .badOption, .badMountPoint: return ControlFailure(.usage, error.description)
             default: return ControlFailure(.failed, error.description)
             }
         case let error as FSError where error.code == .readOnly && error.message.isEmpty:

@@ -18,6 +18,15 @@ package final class PoolSession: Sendable {
         package var drainTimeoutMs: Int64 = 30_000
         package var mountPoint: String?
         package var socketPath: String?
+        /// A target to add, or to change, with the mount.
+        package var mirror: TargetSpecification?
+        /// Connects to targets, although the pool is not mounted; or does not, although it is: then what
+        /// they lack is kept track of.
+        package var connectsTargets: Bool?
+        /// How long a mirror's journal is kept, so that it can be mounted as it was.
+        package var historyMs: Int64 = 3_600_000
+        /// The moment that a mirror is shown at; nil for its newest.
+        package var atNs: Int64?
         package init() {}
     }
     package enum Reserve: Sendable, Hashable {
@@ -31,11 +40,19 @@ package final class PoolSession: Sendable {
     package let fileSystem: VirtualFS
     package let options: Options
     package let jobs = JobTable(disk: LinuxDisk())
+    /// nil where nothing can be replicated: opened for reading, or itself a mirror.
+    let replication: PoolReplication?
+    let mirrorMounts = MirrorMounts()
+    /// The pool is a mirror, and this is what is shown of it.
+    let mirror: ShownMirror?
+    /// What the person who mounts should know.
+    package let warning: String?
 
     /// Opens the pool, mending what a crash left.
     /// - Throws: ``ControlFailure`` with the exit code of its kind.
     package init(path: String, options: Options = Options()) throws {
         self.options = options
+        let status = StatusSource()
         var owner = PoolOwner.current()
         owner.mountPoint = options.mountPoint
         owner.socketPath = options.socketPath
@@ -44,22 +61,48 @@ package final class PoolSession: Sendable {
                 path: path, owner: owner, drainTimeoutMs: options.drainTimeoutMs)
         } catch { throw Self.failure(error) }
         do {
-            volume = try Volume(
-                store: store,
-                options: VolumeOptions(
-                    runsInBackground: options.mountPoint != nil, isReadOnly: options.isReadOnly))
-            var fsOptions = VirtualFS.Options()
-            fsOptions.isReadOnly = options.isReadOnly
-            fsOptions.isSnapdirVisible = options.isSnapdirVisible
-            let status = StatusSource()
-            fsOptions.status = { status.bytes() }
-            fileSystem = try VirtualFS(volume: volume, options: fsOptions)
-            status.set { [weak self] in self?.status() }
+            let parts = try Self.open(store, options, status)
+            (volume, fileSystem, replication, mirror) = parts
+            let (sessions, target) = (parts.replication, options.mirror)
+            warning = try target.flatMap { try sessions?.ensure($0) }
         } catch {
             try? store.close(clean: false, lastSequence: .zero)
             throw Self.failure(error)
         }
+        status.set { [weak self] in self?.status() }
         makeReserve()
+    }
+
+    private typealias Parts = (
+        volume: Volume, fileSystem: VirtualFS, replication: PoolReplication?, mirror: ShownMirror?
+    )
+
+    private static func open(
+        _ store: PoolStore, _ options: Options, _ status: StatusSource
+    ) throws -> Parts {
+        var fsOptions = VirtualFS.Options()
+        fsOptions.isReadOnly = options.isReadOnly
+        fsOptions.isSnapdirVisible = options.isSnapdirVisible
+        fsOptions.status = { status.bytes() }
+        if let mirror = try ShownMirror.open(store, options) {
+            let fileSystem = try VirtualFS(
+                volume: mirror.recovered.volume, options: fsOptions, fixed: mirror.view.fixedTree)
+            return (mirror.recovered.volume, fileSystem, nil, mirror)
+        }
+        let volume = try Volume(
+            store: store,
+            options: VolumeOptions(
+                runsInBackground: options.mountPoint != nil, isReadOnly: options.isReadOnly))
+        // Attached before the first change: what the file system does first is one.
+        let replication =
+            options.isReadOnly
+            ? nil
+            : try PoolReplication(
+                volume: volume, runs: options.connectsTargets ?? (options.mountPoint != nil),
+                historyMs: options.historyMs)
+        let fileSystem = try VirtualFS(volume: volume, options: fsOptions)
+        replication?.start(names: { [fileSystem] in fileSystem.captureNames() })
+        return (volume, fileSystem, replication, nil)
     }
 
     /// An owner says that it drains a moment after the kernel took its mount away, and takes its text
@@ -104,11 +147,19 @@ package final class PoolSession: Sendable {
         store.markDraining()
         var failure: (any Error)?
         do { try fileSystem.close() } catch { failure = error }
+        if let mirror {
+            mirror.close()
+            if let failure { throw Self.failure(failure) }
+            return
+        }
+        // Before the volume settles: what a target lacks is written down by then.
+        let isKnown = replication?.close() ?? true
         do { try volume.close() } catch { failure = failure ?? error }
         do {
             // Reading only settles nothing that a crash before it left.
             let isSettled = !(options.isReadOnly && store.wasUnclean)
-            try store.close(clean: failure == nil && isSettled, lastSequence: volume.sequence)
+            try store.close(
+                clean: failure == nil && isSettled && isKnown, lastSequence: volume.sequence)
         } catch { failure = failure ?? error }
         if let failure { throw Self.failure(failure) }
     }
@@ -203,10 +254,20 @@ package final class PoolSession: Sendable {
             }
         case .jobList: result.jobs = jobs.list
         case .jobCancel: try jobs.cancel(try need(arguments.job, "job"))
-        case .unmount:
+        case .targetAdd, .targetSet, .targetList, .targetPause, .targetResume, .targetRemove, .wait:
+            guard let replication else { throw Self.notReplicated(mirror != nil) }
+            try replication.perform(request, &result)
+        case .unmount, .mirrorMount:
             throw ControlFailure(.usage, "the pool is not mounted")
         }
         return result
+    }
+
+    private static func notReplicated(_ isMirror: Bool) -> ControlFailure {
+        isMirror
+            ? ControlFailure(
+                .failed, "this is a mirror: its primary has targets, or `doppel promote`")
+            : ControlFailure(.failed, "the pool is mounted read-only: nothing is replicated")
     }
 
     private static func info(_ record: SnapshotRecord) -> SnapshotInfo {

@@ -45,6 +45,11 @@ package enum RuntimePaths {
         return path
     }
 
+    /// The control socket of the daemon that has this pool.
+    static func socket(of poolID: String, in directory: String) -> String {
+        "\(directory)/\(poolID).sock"
+    }
+
     static func logName(_ poolPath: String) -> String {
         let name = poolPath.split(separator: "/").joined(separator: "-")
         // A file's name has 255 bytes; the end of a path tells more than its beginning.

@@ -57,14 +57,15 @@ struct Request {
     // until its reply.
 
     var replyDone: PendingReply {
-        PendingReply(context: UInt(bitPattern: raw)) { context, _ in
-            fuse_reply_err(fuse_req_t(bitPattern: context).unsafelyUnwrapped, 0)
+        PendingReply(context: UInt(bitPattern: raw)) { context, _, errno in
+            fuse_reply_err(fuse_req_t(bitPattern: context).unsafelyUnwrapped, errno)
         }
     }
 
     func replyWritten(_ count: Int) -> PendingReply {
-        PendingReply(context: UInt(bitPattern: raw), value: UInt(count)) { context, count in
-            fuse_reply_write(fuse_req_t(bitPattern: context).unsafelyUnwrapped, Int(count))
+        PendingReply(context: UInt(bitPattern: raw), value: UInt(count)) { context, count, errno in
+            let raw = fuse_req_t(bitPattern: context).unsafelyUnwrapped
+            if errno == 0 { fuse_reply_write(raw, Int(count)) } else { fuse_reply_err(raw, errno) }
         }
     }
 

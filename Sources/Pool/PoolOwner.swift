@@ -9,16 +9,19 @@ package struct PoolOwner: Codable, Sendable, Hashable {
     package var socketPath: String?
     package var mountPoint: String?
     package var isDraining: Bool
+    /// The pool is a mirror, and this is its primary's daemon, which writes to it.
+    package var writesMirror: Bool?
 
     package init(
         pid: Int32, command: String, socketPath: String? = nil, mountPoint: String? = nil,
-        isDraining: Bool = false
+        isDraining: Bool = false, writesMirror: Bool? = nil
     ) {
         self.pid = pid
         self.command = command
         self.socketPath = socketPath
         self.mountPoint = mountPoint
         self.isDraining = isDraining
+        self.writesMirror = writesMirror
     }
 
     package static func current() -> PoolOwner {

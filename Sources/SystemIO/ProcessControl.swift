@@ -139,6 +139,10 @@ public enum ProcessControl {
 
     // MARK: Signals
 
+    /// A file that would pass the process's limit (`ulimit -f`) is an error of the call that meets it, and
+    /// not the end of the process.
+    public static func ignoreFileSizeSignal() { signal(SIGXFSZ, SIG_IGN) }
+
     /// Blocks SIGTERM, SIGINT and SIGHUP in this thread and all it starts later, and hands each to
     /// `body` on a thread of its own. Call before any other thread starts.
     public static func handleTermination(_ body: @escaping @Sendable (Int32) -> Void)

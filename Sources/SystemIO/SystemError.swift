@@ -15,6 +15,7 @@ public struct SystemError: Error, CustomStringConvertible, Sendable, Hashable {
 
     public var isConnectionRefused: Bool { errno == ECONNREFUSED }
     public var isNoSpace: Bool { errno == ENOSPC || errno == EDQUOT }
+    /// The file would pass what its file system, or a limit of the process, lets it have.
     public var isTooLarge: Bool { errno == EFBIG }
     public var isNotFound: Bool { errno == ENOENT }
 

@@ -39,6 +39,10 @@ extension VirtualFS {
         let node = try liveNode(inode)
         guard node.kind != .directory else { throw FSError(.isDirectory) }
         guard let id = node.imageID else { throw FSError(.invalid) }
+        if let fixed {
+            let view = try fixed.view(of: node.id)
+            return lock.withLock { register(inode, .view(view), access, clientPID) }
+        }
         let image = try volumed { () throws(VolumeError) in try volume.image(id) }
         let file = try lock.withLock { () throws(FSError) in
             // It may have been deleted since; once it is registered, a deletion waits for its close.

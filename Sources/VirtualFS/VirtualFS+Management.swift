@@ -230,25 +230,29 @@ extension VirtualFS {
         try journal.check(isFreeing: false)
         if name.utf8.contains(0) { throw FSError(.invalid, "a snapshot's name has no zero byte") }
         return try volumed { () throws(VolumeError) in
-            try volume.createSnapshot(name: name, origin: origin) {
-                // Under the cut lock: a reference to the tree and the times of what is being
-                // written; unfolded after.
-                let (frozen, times) = lock.withLock {
-                    (tree, lazyTimes.compactMap { id in tree[id].map { (id, imageTime($0)) } })
-                }
-                return { [journal] in
-                    // The snapshot must not know names that the pool could still lose in a crash.
-                    // A failure here fails the snapshot too: it needs the same catalog.
-                    try? journal.waitDurable()
-                    var nodes = frozen.nodes
-                    for case (let id, let ns?) in times where ns > nodes[id]!.modifyNs {
-                        nodes[id]!.modifyNs = ns
-                        nodes[id]!.changeNs = max(nodes[id]!.changeNs, ns)
-                    }
-                    // Names that lost their folder (open orphans) belong to no snapshot.
-                    return nodes.values.filter { $0.parentID != nil || $0.id == .root }
-                }
+            try volume.createSnapshot(name: name, origin: origin, names: captureNames)
+        }
+    }
+
+    /// The names at a moment when nobody changes them.
+    ///
+    /// Under the cut lock: a reference to the tree and the times of what is being written; unfolded
+    /// after.
+    package func captureNames() -> @Sendable () -> [NodeRecord] {
+        let (frozen, times) = lock.withLock {
+            (tree, lazyTimes.compactMap { id in tree[id].map { (id, imageTime($0)) } })
+        }
+        return { [journal] in
+            // Nobody may be told names that the pool could still lose in a crash. A failure here
+            // fails the snapshot too: it needs the same catalog.
+            try? journal.waitDurable()
+            var nodes = frozen.nodes
+            for case (let id, let ns?) in times where ns > nodes[id]!.modifyNs {
+                nodes[id]!.modifyNs = ns
+                nodes[id]!.changeNs = max(nodes[id]!.changeNs, ns)
             }
+            // Names that lost their folder (open orphans) belong to no snapshot.
+            return nodes.values.filter { $0.parentID != nil || $0.id == .root }
         }
     }
 

@@ -47,13 +47,24 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     /// Snapshots that are being deleted: nothing of them can be opened any more.
     var doomedSnapshots: Set<Int64> = []
 
-    package init(volume: Volume, options: Options = Options()) throws(FSError) {
+    /// What is shown instead of the pool's own names and images.
+    let fixed: FixedTree?
+
+    /// - Parameter fixed: a state that never changes, shown read-only.
+    package init(
+        volume: Volume, options: Options = Options(), fixed: FixedTree? = nil
+    ) throws(FSError) {
+        var options = options
+        if fixed != nil { options.isReadOnly = true }
         self.volume = volume
         self.options = options
+        self.fixed = fixed
         let store = volume.store
         let (records, next): ([NodeRecord], NodeID)
         do {
-            (records, next) = try store.catalog.read { (try $0.nodes(), try $0.nextNodeID()) }
+            (records, next) = try store.catalog.read {
+                (try fixed?.records ?? $0.nodes(), try $0.nextNodeID())
+            }
         } catch { throw FSError(.io, "\(error)") }
         tree = NameTree(records)
         nextNode = next
@@ -322,6 +333,10 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
             ? 2 + UInt32(lock.withLock { tree.subdirectoryCount(node.id) })
             : (node.parentID == nil ? 0 : 1)
         var attributes = Attributes(node, inode: node.id.rawValue, linkCount: links)
+        if let fixed {
+            fixed.complete(&attributes, node.id)
+            return attributes
+        }
         if let id = node.imageID, let damaged = volume.damagedImage(id) {
             attributes.sizeBytes = damaged.sizeBytes
         } else if let id = node.imageID, let image = try? volume.image(id) {

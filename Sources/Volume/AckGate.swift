@@ -18,10 +18,11 @@ import SystemIO
 package struct PendingReply: Sendable {
     package var context: UInt
     package var value: UInt
-    package var send: @convention(c) (_ context: UInt, _ value: UInt) -> Void
+    /// - Parameter errno: 0 where all is well.
+    package var send: @convention(c) (_ context: UInt, _ value: UInt, _ errno: Int32) -> Void
 
     package init(
-        context: UInt, value: UInt = 0, send: @escaping @convention(c) (UInt, UInt) -> Void
+        context: UInt, value: UInt = 0, send: @escaping @convention(c) (UInt, UInt, Int32) -> Void
     ) {
         self.context = context
         self.value = value
@@ -62,7 +63,7 @@ package final class AckGate: @unchecked Sendable {  // all but the atomic is und
     @inline(__always)
     package func finish(_ sequence: SequenceNumber?, _ reply: PendingReply) {
         if let sequence, !isDone(sequence, reply) { return }
-        reply.send(reply.context, reply.value)
+        reply.send(reply.context, reply.value, 0)
     }
 
     private func isDone(_ sequence: SequenceNumber, _ reply: PendingReply) -> Bool {
@@ -94,9 +95,16 @@ package final class AckGate: @unchecked Sendable {  // all but the atomic is und
         lock.withLock { while sending > 0 { hasSent.wait(lock) } }
     }
 
+    /// That a target is stale cannot be written down: who waits for it must not be told that all is
+    /// well, and cannot wait for ever. It goes on counting.
+    package func fail() { send(errno: Self.ioError) { $0.takeAll() } }
+    private static let ioError: Int32 = 5
+
     package var waitingCount: Int { lock.withLock { tracker.waitingCount } }
 
-    private func send(_ take: (inout AckTracker<PendingReply>) -> [PendingReply]) {
+    private func send(
+        errno: Int32 = 0, _ take: (inout AckTracker<PendingReply>) -> [PendingReply]
+    ) {
         let replies = lock.withLock {
             let replies = take(&tracker)
             isCounting.store(!tracker.counting.isEmpty, ordering: .releasing)
@@ -104,7 +112,7 @@ package final class AckGate: @unchecked Sendable {  // all but the atomic is und
             return replies
         }
         guard !replies.isEmpty else { return }
-        for reply in replies { reply.send(reply.context, reply.value) }
+        for reply in replies { reply.send(reply.context, reply.value, errno) }
         lock.withLock {
             sending -= 1
             hasSent.broadcast()

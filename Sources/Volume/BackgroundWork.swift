@@ -8,6 +8,7 @@ final class BackgroundWork: @unchecked Sendable {  // fields are under `lock`
     private let changed = Condition()
     private var isStopping = false
     private var isWoken = true
+    private var isRetrying = false
     private var settling: Set<ImageID> = []
     private var thread: WorkerThread?
 
@@ -16,7 +17,14 @@ final class BackgroundWork: @unchecked Sendable {  // fields are under `lock`
         let worker = WorkerThread.start("doppel-behind") { [self] in
             while true {
                 lock.lock()
-                while !isWoken && !isStopping { changed.wait(lock) }
+                while !isWoken && !isStopping {
+                    if !isRetrying {
+                        changed.wait(lock)
+                    } else if !changed.wait(lock, timeoutMs: Self.retryMs) {
+                        isWoken = true
+                    }
+                }
+                isRetrying = false
                 isWoken = false
                 let stop = isStopping
                 lock.unlock()
@@ -28,6 +36,11 @@ final class BackgroundWork: @unchecked Sendable {  // fields are under `lock`
     }
 
     var shouldStop: Bool { lock.withLock { isStopping } }
+
+    private static let retryMs: Int64 = 5000
+
+    /// Something waits for what nobody tells, such as space: the thread looks again after a while.
+    func retryLater() { lock.withLock { isRetrying = true } }
 
     func wake() {
         lock.withLock {

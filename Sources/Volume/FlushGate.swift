@@ -3,7 +3,8 @@ import SystemIO
 /// Many flushes, one sync: a caller joins the first flush that starts after its call.
 ///
 ///     idle ──run()──► running ──done──► idle
-///                      │  ▲ callers that came meanwhile wait; one of them runs the next
+///      │               │  ▲ callers that came meanwhile wait; one of them runs the next
+///      └──runAlone()──► running: as run(), but the caller's own flush, which nobody joins
 final class FlushGate: @unchecked Sendable {  // fields are under `lock`
     private let lock = Lock()
     private let changed = Condition()
@@ -36,5 +37,20 @@ final class FlushGate: @unchecked Sendable {  // fields are under `lock`
         let failure = failures.first { $0.key >= mine }?.value
         lock.unlock()
         if let failure { throw failure }
+    }
+
+    /// Runs `body` while no flush is under way; a failure is the caller's alone.
+    func runAlone(_ body: () throws(VolumeError) -> Void) throws(VolumeError) {
+        lock.lock()
+        while isRunning { changed.wait(lock) }
+        isRunning = true
+        lock.unlock()
+        defer {
+            lock.withLock {
+                isRunning = false
+                changed.broadcast()
+            }
+        }
+        try body()
     }
 }

@@ -62,7 +62,7 @@ extension Image {
         let covering = BlockRange(coveringBytesAt: start, lengthBytes: end - start)
         core.waitForRoom(0)
         try lockForChange(of: covering)
-        if head.map == nil {
+        if !tracksBlocks {
             defer { unlock(covering) }
             do throws(SystemError) {
                 // The size may have shrunk since the caller looked: neither call grows a file.
@@ -123,13 +123,28 @@ extension Image {
         var range = range
         if let imageEnd, imageEnd & 4095 != 0, sizeBytes > imageEnd { range.count -= 1 }
         guard !range.isEmpty, !chain.index.isAll(.zero, in: range) else { return }
-        do throws(SystemError) { try head.note(range, .zero) } catch {
+        do throws(SystemError) { try zeroLocked(range) } catch {
+            tellFailed(range)
             throw VolumeError(error, image: id)
         }
-        chain.index.set(range, to: .zero)
-        head.punchAfterCommit(range)
         noteChange()
         tellZero(range)
+    }
+
+    /// Whole blocks become zero; the caller holds their stripes.
+    func zeroLocked(_ range: BlockRange) throws(SystemError) {
+        if head.map == nil {
+            // A plain file says zero by a hole.
+            try head.data.punchHole(at: range.startByte, length: range.lengthBytes)
+            guard tracksBlocks else { return }
+            try draining?.note(range, .absent)
+            chain.index.set(range, to: headSlot)
+            return
+        }
+        try head.note(range, .zero)
+        try draining?.note(range, .absent)
+        chain.index.set(range, to: .zero)
+        head.punchAfterCommit(range)
     }
 
     /// Grows with zeros, or cuts off. What was cut off reads as zeros should the image grow again.
@@ -143,20 +158,20 @@ extension Image {
         let all = BlockRange(
             start: 0, count: max(Geometry.blockCount(sizeBytes: max(high, sizeBytes)), 1))
         let current = sizeBytes
-        if head.map == nil {
-            try VolumeError.system(id) { () throws(SystemError) in
-                try head.data.truncate(to: newSize)
-            }
-        } else if newSize < current {
+        if tracksBlocks, newSize < current {
             try clearTail(of: newSize)
             let first = Geometry.blockCount(sizeBytes: newSize)
             let cutOff = BlockRange(start: first, count: max(all.end, first) - first)
             if !cutOff.isEmpty {
-                do throws(SystemError) { try head.note(cutOff, .zero) } catch {
+                do throws(SystemError) { try zeroLocked(cutOff) } catch {
+                    tellFailed(cutOff)
                     throw VolumeError(error, image: id)
                 }
-                chain.index.set(cutOff, to: .zero)
-                head.punchAfterCommit(cutOff)
+            }
+        }
+        if head.map == nil {
+            try VolumeError.system(id) { () throws(SystemError) in
+                try head.data.truncate(to: newSize)
             }
         }
         storeSize(newSize)
@@ -175,7 +190,7 @@ extension Image {
             let changed = BlockRange(coveringBytesAt: low, lengthBytes: high - low)
             try lockForChange(of: changed)
             unlock(changed)
-            if head.map != nil, newSize < old, newSize & 4095 != 0 {
+            if tracksBlocks, newSize < old, newSize & 4095 != 0 {
                 // The tail of the new last block is in the head then, where it can be cleared.
                 try writeZeros(from: newSize, to: min((newSize | 4095) + 1, old))
             }

@@ -18,7 +18,7 @@ extension Image {
         core.waitForRoom(length)
         while true {
             try lockForChange(of: blocks)
-            if head.map == nil || !needsMerging(blocks, offset: offset, end: offset + length) {
+            if !tracksBlocks || !needsMerging(blocks, offset: offset, end: offset + length) {
                 defer { unlock(blocks) }
                 return try writeLocked(buffer, at: offset, blocks: blocks)
             }
@@ -89,9 +89,28 @@ extension Image {
     /// After the data: a commit that takes the record must find the data written (Layer's L1).
     @inline(__always)
     private func noteWritten(_ blocks: BlockRange) throws(SystemError) {
-        guard head.map != nil, !chain.index.isAll(headSlot, in: blocks) else { return }
+        guard tracksBlocks, !chain.index.isAll(headSlot, in: blocks) else { return }
+        try noteInHead(blocks)
+    }
+
+    /// The blocks' data is in the head's file; from here on they are found there (V5).
+    @inline(__always)
+    func noteInHead(_ blocks: BlockRange) throws(SystemError) {
         try head.note(blocks, .data)
+        try draining?.note(blocks, .absent)
         chain.index.set(blocks, to: headSlot)
+    }
+
+    /// Writes whole blocks to the head. A plain file that is the head has the image's size: zeros
+    /// past it (V4) stay unwritten.
+    func writeBlocks(
+        _ bytes: UnsafeRawBufferPointer, at offset: UInt64, imageEnd: UInt64
+    ) throws(SystemError) {
+        var count = bytes.count
+        if head.map == nil { count = Int(min(UInt64(count), max(imageEnd, offset) - offset)) }
+        if count > 0 {
+            try head.data.write(UnsafeRawBufferPointer(rebasing: bytes[0..<count]), at: offset)
+        }
     }
 
     // MARK: Merging edges with what lies below
@@ -142,23 +161,25 @@ extension Image {
                 let count = min(buffer.count, 4096 - inBlock)
                 UnsafeMutableRawBufferPointer(rebasing: first[inBlock..<inBlock + count])
                     .copyMemory(from: UnsafeRawBufferPointer(rebasing: buffer[0..<count]))
-                try head.data.write(UnsafeRawBufferPointer(first), at: blocks.startByte)
+                try writeBlocks(
+                    UnsafeRawBufferPointer(first), at: blocks.startByte,
+                    imageEnd: max(sizeBytes, end))
                 from = count
             }
             if hasLast {
                 let count = Int(end & 4095)
                 UnsafeMutableRawBufferPointer(rebasing: last[0..<count]).copyMemory(
                     from: UnsafeRawBufferPointer(rebasing: buffer[(buffer.count - count)...]))
-                try head.data.write(
-                    UnsafeRawBufferPointer(last), at: (blocks.end - 1) << Geometry.blockShift)
+                try writeBlocks(
+                    UnsafeRawBufferPointer(last), at: (blocks.end - 1) << Geometry.blockShift,
+                    imageEnd: max(sizeBytes, end))
                 to = buffer.count - count
             }
             if from < to {
                 try head.data.write(
                     UnsafeRawBufferPointer(rebasing: buffer[from..<to]), at: offset + UInt64(from))
             }
-            try head.note(blocks, .data)
-            chain.index.set(blocks, to: headSlot)
+            try noteInHead(blocks)
         } catch {
             clearFailedGrowth(from: offset, to: end)
             tellFailed(blocks)

@@ -12,6 +12,8 @@
 //   V2 Index entries change only under their stripes, with the cut lock held (shared is enough).
 //   V3 No lock here is held across a sync or a wait for one.
 //   V4 What lies past the image's end inside its last block is zero, in every layer.
+//   V5 While a layer drains into the head (Image+Merge.swift), every block that enters the head leaves
+//      the draining layer: noted in the head first, and durable there first.
 
 import BlockCore
 import Pool
@@ -84,6 +86,10 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     private let chainPointer: Atomic<UInt>
     private(set) var head: Layer
     private(set) var headSlot: LayerSlot
+    /// The layer on top of the head whose blocks a merge moves down into it; V5.
+    private(set) var draining: Layer?
+    /// Whether the index has to follow a write: not where the head is a plain file and all there is.
+    private(set) var tracksBlocks: Bool
     /// The head's parent; changes as V1 says.
     private(set) var layerBelowHead: LayerID?
 
@@ -95,8 +101,11 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     /// Every chain this image ever had: a reader may still be in an older one.
     private var chains: [LayerChain]
     private var failure: VolumeError?
-    /// Asked for when the activity log has more regions than it should; see `Volume.settle`.
+    /// Asked for when the activity log has more regions than it should, or the map has become long;
+    /// see `Volume.runBackgroundStep`.
     let wantsSettling: @Sendable () -> Void
+    /// Records of the head's map at which it is looked at; under the flush gate.
+    private var mapBytesToNotice: UInt64 = 1 << 20
 
     init(
         id: ImageID, core: VolumeCore, activity: ActivityLog, chain: LayerChain, head: Layer,
@@ -108,6 +117,7 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         self.activity = activity
         self.head = head
         self.headSlot = headSlot
+        tracksBlocks = head.map != nil
         self.layerBelowHead = layerBelowHead
         self.wantsSettling = wantsSettling
         chains = [chain]
@@ -145,10 +155,14 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
 
     /// A cut was made whose layer is not known durable yet.
     var hasUnsettledLayers: Bool { lock.withLock { !unsettled.isEmpty } }
+    /// The layer that holds all below it together with it: the head, or what drains into it.
+    var topLayer: Layer { draining ?? head }
+    /// The head while a layer drains into it.
+    var lowerHead: LayerID? { draining == nil ? nil : head.id }
 
     /// The head has the same content as the layer below it: a snapshot may use that one.
     var isUnchangedSinceCut: Bool {
-        head.map != nil && headSlot != .root && !changed.load(ordering: .acquiring)
+        head.map != nil && layerBelowHead != nil && !changed.load(ordering: .acquiring)
     }
 
     func latch(_ error: VolumeError) {
@@ -171,7 +185,7 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
             let (won, current) = size.compareExchange(
                 expected: now, desired: end, ordering: .acquiringAndReleasing)
             if won {
-                head.noteSize()
+                noteSize()
                 return
             }
             now = current
@@ -181,19 +195,29 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     /// The caller holds every stripe.
     func storeSize(_ sizeBytes: UInt64) {
         size.store(sizeBytes, ordering: .releasing)
+        noteSize()
+    }
+
+    /// The next commit has the size.
+    func noteSize() {
         head.noteSize()
+        draining?.noteSize()
     }
 
     // MARK: Changing the head (V1: the caller holds the cut lock exclusively)
 
     func switchHead(to layer: Layer, slot: LayerSlot, sequence: SequenceNumber) {
         lock.withLock {
-            unsettled.append(
-                UnsettledLayer(layer: head, sizeBytes: sizeBytes, sequence: sequence))
+            for sealed in [head, draining].compactMap({ $0 }) {
+                unsettled.append(
+                    UnsettledLayer(layer: sealed, sizeBytes: sizeBytes, sequence: sequence))
+            }
         }
-        layerBelowHead = head.id
+        layerBelowHead = topLayer.id
+        draining = nil
         head = layer
         headSlot = slot
+        tracksBlocks = layer.map != nil
         // The new head's first commit was written before the cut; what the size is at the cut must
         // be in its next one.
         layer.noteSize()
@@ -213,9 +237,30 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         modified.store(core.disk.now(), ordering: .relaxed)
     }
 
-    func layerMerged(_ upper: LayerID, into lower: LayerID) {
-        core.cut.withWrite { if layerBelowHead == upper { layerBelowHead = lower } }
+    func layerMerged(_ gone: LayerID, into other: LayerID?) {
+        core.cut.withWrite { if layerBelowHead == gone { layerBelowHead = other } }
     }
+
+    /// The layer below becomes the head, and the head drains into it.
+    func drain(into lower: Layer, slot: LayerSlot, below: LayerID?) {
+        lower.unseal()
+        draining = head
+        head = lower
+        headSlot = slot
+        layerBelowHead = below
+        tracksBlocks = true
+        noteSize()
+        changed.store(true, ordering: .releasing)
+    }
+
+    /// Nothing is left in the draining layer.
+    func endDraining() {
+        draining = nil
+        tracksBlocks = head.map != nil
+    }
+
+    /// What is merged into the head makes it other than the layer below.
+    func noteMerge() { changed.store(true, ordering: .releasing) }
 
     // MARK: Reading
 
@@ -260,16 +305,27 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
     /// not settled yet, then the head.
     /// - Throws: the first failure for ever after one; nothing is retried and hoped over.
     package func flush() throws(VolumeError) {
-        try gate.run { () throws(VolumeError) in
-            if let failure = latchedFailure {
-                throw VolumeError(
-                    .latched, image: id, errno: failure.errno,
-                    "an earlier sync failed (\(failure.message)); check the disk, then remount")
-            }
-            do throws(VolumeError) { try flushOnce() } catch {
-                latch(error)
-                throw error
-            }
+        try gate.run { () throws(VolumeError) in try flushUnlessLatched() }
+    }
+
+    /// Flushes, and runs `body` before any other flush begins: what it switches, none finds half.
+    /// - Throws: also what `body` throws, which latches nothing.
+    func flush(then body: () throws(VolumeError) -> Void) throws(VolumeError) {
+        try gate.runAlone { () throws(VolumeError) in
+            try flushUnlessLatched()
+            try body()
+        }
+    }
+
+    private func flushUnlessLatched() throws(VolumeError) {
+        if let failure = latchedFailure {
+            throw VolumeError(
+                .latched, image: id, errno: failure.errno,
+                "an earlier sync failed (\(failure.message)); check the disk, then remount")
+        }
+        do throws(VolumeError) { try flushOnce() } catch {
+            latch(error)
+            throw error
         }
     }
 
@@ -277,6 +333,7 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         core.cut.lockRead()
         let sealed = lock.withLock { unsettled }
         let head = self.head
+        let draining = self.draining
         core.cut.unlock()
         for each in sealed {
             _ = try VolumeError.wrapping(id) { () throws(LayerError) in
@@ -287,12 +344,32 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         // The size is the image's only as long as the head is: a cut in between seals the old size
         // with the layer, and this commit's is then only an upper bound that the seal corrects.
         let punches = try VolumeError.wrapping(id) { () throws(LayerError) in
-            try head.commit(imageSizeBytes: sizeBytes, sequence: core.sequence)
+            let sequence = core.sequence
+            // V5: what is taken here was noted in the head before, so the head's commit has it.
+            let leaving = try draining?.take(imageSizeBytes: sizeBytes)
+            let punches = try head.commit(imageSizeBytes: sizeBytes, sequence: sequence)
+            if let draining, let leaving, leaving.mustCommit {
+                // One less: until the layer is gone, the head's size is the one in force.
+                let before = SequenceNumber(rawValue: max(sequence.rawValue, 1) - 1)
+                _ = try draining.commit(leaving, sequence: before)
+            }
+            return punches
         }
         lock.withLock {
             unsettled.removeAll { each in sealed.contains { $0.layer === each.layer } }
         }
         punch(punches, in: head)
+        noticeLongMap(of: head)
+    }
+
+    /// Wakes who rewrites maps when this one has doubled; what that left has to grow fourfold.
+    private func noticeLongMap(of head: Layer) {
+        guard let bytes = head.map?.recordBytes else { return }
+        mapBytesToNotice = min(mapBytesToNotice, max(1 << 20, 4 * bytes))
+        if bytes > mapBytesToNotice {
+            mapBytesToNotice = 2 * bytes
+            wantsSettling()
+        }
     }
 
     /// Frees what trims left behind, where nothing was written since. A failure costs only space.

@@ -46,6 +46,8 @@ package final class LayerChain: @unchecked Sendable {
         return slot
     }
 
+    var isEmpty: Bool { lock.withLock { nextSlot == 0 } }
+
     /// The slot that the next `add` gives; for loading, where nobody else adds.
     var nextSlotForLoading: LayerSlot { lock.withLock { LayerSlot(rawValue: UInt16(nextSlot)) } }
 
@@ -63,7 +65,8 @@ package final class LayerChain: @unchecked Sendable {
         }
     }
 
-    /// Puts another layer in a slot: its blocks are found there from now on.
+    /// Puts another layer in a slot: its blocks are found there from now on. The caller keeps the old
+    /// one alive until its readers are gone.
     func replace(_ slot: LayerSlot, with layer: Layer) {
         lock.withLock { retained[slot] = layer }
         slots[Int(slot.rawValue)].store(

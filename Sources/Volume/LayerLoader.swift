@@ -42,6 +42,7 @@ extension Volume {
         for merge in try read({ try $0.merges() }) {
             mergingLayers.formUnion([merge.layerID, merge.intoLayerID])
         }
+        try matchSizesOfDrains(rows)
         try recover(&rows)
         for row in try read({ try $0.images() }) where !row.isDeleted {
             guard let headID = row.headLayerID else { continue }
@@ -152,6 +153,8 @@ extension Volume {
                 .damaged, image: row.imageID,
                 "\(path) is missing: without it nobody knows what layer \(row.id.rawValue) holds")
         }
+        // The first slot is the base without a map: what no map names is found there.
+        if hasMap, chain.isEmpty { _ = try chain.add(Layer.nothing(image: row.imageID)) }
         if let known = layer(row.id) {
             let slot = try chain.add(known)
             if hasMap { _ = try replay(row, path: path, slot: slot, chain: chain, readOnly: true) }
@@ -191,46 +194,54 @@ extension Volume {
         }
     }
 
-    /// Enters a map's blocks into the index. A map with blocks that a merge moved away is read
-    /// whole first: only the last word on each block counts.
+    /// Enters a map's blocks into the index. Of a map with blocks that a merge moved away only the
+    /// last word on each block counts: those are looked for below.
     private func replay(
         _ row: LayerRecord, path: String, slot: LayerSlot, chain: LayerChain, readOnly: Bool,
         data: DiskFile? = nil
     ) throws(VolumeError) -> LayerMapFile {
-        var dataEnd: UInt64 = 0
+        var extents: [MapExtent] = []
         let map = try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
             let isMerging = mergingLayers.contains(row.id)
-            var contents: LayerContents?
-            if isMerging {
-                contents = try LayerContents.read(disk: disk, path: path, layer: row.id)
-                for range in contents!.data.ranges { chain.index.set(range, to: slot) }
-                for range in contents!.zero.ranges { chain.index.set(range, to: .zero) }
-            }
-            return try LayerMapFile.open(
+            let map = try LayerMapFile.open(
                 disk: disk, path: path, layer: row.id, isSealed: row.isSealed && !isMerging,
-                isSettled: data != nil && !store.wasUnclean,
-                readOnly: readOnly && !isMerging
-            ) { extent in
-                if extent.state == .data { dataEnd = max(dataEnd, extent.range.end) }
-                if contents != nil { return }
-                chain.index.set(extent.range, to: extent.state == .zero ? .zero : slot)
+                isSettled: data != nil && !store.wasUnclean, readOnly: readOnly
+            ) { extents.append($0) }
+            if extents.contains(where: { $0.state == .absent }) {
+                let contents = LayerContents(extents)
+                for range in contents.data.ranges { chain.index.set(range, to: slot) }
+                for range in contents.zero.ranges { chain.index.set(range, to: .zero) }
+            } else {
+                for extent in extents {
+                    chain.index.set(extent.range, to: extent.state == .zero ? .zero : slot)
+                }
             }
+            return map
         }
-        if let data, dataEnd > 0 {
-            // A data file never shrinks below a block that a durable map names; past its end there
-            // would be zeros.
-            let lastByte = (dataEnd - 1) << Geometry.blockShift
-            let length = try VolumeError.system(row.imageID) { () throws(SystemError) in
-                try data.status().sizeBytes
-            }
-            guard length > lastByte else {
-                throw VolumeError(
-                    .damaged, image: row.imageID,
-                    "\(data.path) is damaged: it ends at \(length), and block \(dataEnd - 1) of it "
-                        + "is gone. Run `doppel check` on the pool.")
-            }
-        }
+        if let data { try requireWhole(data, of: row, extents) }
         return map
+    }
+
+    /// A data file never shrinks below a block that a durable map names; past its end there would be
+    /// zeros.
+    private func requireWhole(
+        _ data: DiskFile, of row: LayerRecord, _ extents: [MapExtent]
+    ) throws(VolumeError) {
+        func end(_ extents: [MapExtent]) -> UInt64 {
+            extents.reduce(0) { $1.state == .data ? max($0, $1.range.end) : $0 }
+        }
+        let length = try VolumeError.system(row.imageID) { () throws(SystemError) in
+            try data.status().sizeBytes
+        }
+        guard end(extents) > Geometry.blockCount(sizeBytes: length) else { return }
+        // Later extents may have taken back what earlier ones said.
+        guard let last = LayerContents(extents).data.ranges.last,
+            last.end > Geometry.blockCount(sizeBytes: length)
+        else { return }
+        throw VolumeError(
+            .damaged, image: row.imageID,
+            "\(data.path) is damaged: it ends at \(length), and block \(last.end - 1) of it is gone. "
+                + "Run `doppel check` on the pool.")
     }
 
     func openData(of row: LayerRecord) throws(VolumeError) -> DiskFile {

@@ -4,13 +4,11 @@ import SystemIO
 
 /// A sealed layer as a whole image: what a snapshot's file shows. It never changes.
 package class LayerView: @unchecked Sendable {  // constants; OverlayView says when it changes
-    package let layerID: LayerID
     private let length: UInt64
     package var sizeBytes: UInt64 { length }
     let chain: LayerChain
 
-    init(layerID: LayerID, sizeBytes: UInt64, chain: LayerChain) {
-        self.layerID = layerID
+    init(sizeBytes: UInt64, chain: LayerChain) {
         length = sizeBytes
         self.chain = chain
     }

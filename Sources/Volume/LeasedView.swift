@@ -24,7 +24,7 @@ package final class LeasedView: LayerView, @unchecked Sendable {
     package init(_ view: LayerView, _ lease: ViewLease) {
         self.view = view
         self.lease = lease
-        super.init(layerID: view.layerID, sizeBytes: view.sizeBytes, chain: view.chain)
+        super.init(sizeBytes: view.sizeBytes, chain: view.chain)
     }
 
     /// What was read before the lease ended is what the view shows: it is looked at afterwards.

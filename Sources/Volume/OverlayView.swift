@@ -22,8 +22,7 @@ package final class OverlayView: LayerView, @unchecked Sendable {
         self.file = file
         lengthBytes = below?.sizeBytes ?? 0
         super.init(
-            layerID: below?.layerID ?? LayerID(rawValue: 0), sizeBytes: lengthBytes,
-            chain: below?.chain ?? LayerChain(epochs: epochs))
+            sizeBytes: lengthBytes, chain: below?.chain ?? LayerChain(epochs: epochs))
     }
 
     deinit { file.close() }

@@ -79,12 +79,15 @@ extension Volume {
             for row in doomed where images.contains(where: { $0.headLayerID == row.id }) {
                 try tx.clearHead(ofImagesWith: row.id)
             }
-            for row in doomed { try tx.deleteLayer(row.id) }
+            for row in doomed {
+                try tx.deleteMerges(naming: row.id)
+                try tx.deleteLayer(row.id)
+            }
             for image in emptied { try tx.deleteImage(image.id) }
         }
         core.epochs.synchronize()
         for row in doomed {
-            forget(view: row.id)
+            moveViews(of: row.id, to: nil)
             forget(layer: row.id)
             removeFiles(of: row)
         }

@@ -41,7 +41,8 @@ extension Volume {
     // MARK: Blocks
 
     /// Blocks that may differ between an image's content in one layer and in another: those that
-    /// either holds above the nearest layer they share.
+    /// either holds above the nearest layer they share. The caller holds the structure lock, for a
+    /// merge moves blocks from one to the other.
     package func blocksDiffering(
         from a: LayerID?, to b: LayerID
     ) throws(VolumeError) -> BlockSet {
@@ -84,7 +85,7 @@ extension Volume {
                 uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
             var layers: [ImageID: Set<LayerID>] = [:]
             for image in allImages {
-                layers[image.id] = Set(path(to: image.head.id, rows).map(\.id))
+                layers[image.id] = Set(path(to: image.topLayer.id, rows).map(\.id))
             }
             for (_, nodes) in try snapshotNodes() {
                 for node in nodes {
@@ -137,7 +138,7 @@ extension Volume {
                 legs.append(InventoryLeg(snapshot: record, blocks: try steps(known, tops)))
                 known.merge(tops) { $1 }
             }
-            let heads = Dictionary(uniqueKeysWithValues: allImages.map { ($0.id, $0.head.id) })
+            let heads = Dictionary(uniqueKeysWithValues: allImages.map { ($0.id, $0.topLayer.id) })
             legs.append(InventoryLeg(snapshot: nil, blocks: try steps(known, heads)))
             return legs
         }

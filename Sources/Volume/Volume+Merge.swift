@@ -1,44 +1,67 @@
 // Merging a layer that no snapshot needs any more with the only layer on top of it.
 //
-// The lower layer L is sealed, no snapshot shows it, and U is its one child. U's blocks hide L's,
-// so L's hidden blocks may be overwritten by nobody's notice: U's blocks are moved down into L,
-// a batch at a time, and whoever showed U shows L when U is empty.
+// The lower layer L is sealed, no snapshot shows it, and U is its one child. Blocks move in the
+// cheaper direction, a batch at a time, until one of the two is empty and goes:
+//   down   U's blocks to L, which U hides anyway; L then stands where U stood
+//   up     L's blocks that U does not hide to U; U then stands on L's parent
+// The direction is chosen once and is in the catalog before the first change.
 //
-//   copy      U's blocks to L                         crash: U still hides them
-//   L durable data synced, then L's map               crash: as above
-//   mark      U's map says absent, durably            crash: both have the same content
-//   index     readers find them in L                  (memory only)
-//   grace     every older reader has left
-//   punch     U's data is freed                       crash: a hole more or less, nobody reads it
-//   finish    the catalog gives U's name and children crash: either side of one transaction;
-//             to L; U's files go                      files without rows are swept at open
+// The steps of a batch, and what a crash between them leaves: Volume+MergeSealed.swift for two sealed
+// layers, Volume+MergeHead.swift for a live head and the layer below it.
 //
-// U is sealed here. A head is merged only while nobody writes (`flattenHeads`, for ejecting).
+// A base without a map says absent by a hole; U, when it has taken the last of such a base, becomes a
+// base with a map, and is made a plain file again when the pool is closed (`makePlain`).
 
 import BlockCore
 import Pool
 import SystemIO
 
-extension Volume {
-    struct MergePair {
-        var lower: LayerRecord
-        var upper: LayerRecord
+/// Two layers that can be one.
+struct Merge {
+    var lower: LayerRecord
+    var upper: LayerRecord
+    /// The image whose live head `upper` is (or drains); nil for sealed layers.
+    var image: Image?
+    /// nil as long as nothing was changed.
+    var direction: MergeRecord.Direction?
+
+    func names(_ layers: Set<LayerID>) -> Bool {
+        layers.contains(lower.id) || layers.contains(upper.id)
     }
+}
 
-    /// Blocks moved between two syncs.
-    private static var batchBlocks: UInt64 { 16 << 10 }
-
-    func mergeCandidates(_ rows: [LayerRecord]) throws(VolumeError) -> [MergePair] {
-        let (kept, images) = try read { (try $0.layersReferencedBySnapshots(), try $0.images()) }
+extension Volume {
+    /// Pairs that can be merged, those that were begun first.
+    func mergeCandidates(_ rows: [LayerRecord]) throws(VolumeError) -> [Merge] {
+        let (kept, images, records) = try read {
+            (try $0.layersReferencedBySnapshots(), try $0.images(), try $0.merges())
+        }
         let heads = Set(images.filter { !$0.isDeleted }.compactMap(\.headLayerID))
         let children = Dictionary(grouping: rows.filter { $0.parentID != nil }) { $0.parentID! }
-        return rows.compactMap { lower in
-            guard lower.isSealed, !kept.contains(lower.id), !heads.contains(lower.id),
-                let only = children[lower.id], only.count == 1, only[0].isSealed,
-                !heads.contains(only[0].id)
+        let live = allImages
+        let pairs = rows.compactMap { lower -> Merge? in
+            guard !kept.contains(lower.id), !heads.contains(lower.id),
+                let only = children[lower.id], only.count == 1
             else { return nil }
-            return MergePair(lower: lower, upper: only[0])
+            let upper = only[0]
+            let direction = records.first {
+                ($0.layerID, $0.intoLayerID) == (upper.id, lower.id) && $0.direction == .down
+                    || ($0.layerID, $0.intoLayerID) == (lower.id, upper.id) && $0.direction == .up
+            }?.direction
+            let image = live.first { $0.topLayer.id == upper.id }
+            // A layer that drains has made the lower one a head again.
+            guard lower.isSealed || image?.lowerHead == lower.id || direction == .down else {
+                return nil
+            }
+            if heads.contains(upper.id) {
+                // What is latched takes no more changes.
+                guard let image, image.latchedFailure == nil else { return nil }
+                return Merge(lower: lower, upper: upper, image: image, direction: direction)
+            }
+            guard upper.isSealed, lower.isSealed else { return nil }
+            return Merge(lower: lower, upper: upper, image: nil, direction: direction)
         }
+        return pairs.filter { $0.direction != nil } + pairs.filter { $0.direction == nil }
     }
 
     /// How many layers wait to be merged away; for status.
@@ -46,77 +69,128 @@ extension Volume {
         try mergeCandidates(try read { try $0.layers() }).count
     }
 
-    /// Moves one batch of one merge, or finishes one.
+    /// Moves one batch of one merge, or begins or finishes one.
+    /// - Returns: false when nothing can be done now.
     package func mergeStep() throws(VolumeError) -> Bool {
         try structure.withLock { () throws(VolumeError) in
             let rows = try read { try $0.layers() }
-            for pair in try mergeCandidates(rows) {
-                // What does not open stays as it is, and keeps no other merge waiting.
-                guard try openedLayer(pair.lower, rows: rows) != nil,
-                    try openedLayer(pair.upper, rows: rows) != nil
-                else { continue }
-                try move(pair)
-                return true
+            for merge in try mergeCandidates(rows) where !merge.names(stoppedLayers) {
+                do throws(VolumeError) {
+                    guard try advance(merge, rows) else { continue }
+                    isMergeWaiting = false
+                    return true
+                } catch {
+                    // The disk is full: the merge waits for space, and its writers are left alone.
+                    guard error.kind == .noSpace else {
+                        stop(merge, error)
+                        continue
+                    }
+                    background.retryLater()
+                    noteWaiting(error)
+                    return false
+                }
             }
+            isMergeWaiting = false
             return false
         }
     }
 
-    private func move(_ pair: MergePair) throws(VolumeError) {
-        guard let lower = layer(pair.lower.id), let upper = layer(pair.upper.id),
-            let upperMap = upper.map
-        else {
-            throw VolumeError(.damaged, "layer \(pair.upper.id.rawValue) is not open")
+    /// - Returns: false for layers that do not open, and while somebody has the lower one open as it
+    ///   is.
+    private func advance(_ merge: Merge, _ rows: [LayerRecord]) throws(VolumeError) -> Bool {
+        guard let lower = try openedLayer(merge.lower, rows: rows),
+            let upper = try openedLayer(merge.upper, rows: rows)
+        else { return false }
+        if merge.direction == nil, isPinned(lower, below: upper) {
+            background.retryLater()
+            return false
         }
-        try beginMerge(pair, lower, upper)
-        let contents = try contents(of: pair.upper, layer: upper)
-        let batch = Self.firstBatch(of: contents)
-        if batch.isEmpty { return try finish(pair, lower: lower, upper: upper) }
-        for extent in batch { try copyDown(extent, from: upper, to: lower) }
-        let sequence = core.sequence
-        try VolumeError.wrapping(pair.upper.imageID) { () throws(LayerError) in
-            _ = try lower.commit(
-                imageSizeBytes: max(
-                    lower.map?.lastCommit?.imageSizeBytes ?? 0, pair.upper.sizeBytes),
-                sequence: sequence, seal: true)
-            do throws(SystemError) {
-                for extent in batch { try upper.note(extent.range, .absent) }
-            } catch { throw .system(error) }
-            _ = try upper.commit(
-                imageSizeBytes: upperMap.lastCommit!.imageSizeBytes, sequence: sequence, seal: true)
+        let merge = try begin(merge, lower, upper)
+        switch (merge.direction!, merge.image) {
+        case (.up, let image?): try pullUp(merge, image, lower: lower, upper: upper)
+        case (.down, let image?): try drain(merge, image, lower: lower, upper: upper)
+        case (_, nil): try move(merge, lower: lower, upper: upper)
         }
-        reindex(batch.map(\.range), from: upper, to: lower)
-        core.epochs.synchronize()
-        for extent in batch where extent.state == .data {
-            try? upper.data.punchHole(at: extent.range.startByte, length: extent.range.lengthBytes)
+        return true
+    }
+
+    private func noteWaiting(_ error: VolumeError) {
+        if isMergeWaiting { return }
+        isMergeWaiting = true
+        tell("merge-waits", subject: store.path, error.message)
+    }
+
+    /// Until the next open. What does not have its checksum stays where it is, and reads of it fail.
+    private func stop(_ merge: Merge, _ error: VolumeError) {
+        stoppedLayers.insert(merge.lower.id)
+        stoppedLayers.insert(merge.upper.id)
+        let isDamage = error.kind == .checksum || error.kind == .damaged
+        tell(
+            isDamage ? "damaged" : "merge-stopped",
+            subject: "image \(merge.lower.imageID.rawValue)",
+            "layers of a deleted snapshot were not merged, nothing is lost: \(error.message); "
+                + (isDamage ? "run `doppel scrub`" : "tried again when the pool is next opened"))
+    }
+
+    func tell(_ kind: String, subject: String, _ message: String) {
+        log.warning("\(kind), \(subject): \(message)")
+        _ = try? commit { tx in
+            try tx.addEvent(
+                EventRecord(atNs: disk.now(), kind: kind, subject: subject, message: message))
         }
     }
 
-    /// From here on a torn tail of the two maps is no damage, and neither layer has checksums: the
-    /// lower one's content changes where it is hidden, the upper one's goes away.
-    func beginMerge(
-        _ pair: MergePair, _ lower: Layer, _ upper: Layer
-    ) throws(VolumeError) {
-        mergingLayers.formUnion([pair.upper.id, pair.lower.id])
-        // A view from when a snapshot still showed the lower layer: it is about to be something else.
-        forget(view: pair.lower.id)
-        let known = try read { try $0.merges() }
+    // MARK: Beginning
+
+    /// From here on a torn tail of the two maps is no damage, and the direction stands.
+    func begin(_ merge: Merge, _ lower: Layer, _ upper: Layer) throws(VolumeError) -> Merge {
+        mergingLayers.formUnion([merge.upper.id, merge.lower.id])
+        // What it was to cover changes; it is looked at anew after the merge.
+        if coverage?.layer === lower || coverage?.layer === upper { coverage = nil }
+        if merge.direction != nil { return merge }
+        if let image = merge.image {
+            // The upper map's commit is the newest there is; whoever merges relies on its size.
+            image.noteMerge()
+            image.noteSize()
+            try image.flush()
+        }
+        let above = try contents(of: merge.upper, layer: upper)
+        let below = try contents(of: merge.lower, layer: lower)
+        var visible = below.data
+        visible.subtract(above.data)
+        visible.subtract(above.zero)
+        let isUp = visible.count < above.data.count
         let record = MergeRecord(
-            layerID: pair.upper.id, intoLayerID: pair.lower.id, direction: .down)
-        if !known.contains(record) { try commit { try $0.setMerge(record) } }
-        for (row, layer) in [(pair.lower, lower), (pair.upper, upper)]
-        where layer.coveringSums != nil {
-            layer.setSums(nil)
-            try VolumeError.system(row.imageID) { () throws(SystemError) in
-                try disk.removeFile(store.sumsPath(image: row.imageID, layer: row.id))
-                try disk.syncDirectory(store.imageDirectory(row.imageID))
-            }
-        }
+            layerID: isUp ? merge.lower.id : merge.upper.id,
+            intoLayerID: isUp ? merge.upper.id : merge.lower.id, direction: isUp ? .up : .down)
+        try commit { try $0.setMerge(record) }
+        var begun = merge
+        begun.direction = record.direction
+        return begun
     }
 
-    private static func firstBatch(of contents: LayerContents) -> [MapExtent] {
+    // MARK: Batches
+
+    /// What is left to move in the merge's direction, as far as it is durable.
+    func remaining(_ merge: Merge, lower: Layer, upper: Layer) throws(VolumeError) -> LayerContents
+    {
+        let above = try contents(of: merge.upper, layer: upper)
+        if merge.direction == .down { return above }
+        var below = try contents(of: merge.lower, layer: lower)
+        below.data.subtract(above.data)
+        below.data.subtract(above.zero)
+        below.zero.subtract(above.data)
+        below.zero.subtract(above.zero)
+        // Below a base there is nothing that a zero would have to hide.
+        if merge.lower.parentID == nil { below.zero = BlockSet() }
+        return below
+    }
+
+    /// - Throws: `.noSpace` when the disk is too full to hold a batch twice.
+    func firstBatch(of contents: LayerContents) throws(VolumeError) -> [MapExtent] {
         var batch: [MapExtent] = []
-        var left = batchBlocks
+        var left = options.mergeBatchBlocks
+        if !contents.data.isEmpty { left = min(left, try affordableBlocks()) }
         for (ranges, state) in [
             (contents.data.ranges, BlockState.data), (contents.zero.ranges, .zero),
         ] {
@@ -131,127 +205,99 @@ extension Volume {
         return batch
     }
 
-    private func copyDown(
-        _ extent: MapExtent, from upper: Layer, to lower: Layer
-    ) throws(VolumeError) {
-        try VolumeError.system(lower.imageID) { () throws(SystemError) in
-            if extent.state == .zero {
-                try lower.data.punchHole(
-                    at: extent.range.startByte, length: extent.range.lengthBytes)
-            } else {
-                let done = try lower.data.copyRange(
-                    from: upper.data, at: extent.range.startByte, to: extent.range.startByte,
-                    length: extent.range.lengthBytes)
-                if done < extent.range.lengthBytes {
-                    // The file ends inside its last block: what follows is zero.
-                    try lower.data.punchHole(
-                        at: extent.range.startByte + done, length: extent.range.lengthBytes - done)
-                }
-            }
-            try lower.note(extent.range, extent.state)
+    /// Writers go first: a batch takes at most a quarter of what is left.
+    private func affordableBlocks() throws(VolumeError) -> UInt64 {
+        let available = try VolumeError.system { () throws(SystemError) in
+            try disk.fileSystemStatus(store.path).availableBytes
         }
+        let blocks = (available / 4) >> Geometry.blockShift
+        guard blocks >= 16 else {
+            throw VolumeError(
+                .noSpace,
+                "the disk of \(store.path) is full: layers of deleted snapshots are merged when "
+                    + "there is space again")
+        }
+        return blocks
     }
 
-    /// Every chain that finds these blocks in `upper` finds them in `lower` from now on.
-    private func reindex(_ ranges: [BlockRange], from upper: Layer, to lower: Layer) {
-        for image in allImages {
-            let chain = image.chain
-            guard let old = chain.slot(of: upper), let new = chain.slot(of: lower) else { continue }
-            for range in ranges {
-                var block = range.start
-                while block < range.end {
-                    let part = BlockRange(start: block, count: min(range.end - block, 1 << 18))
-                    core.cut.lockRead()
-                    image.stripes.lock(part)
-                    Self.replace(old, with: new, in: part, of: chain.index)
-                    image.stripes.unlock(part)
-                    core.cut.unlock()
-                    block = part.end
-                }
-            }
+    /// Hands out the blocks of a range, verified, in pieces of 256 KiB, with their checksums.
+    func withBlocks(
+        of layer: Layer, in range: BlockRange,
+        _ body: (BlockRange, UnsafeRawBufferPointer, UnsafeBufferPointer<UInt64>)
+            throws(LayerError) -> Void
+    ) throws(LayerError) {
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 4096, alignment: 4096)
+        let hashes = UnsafeMutableBufferPointer<UInt64>.allocate(capacity: 64)
+        defer {
+            buffer.deallocate()
+            hashes.deallocate()
         }
-        for view in allViews {
-            guard let old = view.chain.slot(of: upper), let new = view.chain.slot(of: lower) else {
-                continue
-            }
-            for range in ranges { Self.replace(old, with: new, in: range, of: view.chain.index) }
-        }
-    }
-
-    private static func replace(
-        _ old: LayerSlot, with new: LayerSlot, in range: BlockRange, of index: BlockIndex
-    ) {
+        hashes.initialize(repeating: 0)
         var block = range.start
         while block < range.end {
-            let (slot, count) = index.run(at: block, limit: range.end - block)
-            if slot == old { index.set(BlockRange(start: block, count: count), to: new) }
-            block += count
+            let part = BlockRange(start: block, count: min(range.end - block, 64))
+            let bytes = UnsafeMutableRawBufferPointer(
+                rebasing: buffer[0..<Int(part.lengthBytes)])
+            let sums = UnsafeMutableBufferPointer(rebasing: hashes[0..<Int(part.count)])
+            try layer.readBlocks(part, into: bytes, hashes: sums)
+            try body(part, UnsafeRawBufferPointer(bytes), UnsafeBufferPointer(sums))
+            block = part.end
         }
     }
 
-    /// The upper layer is empty: the lower one takes its place in the catalog.
-    private func finish(_ pair: MergePair, lower: Layer, upper: Layer) throws(VolumeError) {
-        var row = pair.lower
-        row.sizeBytes = pair.upper.sizeBytes
-        row.sealedSequence = pair.upper.sealedSequence
-        if !pair.upper.isSealed {
-            // It becomes the image's one plain file: its size is the image's, exactly.
-            try VolumeError.system(row.imageID) { () throws(SystemError) in
-                try lower.data.truncate(to: row.sizeBytes)
-                try lower.data.sync()
-            }
-            row.isSealed = false
+    /// A failure costs only space, until the layer goes.
+    func punch(_ batch: [MapExtent], in layer: Layer) {
+        for extent in batch where extent.state == .data {
+            try? layer.data.punchHole(at: extent.range.startByte, length: extent.range.lengthBytes)
         }
+    }
+
+    // MARK: Finishing
+
+    /// Nothing of the lower layer is left to show: the upper one stands on its parent.
+    func finishUp(_ merge: Merge, lower: Layer) throws(VolumeError) {
+        var row = merge.upper
+        row.parentID = merge.lower.parentID
         let merged = row
         try commit { tx in
             try tx.updateLayer(merged)
-            try tx.replaceReferences(to: pair.upper.id, with: pair.lower.id)
-            try tx.deleteMerge(pair.upper.id)
-            try tx.deleteLayer(pair.upper.id)
+            try tx.deleteMerges(naming: merge.lower.id)
+            try tx.deleteLayer(merge.lower.id)
         }
-        for image in allImages { image.layerMerged(pair.upper.id, into: pair.lower.id) }
-        core.epochs.synchronize()
-        retire(view: pair.upper.id)
+        for image in allImages { image.layerMerged(merge.lower.id, into: merge.lower.parentID) }
+        discard(merge.lower, lower)
+    }
+
+    /// A layer whose row is gone: nobody finds a block in it any more.
+    func discard(_ row: LayerRecord, _ layer: Layer) {
         for chain in allImages.map(\.chain) + allViews.map(\.chain) {
-            if let slot = chain.slot(of: upper) { chain.drop(slot) }
+            // What is found in the first slot is what nobody has: zeros, from now on.
+            guard let slot = chain.slot(of: layer), slot == .root else { continue }
+            chain.replace(slot, with: Layer.nothing(image: row.imageID))
         }
-        forget(layer: pair.upper.id)
-        removeFiles(of: pair.upper)
+        core.epochs.synchronize()
+        for chain in allImages.map(\.chain) + allViews.map(\.chain) {
+            if let slot = chain.slot(of: layer) { chain.drop(slot) }
+        }
+        forget(layer: row.id)
+        removeFiles(of: row)
     }
 }
 
 extension Volume {
-    /// Merges every head down into the layer below it where that is the image's own and no snapshot
-    /// or clone needs it, so that an image without snapshots is one plain file again. For a pool
-    /// that nobody has mounted: afterwards the volume must be closed and opened anew.
+    /// Merges all that can be merged, so that an image without snapshots is one layer, which
+    /// closing makes a plain file. For a pool that nobody has mounted.
+    /// - Throws: when one is left that could be merged and was not: a full disk, damage.
     package func flattenHeads() throws(VolumeError) {
         try flushAll()
         while try mergeStep() {}
-        while let pair = try headPair() { try move(pair) }
-    }
-
-    private func headPair() throws(VolumeError) -> MergePair? {
-        let (rows, kept, images) = try read {
-            (try $0.layers(), try $0.layersReferencedBySnapshots(), try $0.images())
+        if let left = try mergeCandidates(try read { try $0.layers() }).first {
+            throw VolumeError(
+                isMergeWaiting ? .noSpace : .io, image: left.upper.imageID,
+                isMergeWaiting
+                    ? "the disk is too full to merge what deleted snapshots left: make room first"
+                    : "what deleted snapshots left could not be merged: "
+                        + "see the events of `doppel status`, and run `doppel check`")
         }
-        let heads = Set(images.filter { !$0.isDeleted }.compactMap(\.headLayerID))
-        let children = Dictionary(grouping: rows.filter { $0.parentID != nil }) { $0.parentID! }
-        for upper in rows where heads.contains(upper.id) {
-            guard let lower = rows.first(where: { $0.id == upper.parentID }), lower.isSealed,
-                lower.parentID == nil, !kept.contains(lower.id), !heads.contains(lower.id),
-                children[lower.id]?.count == 1, lower.imageID == upper.imageID
-            else { continue }
-            var upper = upper
-            upper.sizeBytes = try image(ofHead: upper.id).sizeBytes
-            return MergePair(lower: lower, upper: upper)
-        }
-        return nil
-    }
-
-    private func image(ofHead id: LayerID) throws(VolumeError) -> Image {
-        guard let image = allImages.first(where: { $0.head.id == id }) else {
-            throw VolumeError(.damaged, "layer \(id.rawValue) is a head of no open image")
-        }
-        return image
     }
 }

@@ -9,6 +9,8 @@
 //   unsealed layer below others, or kept     a cut that was not settled: it is synced and sealed at
 //                                            what is durable of it, after the empty heads on top took
 //                                            its size durably: theirs was written before the cut
+//   unsealed layer below one that was        sealed in the same way, after the two have agreed on the
+//   draining into it                         size (Volume+MergeRecovery.swift); the merge goes on
 //   data past the end of an unsealed layer   from a write whose size was lost: cleared (Image's V4)
 //   layers of a deletion that was cut off    removed
 //
@@ -77,7 +79,7 @@ extension Volume {
         let last = map?.lastCommit
         try VolumeError.system(row.imageID) { () throws(SystemError) in
             row.sizeBytes = if let last { last.imageSizeBytes } else { try data.status().sizeBytes }
-            if last?.isSealed == false { try clearTail(of: data, row.sizeBytes, contents) }
+            try clearTail(of: data, row.sizeBytes, contents)
             try data.syncData()
         }
         let children = rows.values.filter { $0.parentID == row.id && !$0.isSealed }
@@ -89,7 +91,9 @@ extension Volume {
         row.isSealed = true
         let sealed = row
         try commit { try $0.updateLayer(sealed) }
-        note("layer \(row.id.rawValue) was sealed: the last cut was not complete")
+        if !drainTargets.contains(row.id) {
+            note("layer \(row.id.rawValue) was sealed: the last cut was not complete")
+        }
         return row
     }
 

@@ -45,7 +45,12 @@ extension Volume {
         var newHead: Layer?
         var slot: LayerSlot
         var sealedID: LayerID
+        /// The head that a merge had made of a lower layer; it is sealed again, below `sealedID`.
+        var lowerID: LayerID?
         var sizeBytes: UInt64 = 0
+
+        /// The layers that this cut seals.
+        var sealed: [LayerID] { newHead == nil ? [] : [sealedID] + (lowerID.map { [$0] } ?? []) }
     }
 
     /// - Parameter place: where a replica's primary made the cut; nil for here and now.
@@ -116,7 +121,7 @@ extension Volume {
         guard !images.isEmpty else { return }
         let rows = try commit { tx in
             try images.map { image in
-                var row = LayerRecord(imageID: image.id, parentID: image.head.id)
+                var row = LayerRecord(imageID: image.id, parentID: image.topLayer.id)
                 row.id = try tx.insertLayer(row)
                 return row
             }
@@ -134,7 +139,7 @@ extension Volume {
                 prepared.append(
                     Cut(
                         image: image, newHead: layer, slot: try image.chain.add(layer),
-                        sealedID: image.head.id))
+                        sealedID: image.topLayer.id, lowerID: image.lowerHead))
             }
             let heads = prepared.map { ($0.image.id, $0.newHead!.id) }
             try commit { tx in for (image, head) in heads { try tx.setHead(image, head) } }
@@ -161,11 +166,13 @@ extension Volume {
         }
         try commit { tx in
             for cut in cuts {
-                guard var row = try tx.layer(cut.sealedID), !row.isSealed else { continue }
-                row.isSealed = true
-                row.sizeBytes = cut.sizeBytes
-                row.sealedSequence = record.sequence
-                try tx.updateLayer(row)
+                for id in cut.sealed {
+                    guard var row = try tx.layer(id), !row.isSealed else { continue }
+                    row.isSealed = true
+                    row.sizeBytes = cut.sizeBytes
+                    row.sealedSequence = record.sequence
+                    try tx.updateLayer(row)
+                }
             }
             try tx.replaceSnapshotNodes(record.id, snapshotNodes)
             try tx.setSnapshotComplete(record.id, sequence: record.sequence)
@@ -190,27 +197,6 @@ extension Volume {
         background.wake()
     }
 
-    // MARK: Views
-
-    /// A sealed layer as a read-only image. Views of one layer share their index.
-    package func openView(_ id: LayerID, sizeBytes: UInt64) throws(VolumeError) -> LayerView {
-        if let view = cachedView(id) { return view }
-        return try structure.withLock { () throws(VolumeError) in
-            try openViewLocked(id, sizeBytes: sizeBytes)
-        }
-    }
-
-    /// The caller holds the structure lock.
-    func openViewLocked(_ id: LayerID, sizeBytes: UInt64) throws(VolumeError) -> LayerView {
-        if let view = cachedView(id) { return view }
-        let rows = Dictionary(
-            uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
-        let (chain, _, _) = try buildChain(to: id, rows: rows)
-        let view = LayerView(layerID: id, sizeBytes: sizeBytes, chain: chain)
-        put(view)
-        return view
-    }
-
     // MARK: Restore and clone
 
     /// Gives the image the content of a sealed layer at once. What it had stays as a snapshot of
@@ -226,6 +212,7 @@ extension Volume {
         try structure.withLock { () throws(VolumeError) in
             let image = try image(id)
             try refuseTaken(keepAs)
+            try requireShown(layer)
             let row = try insertLayer(
                 LayerRecord(imageID: id, parentID: layer), imageSizeBytes: sizeBytes)
             let rows = Dictionary(
@@ -235,7 +222,7 @@ extension Volume {
             defer { endNotes() }
             let differing = try markChanged(image, to: layer, rows: rows, sizeBytes: sizeBytes)
             let replaced = nodes.map { node in
-                SnapshotNode(node: node, layerID: image.head.id, sizeBytes: image.sizeBytes)
+                SnapshotNode(node: node, layerID: image.topLayer.id, sizeBytes: image.sizeBytes)
             }
             let record = try commit { tx in
                 try tx.setHead(id, row.id)
@@ -249,8 +236,8 @@ extension Volume {
             core.cut.lockWrite()
             let sequence = cutPlace(record)
             let cut = Cut(
-                image: image, newHead: head, slot: slot, sealedID: image.head.id,
-                sizeBytes: image.sizeBytes)
+                image: image, newHead: head, slot: slot, sealedID: image.topLayer.id,
+                lowerID: image.lowerHead, sizeBytes: image.sizeBytes)
             image.replaceChain(
                 chain, head: head, slot: slot, below: layer, sizeBytes: sizeBytes,
                 sequence: sequence)
@@ -271,7 +258,7 @@ extension Volume {
         _ image: Image, to layer: LayerID, rows: [LayerID: LayerRecord], sizeBytes: UInt64
     ) throws(VolumeError) -> BlockSet {
         try image.flush()
-        let changed = try differingBlocks(image.head.id, layer, rows: rows)
+        let changed = try differingBlocks(image.topLayer.id, layer, rows: rows)
         var regions = Set(
             changed.ranges.flatMap { range in
                 Int(
@@ -292,6 +279,7 @@ extension Volume {
     /// A new image whose content is a sealed layer's; nothing is copied.
     package func clone(layer: LayerID, sizeBytes: UInt64) throws(VolumeError) -> Image {
         try structure.withLock { () throws(VolumeError) in
+            try requireShown(layer)
             let id = try commit { try $0.insertImage() }
             let row = try insertLayer(
                 LayerRecord(imageID: id, parentID: layer), imageSizeBytes: sizeBytes)

@@ -50,13 +50,12 @@ extension Volume {
     package func suspects() -> [ImageID: BlockSet] {
         var result: [ImageID: BlockSet] = [:]
         for image in allImages {
-            let end = Geometry.blockCount(sizeBytes: image.sizeBytes)
             for region in image.activity.regions {
+                // Also behind the image's end, where a target may have what was lost here: the image
+                // may grow over it before anybody compares.
                 let start = UInt64(region) * Geometry.blocksPerRegion
-                guard start < end else { continue }
                 result.insert(
-                    BlockRange(start: start, count: min(Geometry.blocksPerRegion, end - start)),
-                    of: image.id)
+                    BlockRange(start: start, count: Geometry.blocksPerRegion), of: image.id)
             }
         }
         return result

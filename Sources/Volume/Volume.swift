@@ -20,6 +20,10 @@ package struct VolumeOptions: Sendable {
     package var isReadOnly = false
     /// A target of replication: no activity log is kept.
     package var isReplica = false
+    /// Blocks that a merge moves between two syncs.
+    package var mergeBatchBlocks: UInt64 = 8 << 10
+    /// A map is rewritten when its records take more than this, and four times what they need.
+    package var mapRewriteBytes: UInt64 = 1 << 20
     package init(
         runsInBackground: Bool = true, isReadOnly: Bool = false, isReplica: Bool = false
     ) {
@@ -38,10 +42,19 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     private let state = Lock()
     private var images: [ImageID: Image] = [:]
     private var layers: [LayerID: Layer] = [:]
-    private var views: [LayerID: LayerView] = [:]
-    private var retiredViews: [LayerView] = []
+    private var views: [OpenView] = []
     /// Layers whose maps a merge may have left with a torn tail; set at open.
     var mergingLayers: Set<LayerID> = []
+    /// Layers that were a head again when the pool was last in use: something drained into them.
+    var drainTargets: Set<LayerID> = []
+    /// Layers with a block that could not be moved or covered; under `structure`.
+    var stoppedLayers: Set<LayerID> = []
+    /// A merge waits for space on the disk; under `structure`.
+    var isMergeWaiting = false
+    /// The layer that is being covered with checksums; under `structure`.
+    var coverage: Coverage?
+    /// Records of a head's map when it was last looked at and not rewritten; under `structure`.
+    var mapBytesSeen: [LayerID: UInt64] = [:]
     let background = BackgroundWork()
     /// Where flushes wait for targets.
     package let gate = AckGate()
@@ -108,15 +121,7 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     func layer(_ id: LayerID) -> Layer? { state.withLock { layers[id] } }
     func put(_ layer: Layer) { state.withLock { layers[layer.id] = layer } }
     func forget(layer id: LayerID) { _ = state.withLock { layers.removeValue(forKey: id) } }
-    var allViews: [LayerView] { state.withLock { Array(views.values) + retiredViews } }
-    func cachedView(_ id: LayerID) -> LayerView? { state.withLock { views[id] } }
-    func put(_ view: LayerView) { state.withLock { views[view.layerID] = view } }
-    /// The view's layer is about to be part of another; whoever has it open goes on reading it, so
-    /// later merges must still find it.
-    func retire(view id: LayerID) {
-        state.withLock { if let view = views.removeValue(forKey: id) { retiredViews.append(view) } }
-    }
-    func forget(view id: LayerID) { _ = state.withLock { views.removeValue(forKey: id) } }
+    func withViews<T>(_ body: (inout [OpenView]) -> T) -> T { state.withLock { body(&views) } }
     func note(_ text: String) {
         recoveryNotes.append(text)
         log.warning("\(text)")
@@ -160,6 +165,7 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
         guard !options.isReadOnly else { return }
         try flushAll()
         for image in allImages { try settle(image, all: true) }
+        for image in allImages { makePlain(image) }
     }
 
     // MARK: Settling the activity log

@@ -26,8 +26,9 @@ package struct VolumeError: Error, CustomStringConvertible, Sendable {
         if error.isTooLarge {
             self.init(
                 .tooLarge, image: image, errno: error.errno,
-                "the file system under the pool has no files of that size (ext4: at most 16 TiB); XFS has. "
-                    + error.description)
+                "\(error.description): the pool's file system (ext4 ends at 16 TiB), or a limit on "
+                    + "the size of files (`ulimit -f`), does not take an image this large; make it "
+                    + "smaller, or move the pool to a file system for larger files, such as XFS")
             return
         }
         self.init(

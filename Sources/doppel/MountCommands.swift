@@ -5,6 +5,7 @@ import FuseFrontend
 import Glibc
 import Pool
 import SystemIO
+import VirtualFS
 
 enum SnapdirVisibility: String, ExpressibleByArgument, CaseIterable { case hidden, visible }
 extension CacheMode: ExpressibleByArgument {}
@@ -20,6 +21,8 @@ struct Mount: ParsableCommand {
             EXAMPLES
               doppel mount /srv/vms /mnt/vms
               doppel mount /srv/vms /mnt/vms --read-only
+              doppel mount /srv/vms /mnt/vms --mirror /backup/vms,mode=flush
+              doppel mount /backup/vms /mnt/look --at "2026-03-01 14:30"
               mount -t fuse.doppel /srv/vms /mnt/vms
               /srv/vms /mnt/vms fuse.doppel defaults,_netdev 0 0      (in /etc/fstab)
             """)
@@ -34,6 +37,21 @@ struct Mount: ParsableCommand {
     @Option(
         name: [.customShort("o"), .customLong("options")], help: "Options as mount(8) has them.")
     var options: [String] = []
+    @Option(
+        help: ArgumentHelp(
+            "A mirror to replicate to, from now on.",
+            discussion: "DIR[,mode=async|flush][,timeout=5s]",
+            valueName: "target"))
+    var mirror: String?
+    @Flag(help: "Send nothing to the pool's targets; what they lack is kept track of.")
+    var noTargets = false
+    @Option(
+        help:
+            "Of a mirror: how it was at this moment (UTC), such as \"2026-03-01 14:30\", or 10m ago."
+    )
+    var at: String?
+    @Option(help: "How long mirrors can be mounted as they were, such as 1h or 2d.")
+    var history = "1h"
     @Flag(help: "Stay in the foreground and log to standard error.") var foreground = false
     @Flag(help: .hidden) var sloppy = false
     @Option(help: .hidden) var readyDescriptor: Int32?
@@ -41,6 +59,7 @@ struct Mount: ParsableCommand {
     func run() throws {
         let request = try request()
         if foreground || readyDescriptor != nil { return try serve(request) }
+        if try showThroughPrimary(request) { return }
         try exiting {
             let disk = LinuxDisk()
             let directory = try RuntimePaths.directory(disk: disk)
@@ -67,12 +86,34 @@ struct Mount: ParsableCommand {
         }
     }
 
+    /// A mirror that its primary writes to is shown by the primary's daemon.
+    private func showThroughPrimary(_ request: MountRequest) throws -> Bool {
+        guard let owner = PoolStore.readOwner(path: request.poolPath, disk: LinuxDisk()),
+            owner.writesMirror ?? false, let socket = owner.socketPath,
+            let client = try? ControlClient(path: socket)
+        else { return false }
+        try exiting {
+            _ = try client.send(
+                ControlRequest(.mirrorMount) {
+                    $0.path = request.poolPath
+                    $0.mountPoint = request.mountPoint
+                    $0.names = options
+                    $0.atNs = request.session.atNs
+                })
+        }
+        return true
+    }
+
     private func daemonArguments(_ request: MountRequest, ready: Int32) -> [String] {
         var words = [
             "mount", request.poolPath, request.mountPoint, "--ready-descriptor", "\(ready)",
             "--snapdir", snapdir.rawValue, "--cache", cache.rawValue, "--reserve", reserve,
         ]
         if readOnly { words.append("--read-only") }
+        if let mirror { words += ["--mirror", mirror] }
+        if noTargets { words.append("--no-targets") }
+        if let at { words += ["--at", at] }
+        words += ["--history", history]
         if sloppy { words.append("--sloppy") }
         for each in options { words += ["--options", each] }
         return words
@@ -118,10 +159,37 @@ struct Mount: ParsableCommand {
             throw ValidationError("--reserve takes a share such as 1% or a size such as 2G")
         }
         session.reserve = parsed
+        try fillReplication(&session)
         let path = ProcessControl.realPath(pool) ?? PoolLocation.absolute(pool)
         return MountRequest(
             poolPath: path, mountPoint: PoolLocation.absolute(mountPoint), mount: mount,
             session: session)
+    }
+
+    private func fillReplication(_ session: inout PoolSession.Options) throws {
+        if let mirror {
+            let (target, problem) = TargetSpecification.parse(mirror)
+            guard let target else { throw ValidationError("--mirror: \(problem)") }
+            session.mirror = target.absolute
+        }
+        if noTargets {
+            guard mirror == nil else {
+                throw ValidationError("--mirror and --no-targets exclude each other")
+            }
+            session.connectsTargets = false
+        }
+        if let at {
+            let ago = Duration.milliseconds(parsing: at).map { LinuxDisk().now() - $0 * 1_000_000 }
+            guard let ns = ago ?? CivilTime.nanoseconds(parsing: at) else {
+                throw ValidationError(
+                    "--at takes a time such as \"2026-03-01 14:30:05\", or how long ago: 10m")
+            }
+            session.atNs = ns
+        }
+        guard let historyMs = Duration.milliseconds(parsing: history) else {
+            throw ValidationError("--history is such as 1h or 2d")
+        }
+        session.historyMs = historyMs
     }
 
     static func reserve(_ text: String) -> PoolSession.Reserve? {
@@ -164,7 +232,13 @@ struct Unmount: ParsableCommand {
                 try MountSession.prepare(mountPoint: path)
                 return
             }
-            _ = try client.send(ControlRequest(.unmount) { $0.force = force })
+            _ = try client.send(
+                ControlRequest(.unmount) {
+                    $0.force = force
+                    $0.mountPoint = path
+                })
+            // The daemon of a mirror's primary goes on.
+            if owner?.writesMirror ?? false { return }
             waitForEnd(of: mount.source, disk: disk, pid: owner?.pid)
         }
     }

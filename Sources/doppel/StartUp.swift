@@ -1,9 +1,11 @@
 import ArgumentParser
 import Glibc
 import Logging
+import SystemIO
 
 enum StartUp {
     static func run(_ arguments: [String]) -> Never {
+        ProcessControl.ignoreFileSizeSignal()
         LoggingSystem.bootstrap { label in StandardErrorLog(label: label) }
         let name = arguments.first?.split(separator: "/").last.map(String.init) ?? "doppel"
         let rest = Array(arguments.dropFirst())

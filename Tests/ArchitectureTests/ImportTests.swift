@@ -26,8 +26,8 @@ import Testing
             "Synchronization",
         ],
         "Daemon": [
-            "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "FuseFrontend", "Foundation",
-            "Logging", "Synchronization",
+            "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "Targets", "VirtualFS",
+            "FuseFrontend", "Foundation", "Logging", "Synchronization",
         ],
         "doppel": [
             "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "FuseFrontend", "Daemon",

@@ -56,6 +56,8 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     private var syncs = 0
     private var failingSyncs: @Sendable (String) -> Bool = { _ in false }
     private var freeBytes = Int.max
+    private var shownFreeBytes: Int?
+    private var largestFileBytes = UInt64.max
     package let misbehaviour: Misbehaviour
 
     package init(misbehaviour: Misbehaviour = Misbehaviour()) {
@@ -85,7 +87,15 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         lock.withLock { failingSyncs = matching }
     }
     /// Space left for pages that have none yet; what is freed counts again.
-    package func limitSpace(toBytes bytes: Int) { lock.withLock { freeBytes = bytes } }
+    /// - Parameter shown: what the disk says it has; others may take it in the next moment.
+    package func limitSpace(toBytes bytes: Int, showing shown: Int? = nil) {
+        lock.withLock {
+            freeBytes = bytes
+            shownFreeBytes = shown
+        }
+    }
+    /// No file grows past this: EFBIG.
+    package func limitFiles(toBytes bytes: UInt64) { lock.withLock { largestFileBytes = bytes } }
     package var spaceLeftBytes: Int { lock.withLock { freeBytes } }
 
     /// Ends this disk and returns what the next open may find.
@@ -140,6 +150,10 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         }
         freeBytes -= new.count * Content.pageBytes
         node.allocated.formUnion(new)
+    }
+
+    func checkSize(_ end: UInt64, _ path: String) throws(SystemError) {
+        if end > largestFileBytes { throw failure("write", path, EFBIG) }
     }
 
     func giveBack(_ node: Node, where isFreed: (UInt64) -> Bool) {
@@ -318,7 +332,7 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     }
 
     package override func fileSystemStatus(_ path: String) throws(SystemError) -> FileSystemStatus {
-        let free = UInt64(min(spaceLeftBytes, 1 << 40))
+        let free = UInt64(min(lock.withLock { shownFreeBytes ?? freeBytes }, 1 << 40))
         return FileSystemStatus(
             totalBytes: 1 << 40, freeBytes: free, availableBytes: free, totalFiles: 1 << 20,
             freeFiles: 1 << 20)
@@ -333,6 +347,9 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
             return SimulatedLock(disk: self, node: node)
         }
     }
+
+    /// Time goes by.
+    package func advance(ns: Int64) { lock.withLock { clock += ns } }
 
     package override func now() -> Int64 { lock.withLock { tick() } }
     package override func monotonic() -> Int64 { lock.withLock { tick() } }

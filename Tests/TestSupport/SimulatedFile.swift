@@ -42,6 +42,7 @@ final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under d
     ) throws(SystemError) {
         try locked("write") { () throws(SystemError) in
             guard buffer.count > 0 else { return }
+            try disk.checkSize(offset + UInt64(buffer.count), path)
             try disk.take(pages: pages(offset, UInt64(buffer.count)), of: node, path)
             record(.write(offset: offset, bytes: [UInt8](buffer)))
         }
@@ -62,7 +63,10 @@ final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under d
     }
 
     override func truncate(to sizeBytes: UInt64) throws(SystemError) {
-        try locked("truncate") { () throws(SystemError) in truncateLocked(to: sizeBytes) }
+        try locked("truncate") { () throws(SystemError) in
+            try disk.checkSize(sizeBytes, path)
+            truncateLocked(to: sizeBytes)
+        }
     }
 
     override func punchHole(at offset: UInt64, length: UInt64) throws(SystemError) {

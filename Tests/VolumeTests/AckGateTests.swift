@@ -15,7 +15,7 @@ import Volume
             PendingReply(
                 context: UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()), value: value
             ) {
-                context, value in
+                context, value, _ in
                 let replies = Unmanaged<Replies>.fromOpaque(
                     UnsafeRawPointer(bitPattern: context)!
                 ).takeUnretainedValue()
@@ -73,7 +73,7 @@ import Volume
         let asked = Replies()
         gate.attach { sequence in
             let pending = asked.pending(UInt(sequence.rawValue))
-            pending.send(pending.context, pending.value)
+            pending.send(pending.context, pending.value, 0)
         }
         flush(3, 1)
         #expect(asked.all == [])

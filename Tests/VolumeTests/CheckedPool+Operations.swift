@@ -26,7 +26,8 @@ extension CheckedPool {
         case 83..<85: try clone()
         case 85..<86: images.count < 4 ? try createImage() : try deleteImage(try anyImage())
         case 86..<91: try mergeOnce()
-        case 91..<94: try coverOnce()
+        case 91..<93: try coverOnce()
+        case 93..<94: try rewriteOnce()
         case 94..<97: try settle(try anyImage(), all: random.chance(50))
         default: try compareSnapshots()
         }
@@ -235,6 +236,10 @@ extension CheckedPool {
             let isDone = try restructure(.nothing) { isLeft = try volume.mergeStep() }
             if !isDone { return }
         }
+    }
+    func rewriteOnce() throws {
+        trace("rewrite a map")
+        try restructure(.nothing) { _ = try volume.rewriteNextMap() }
     }
     func coverOnce() throws {
         trace("cover")

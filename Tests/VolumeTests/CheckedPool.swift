@@ -26,8 +26,20 @@ final class CheckedPool {
         var imageCount = 2
         var maxBytes = 2 << 20
         var snapshotLimit = 5
+        /// Merges stop half-way, and maps are soon too long.
+        var volume = VolumeOptions(runsInBackground: false)
         /// Operations may fail for want of space; then nothing may have changed.
         var expectsNoSpace = false
+
+        init(
+            imageCount: Int = 2, maxBytes: Int = 2 << 20, expectsNoSpace: Bool = false
+        ) {
+            self.imageCount = imageCount
+            self.maxBytes = maxBytes
+            self.expectsNoSpace = expectsNoSpace
+            volume.mergeBatchBlocks = 11
+            volume.mapRewriteBytes = 2048
+        }
     }
 
     /// What a crash may have left done or undone.
@@ -73,15 +85,17 @@ final class CheckedPool {
                     gid: 0, accessNs: 0, modifyNs: 0, changeNs: 0))
             tx.db.add(transactionObserver: power, extent: .databaseLifetime)
         }
-        (store, volume) = try Self.open(disk, catalog)
+        (store, volume) = try Self.open(disk, catalog, options.volume)
         for _ in 0..<options.imageCount { try createImage() }
     }
 
-    static func open(_ disk: SimulatedDisk, _ catalog: Catalog) throws -> (PoolStore, Volume) {
+    static func open(
+        _ disk: SimulatedDisk, _ catalog: Catalog, _ options: VolumeOptions
+    ) throws -> (PoolStore, Volume) {
         let store = try PoolStore(
             disk: disk, path: "/pool", catalog: catalog, lock: nil, owner: .current())
         store.removeStrayFiles()
-        return (store, try Volume(store: store, options: VolumeOptions(runsInBackground: false)))
+        return (store, try Volume(store: store, options: options))
     }
 
     /// Tells what is about to happen, with DOPPEL_TRACE set: for the replay of one seed.
@@ -102,7 +116,7 @@ final class CheckedPool {
         try options.tampers(disk)
     }
 
-    func openAgain() throws { (store, volume) = try Self.open(disk, catalog) }
+    func openAgain() throws { (store, volume) = try Self.open(disk, catalog, options.volume) }
 
     /// A clean end and a new open; what the disk forgets meanwhile must not matter.
     func reopenCleanly() throws {

@@ -62,6 +62,8 @@ extension Adoption {
                             "'\(path)' shares blocks with another image; export it with "
                                 + "`doppel export`, delete it, and eject again")
                     }
+                    // A clone's one layer may lie in the folder of the image that it came from.
+                    plan.imageID = layer.imageID.rawValue
                     plan.layerID = head.rawValue
                 }
                 return plan
@@ -137,6 +139,23 @@ extension Adoption {
         } catch { throw PoolError(error) }
     }
 
+    /// An image whose layers were merged has a map until the pool is closed.
+    private static func requirePlainFiles(
+        _ folder: String, _ plan: AdoptionPlan, _ disk: Disk
+    ) throws(PoolError) {
+        for item in plan.files {
+            guard let image = item.imageID, let layer = item.layerID else { continue }
+            let map = "\(folder)/images/\(image)/\(layer).map"
+            do throws(SystemError) {
+                guard try disk.status(map) != nil else { continue }
+            } catch { throw PoolError(error) }
+            throw PoolError(
+                .refused,
+                "'\(item.path)' is not a plain file yet (\(map) is there): see `doppel check "
+                    + "\(folder)`, then eject again")
+        }
+    }
+
     /// Turns the closed pool back into plain files, or finishes a run that was interrupted.
     /// - Throws: ``PoolError`` `.inUse` when somebody opened the pool after it was prepared.
     package static func eject(
@@ -168,6 +187,7 @@ extension Adoption {
         guard let plan = try readPlan(folder, ejectStageName, disk) else {
             throw PoolError(.refused, "\(folder) was used meanwhile: run `doppel eject` again")
         }
+        if PoolStore.isPool(folder, disk: disk) { try requirePlainFiles(folder, plan, disk) }
         try withoutBeforeChange(beforeChange) { (change) throws(PoolError) in
             try EjectionRun(folder: folder, stage: stage, change: change).carryOut(plan)
         }

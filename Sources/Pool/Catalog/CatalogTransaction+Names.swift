@@ -85,6 +85,11 @@ extension CatalogTransaction {
                 sizeBytes: UInt64(row["size_bytes"] as Int64))
         }
     }
+    package func isReferencedBySnapshots(_ layer: LayerID) throws -> Bool {
+        try Bool.fetchOne(
+            db, sql: "SELECT EXISTS (SELECT 1 FROM snapshot_nodes WHERE layer = ?)",
+            arguments: [layer.rawValue]) ?? false
+    }
     package func layersReferencedBySnapshots() throws -> Set<LayerID> {
         Set(
             try Int64.fetchAll(

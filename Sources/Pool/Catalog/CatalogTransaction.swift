@@ -187,8 +187,10 @@ package final class CatalogTransaction {
                 merge.layerID.rawValue, merge.intoLayerID.rawValue, merge.direction.rawValue,
             ])
     }
-    package func deleteMerge(_ layer: LayerID) throws {
-        try db.execute(sql: "DELETE FROM merges WHERE layer = ?", arguments: [layer.rawValue])
+    package func deleteMerges(naming layer: LayerID) throws {
+        try db.execute(
+            sql: "DELETE FROM merges WHERE layer = ? OR into_layer = ?",
+            arguments: [layer.rawValue, layer.rawValue])
     }
     package func merges() throws -> [MergeRecord] {
         try Row.fetchAll(db, sql: "SELECT * FROM merges ORDER BY layer").map { row in

@@ -164,9 +164,9 @@ package struct EventRecord: Sendable, Hashable, Codable {
     }
 }
 
-/// A merge under way: `layerID`'s maps and data are being moved into or out of `intoLayerID`.
+/// A merge under way: `layerID`'s blocks move into `intoLayerID`, and it goes when it has none left.
 package struct MergeRecord: Sendable, Hashable {
-    package enum Direction: Int, Sendable { case up = 0, down = 1 }
+    package enum Direction: Int, Sendable, CaseIterable { case up = 0, down = 1 }
 
     package var layerID: LayerID
     package var intoLayerID: LayerID

@@ -108,5 +108,7 @@ extension SnapshotRecord {
     package var isHelper: Bool { origin == "clone" || origin == "diff" }
 
     /// Not so what a restore replaced: one image, without the others as they were then.
-    package var isOfWholePool: Bool { !isInternal && origin != Self.restoreOrigin }
+    package var isOfWholePool: Bool {
+        !isInternal && !isHelper && origin != Self.restoreOrigin
+    }
 }

@@ -3,7 +3,8 @@
 // Invariants
 //   L1 `commit` takes the pending extents, syncs the data, and only then appends and syncs the map:
 //      the order on flush. What is written meanwhile goes to the next commit.
-//   L2 A layer without a map is the root of its chain: a hole is zero, its size the file's.
+//   L2 A layer without a map is the base of its chain: a hole is zero, its size the file's. A base may
+//      have a map, too; then a block that the map does not name is zero (`Layer.nothing` is below it).
 //   L3 After a failed sync the layer is suspect: every later commit throws the first failure.
 //   L4 Space for map records is found when a write adds the extent, not when a flush commits it.
 
@@ -45,7 +46,19 @@ package final class Layer: @unchecked Sendable {  // fields below are under `loc
         hasSums.store(sums != nil, ordering: .relaxed)
     }
 
+    /// What is below a base with a map: zeros.
+    package static func nothing(image: ImageID) -> Layer {
+        Layer(
+            id: LayerID(rawValue: 0), imageID: image, data: EmptyFile(), map: nil, isSealed: true,
+            sums: nil)
+    }
+
     package var isSealed: Bool { lock.withLock { sealed } }
+    /// A merge makes the layer its image's head again: it has no checksums from now on (S2).
+    package func unseal() {
+        setSums(nil)
+        lock.withLock { sealed = false }
+    }
     package var latchedFailure: LayerError? { lock.withLock { failure } }
     package var coveringSums: SumsFile? { lock.withLock { sums } }
     package func setSums(_ file: SumsFile?) {
@@ -80,37 +93,50 @@ package final class Layer: @unchecked Sendable {  // fields below are under `loc
 
     // MARK: Flushing
 
-    /// Makes everything noted and written before the call durable, in the order of L1. One caller
-    /// at a time (the image's flush gate).
+    /// What the next commit is about to make durable.
+    package struct Taken {
+        var extents: [MapExtent]
+        var punches: [BlockRange]
+        var imageSizeBytes: UInt64
+        /// There is something for the map.
+        package fileprivate(set) var mustCommit: Bool
+    }
+
+    /// Takes what was noted so far for a commit.
     /// - Parameter imageSizeBytes: read together with the pending changes: a size that was noted
     ///   with them is committed with them, and no smaller one without what a shrink cut off.
-    /// - Returns: ranges that may now be punched.
-    package func commit(
-        imageSizeBytes: @autoclosure () -> UInt64, sequence: SequenceNumber, seal: Bool = false
-    ) throws(LayerError) -> [BlockRange] {
+    package func take(
+        imageSizeBytes: @autoclosure () -> UInt64, seal: Bool = false
+    ) throws(LayerError) -> Taken {
         lock.lock()
-        if let failure {
-            lock.unlock()
-            throw failure
-        }
-        let extents = pending
-        let punches = punchable
-        let mustCommit = map != nil && (!extents.isEmpty || isSizeDirty || (seal && !sealed))
+        defer { lock.unlock() }
+        if let failure { throw failure }
+        let taken = Taken(
+            extents: pending, punches: punchable, imageSizeBytes: imageSizeBytes(),
+            mustCommit: map != nil && (!pending.isEmpty || isSizeDirty || (seal && !sealed)))
         pending = []
         punchable = []
         isSizeDirty = false
-        committingExtents = extents.count
-        let sizeBytes = imageSizeBytes()
-        lock.unlock()
+        committingExtents = taken.extents.count
+        return taken
+    }
+
+    /// Makes what was taken durable, in the order of L1. One caller at a time (the image's flush
+    /// gate, or the volume's structure lock for a sealed layer).
+    /// - Returns: ranges that may now be punched.
+    package func commit(
+        _ taken: Taken, sequence: SequenceNumber, seal: Bool = false
+    ) throws(LayerError) -> [BlockRange] {
         do throws(LayerError) {
             try layered { () throws(SystemError) in try data.syncData() }
-            if mustCommit, let map {
+            if taken.mustCommit, let map {
                 try map.append(
-                    extents, imageSizeBytes: sizeBytes, sequence: sequence, isSealed: seal)
+                    taken.extents, imageSizeBytes: taken.imageSizeBytes, sequence: sequence,
+                    isSealed: seal)
                 try layered { () throws(SystemError) in try map.file.syncData() }
             }
         } catch {
-            lock.withLock { failure = error }
+            fail(error)
             throw error
         }
         lock.withLock {
@@ -118,7 +144,36 @@ package final class Layer: @unchecked Sendable {  // fields below are under `loc
             mapEndBytes = map?.endOffset ?? 0
             if seal { sealed = true }
         }
-        return punches
+        return taken.punches
+    }
+
+    /// Makes everything noted and written before the call durable.
+    package func commit(
+        imageSizeBytes: @autoclosure () -> UInt64, sequence: SequenceNumber, seal: Bool = false
+    ) throws(LayerError) -> [BlockRange] {
+        try commit(
+            try take(imageSizeBytes: imageSizeBytes(), seal: seal), sequence: sequence, seal: seal)
+    }
+
+    /// L3: from here on every commit fails.
+    package func fail(_ error: LayerError) {
+        lock.withLock { if failure == nil { failure = error } }
+    }
+
+    /// Extents that the next commit has.
+    package var notedExtents: Int { lock.withLock { pending.count } }
+
+    /// Goes on with a rewritten map that says the same. The caller keeps commits away.
+    package func adoptMap(_ rewritten: LayerMapFile) {
+        guard let map else { return }
+        lock.withLock {
+            map.takeOver(rewritten)
+            mapEndBytes = map.endOffset
+            // L4 for what was noted in this moment, beyond what the rewriting has found room for. The
+            // old map's room was as much: a disk that filled up just now is met at the next note.
+            try? map.reserve(
+                to: LayerMapFile.bytesNeeded(after: mapEndBytes, extentCount: pending.count))
+        }
     }
 
     // MARK: Reading
@@ -142,6 +197,22 @@ package final class Layer: @unchecked Sendable {  // fields below are under `loc
         if got < buffer.count {
             UnsafeMutableRawBufferPointer(rebasing: buffer[got...])
                 .initializeMemory(as: UInt8.self, repeating: 0)
+        }
+    }
+
+    /// Reads whole blocks, verified where they are covered, and their checksums (0: not covered).
+    package func readBlocks(
+        _ range: BlockRange, into buffer: UnsafeMutableRawBufferPointer,
+        hashes: UnsafeMutableBufferPointer<UInt64>
+    ) throws(LayerError) {
+        try readPlain(into: buffer, at: range.startByte)
+        guard let sums = coveringSums else { return hashes.update(repeating: 0) }
+        try sums.hashes(of: range, into: hashes)
+        for index in 0..<Int(range.count) where hashes[index] != 0 {
+            let bytes = UnsafeRawBufferPointer(rebasing: buffer[index * 4096..<(index + 1) * 4096])
+            guard SumsFile.hash(ofBlock: bytes) == hashes[index] else {
+                throw .checksumMismatch(path: data.path, block: range.start + UInt64(index))
+            }
         }
     }
 

@@ -7,6 +7,7 @@ package struct LayerContents: Sendable {
     package var zero = BlockSet()
 
     package init() {}
+    package init(_ extents: [MapExtent]) { for extent in extents { apply(extent) } }
 
     package mutating func apply(_ extent: MapExtent) {
         switch extent.state {

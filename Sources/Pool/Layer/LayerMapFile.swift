@@ -13,6 +13,8 @@
 //   M3 The slot written together with record N names record N-1, which is durable by then: one
 //      sync makes both durable, and what lies before a valid slot's end must verify.
 //   M4 What follows the last record that verifies is cut, and the cut synced, before an append.
+//   M5 A map is rewritten beside itself (LayerMapFile+Rewriting.swift) and takes its own name when all
+//      of it is durable; both files say the same then.
 
 import BlockCore
 import SystemIO
@@ -50,11 +52,11 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
     private static let slotBytes = 32
     static let maxExtentsPerRecord = 1 << 20
 
-    package let file: DiskFile
-    package private(set) var lastCommit: MapCommit?
-    private var chain: UInt64
-    package private(set) var endOffset: UInt64
-    private var allocatedEnd: UInt64 = 0
+    package internal(set) var file: DiskFile
+    package internal(set) var lastCommit: MapCommit?
+    var chain: UInt64
+    package internal(set) var endOffset: UInt64
+    var allocatedEnd: UInt64 = 0
     /// Bytes of a torn tail that opening cut off; for the event that tells of it.
     package private(set) var tornTailBytes: UInt64 = 0
 
@@ -163,7 +165,7 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
         lastCommit = commit
     }
 
-    private func writeSlot(naming commit: MapCommit) throws(SystemError) {
+    func writeSlot(naming commit: MapCommit) throws(SystemError) {
         var slot = ByteWriter(capacity: Self.slotBytes)
         slot.put(commit.epoch)
         slot.put(endOffset)
@@ -185,7 +187,8 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
         readOnly: Bool = false, each: (MapExtent) -> Void
     ) throws(LayerError) -> LayerMapFile {
         let (file, bytes) = try layered { () throws(SystemError) in
-            (try disk.open(path, readOnly ? [] : .readWrite), try disk.readAll(path))
+            let file = try disk.open(path, readOnly ? [] : .readWrite)
+            return (file, try readAll(file))
         }
         func damaged(_ reason: String) -> LayerError { .damaged(path: path, reason: reason) }
         guard bytes.count >= Int(recordsOffset) else { throw damaged("it is too short") }
@@ -204,7 +207,7 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
             }
             guard layerID == layer.rawValue else { throw damaged("it belongs to layer \(layerID)") }
             let map = LayerMapFile(file: file, chain: hash)
-            map.replay(raw, each: each)
+            map.replay(raw, base: 0, each: each)
             let known = [1024, 2048].compactMap { knownDurable(raw, slotAt: $0) }.max {
                 $0.epoch < $1.epoch
             }
@@ -224,6 +227,27 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
         }
         if !readOnly, !isSealed { try map.cutTornTail(fileSizeBytes: UInt64(bytes.count)) }
         return map
+    }
+
+    /// The slots first: a flush may append meanwhile, and what a slot names is then among the records.
+    private static func readAll(_ file: DiskFile) throws(SystemError) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: Int(recordsOffset))
+        var filled = 0
+        var size = bytes.count
+        while true {
+            let got = try bytes.withTypedMutableBytes { (raw) throws(SystemError) in
+                try file.read(
+                    into: UnsafeMutableRawBufferPointer(rebasing: raw[filled..<size]),
+                    at: UInt64(filled))
+            }
+            filled += got
+            if filled < size { break }
+            size = Int(try file.status().sizeBytes)
+            if size <= filled { break }
+            bytes += [UInt8](repeating: 0, count: size - filled)
+        }
+        bytes.removeSubrange(filled...)
+        return bytes
     }
 
     private func cutTornTail(fileSizeBytes: UInt64) throws(LayerError) {
@@ -247,8 +271,9 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
         return stored == hash && epoch > 0 ? (epoch, end) : nil
     }
 
-    private func replay(_ raw: UnsafeRawBufferPointer, each: (MapExtent) -> Void) {
-        var position = Int(Self.recordsOffset)
+    /// Takes records from `endOffset` on; `raw` begins at `base` of the file.
+    func replay(_ raw: UnsafeRawBufferPointer, base: UInt64, each: (MapExtent) -> Void) {
+        var position = Int(endOffset - base)
         while raw.count - position >= Self.recordHeaderBytes + 8 {
             var reader = ByteReader(raw, at: position)
             guard reader.take(UInt32.self) == Self.recordMagic else { return }
@@ -281,7 +306,7 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
                 epoch: epoch, sequence: sequence, imageSizeBytes: size, isSealed: isSealed)
             chain = hash
             position += length + 8
-            endOffset = UInt64(position)
+            endOffset = base + UInt64(position)
         }
     }
 }

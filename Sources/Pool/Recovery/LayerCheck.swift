@@ -227,7 +227,7 @@ struct LayerCheck {
     private func checkSums(_ row: LayerRecord, _ found: inout [Diagnosis]) -> SumsFile? {
         let path = file(row, "sums")
         do throws(LayerError) {
-            return try SumsFile.open(disk: disk, path: path, layer: row.id)
+            return try SumsFile.open(disk: disk, path: path, layer: row.id, readOnly: true)
         } catch {
             found.append(damagedSums(row, path, error.description))
             return nil
@@ -257,13 +257,18 @@ struct LayerCheck {
             guard let data = try? disk.open(file(row, "data"), []) else { continue }
             defer { data.close() }
             var bad = BlockSet()
+            var known: Visible?  // found out at the first block that is not as it was sealed
             do throws(LayerError) {
                 let isWhole = try sums.verifyAll(of: data) { block, isGood in
                     report.blocksRead += 1
                     if isGood {
                         report.blocksVerified += 1
                     } else {
-                        bad.insert(BlockRange(start: block, count: 1))
+                        let visible = known ?? visible(row)
+                        known = visible
+                        if visible.contains(block) {
+                            bad.insert(BlockRange(start: block, count: 1))
+                        }
                     }
                     return report.blocksRead & 255 != 0 || progress(report.blocksRead, total)
                 }
@@ -284,6 +289,34 @@ struct LayerCheck {
                             + "in the image replaces it there. Nothing else is concerned"))
             }
         }
+    }
+
+    /// Which blocks of a layer somebody can see. A merge leaves those that nobody sees as they happen
+    /// to be: what moved away, and what the one layer on top hides.
+    private struct Visible {
+        /// nil: all of them. A base without a map has every block that is covered.
+        var own: LayerContents?
+        var above: LayerContents?
+
+        func contains(_ block: UInt64) -> Bool {
+            if let own, !own.data.contains(block) { return false }
+            guard let above else { return true }
+            return !above.data.contains(block) && !above.zero.contains(block)
+        }
+    }
+
+    private func visible(_ row: LayerRecord) -> Visible {
+        let children = rows.layers.values.filter { $0.parentID == row.id }
+        let isTop =
+            rows.images.contains { !$0.isDeleted && $0.headLayerID == row.id }
+            || rows.snapshotNodes.values.contains { $0.contains { $0.layerID == row.id } }
+        return Visible(
+            own: contents(row),
+            above: isTop || children.count != 1 ? nil : contents(children[0]))
+    }
+
+    private func contents(_ row: LayerRecord) -> LayerContents? {
+        try? LayerContents.read(disk: disk, path: file(row, "map"), layer: row.id)
     }
 
     // MARK: The rest of an image's folder

@@ -51,6 +51,12 @@ package struct AckTracker<Waiter: Sendable>: Sendable {
         return takeDone()
     }
 
+    /// - Returns: everybody who waits; they do not any more.
+    package mutating func takeAll() -> [Waiter] {
+        defer { waiting = [] }
+        return waiting.map(\.waiter)
+    }
+
     private mutating func takeDone() -> [Waiter] {
         let end = agreed.map { agreed in
             waiting.firstIndex { $0.sequence > agreed } ?? waiting.count

@@ -68,9 +68,13 @@ package struct TargetSession: Sendable {
     var needsComparing = false
     var random: UInt64
 
-    /// - Parameter seed: of the staging ids.
-    package init(options: SessionOptions, seed: UInt64) {
+    /// - Parameters:
+    ///   - seed: of the staging ids.
+    ///   - counts: it was in step when the pool was closed, or when its primary died: nobody is
+    ///     answered without it before it is written down that it is stale.
+    package init(options: SessionOptions, seed: UInt64, counts: Bool = false) {
         self.options = options
+        self.counts = counts && options.mode == .flush
         random = seed
     }
 

@@ -116,6 +116,15 @@ extension WriteStream {
             firstSequence: batch.first, lastSequence: batch.last)
     }
 
+    /// Whether the target was given every record up to there. One that was not may not be ready yet.
+    package func hasTaken(_ id: TargetID, upTo sequence: SequenceNumber) -> Bool {
+        lock.withLock {
+            guard let target = targets[id], target.isStreaming else { return true }
+            let next = memory.begin(target.taken, end: ring.end)
+            return next >= ring.end || memory.header(next).sequence > sequence
+        }
+    }
+
     /// Goes past the barrier that comes next: its blocks are in the target's legs.
     /// - Returns: those blocks; nil when no barrier comes next.
     package func passBarrier(

@@ -1,0 +1,259 @@
+// The targets of an open pool: which there are, what they are told to do, how they stand.
+//
+// A pool without targets has no write stream. It gets one with its first target, also while it is
+// mounted, and keeps it until it is closed.
+
+import BlockCore
+import Foundation
+import Pool
+import Replication
+import SystemIO
+import Targets
+import VirtualFS
+import Volume
+
+final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
+    private static let defaultTimeoutMs: Int64 = 5000
+
+    private let volume: Volume
+    /// Sessions connect; otherwise what targets lack is kept track of alone.
+    private let runs: Bool
+    private let historyMs: Int64
+    private let lock = Lock()
+    /// One change of targets at a time; held across I/O.
+    private let changing = Lock()
+    private var currentHub: TargetHub?
+    private var names: (@Sendable () -> @Sendable () -> [NodeRecord])?
+    private var mirrors: [TargetID: MirrorTarget] = [:]
+
+    /// Attaches the targets that the catalog knows, before the pool takes its first change.
+    init(volume: Volume, runs: Bool, historyMs: Int64) throws {
+        self.volume = volume
+        self.runs = runs
+        self.historyMs = historyMs
+        let records = try volume.store.catalog.read { try $0.targets() }
+        if !records.isEmpty { try attach() }
+    }
+
+    private var store: PoolStore { volume.store }
+    var hub: TargetHub? { lock.withLock { currentHub } }
+
+    private func attach() throws {
+        let stream = volume.attachStream()
+        var options = HubOptions()
+        options.connects = runs
+        let hub = try TargetHub(
+            volume: volume, stream: stream, suspects: volume.suspects(), options: options
+        ) { [weak self] (record) throws(TargetError) in
+            guard let self else { throw TargetError(.absent, "the pool is closed") }
+            return try open(record)
+        }
+        volume.attach(hub)
+        lock.withLock { currentHub = hub }
+    }
+
+    /// From here on sessions may ask for the pool's names.
+    func start(names: @escaping @Sendable () -> @Sendable () -> [NodeRecord]) {
+        let hub = lock.withLock {
+            self.names = names
+            return currentHub
+        }
+        hub?.start(names: names)
+    }
+
+    private func open(_ record: TargetRecord) throws(TargetError) -> any ReplicaTarget {
+        var options = MirrorOptions()
+        options.historyMs = historyMs
+        let disk = LinuxDisk()
+        // Who wants to look into the mirror meanwhile asks here.
+        var owner = PoolOwner.current()
+        owner.writesMirror = true
+        if runs, let directory = try? RuntimePaths.directory(disk: disk) {
+            owner.socketPath = RuntimePaths.socket(of: store.identity.id, in: directory)
+        }
+        let mirror = MirrorTarget(
+            path: record.address, primaryPoolID: store.identity.id, poolID: record.poolID,
+            disk: disk, options: options
+        ) { [owner] () throws(PoolError) in
+            // An owner that drains is waited for by trying again.
+            try PoolStore.open(
+                path: record.address, disk: disk, owner: owner, drainTimeoutMs: 0)
+        }
+        lock.withLock { mirrors[record.id] = mirror }
+        return mirror
+    }
+
+    /// The mirror at an address, as far as it is open.
+    func mirror(at address: String) -> MirrorTarget? {
+        guard let record = hub?.all.first(where: { $0.record.address == address })?.record else {
+            return nil
+        }
+        return lock.withLock { mirrors[record.id] }
+    }
+
+    // MARK: Requests
+
+    func perform(_ request: ControlRequest, _ result: inout ControlResult) throws {
+        let arguments = request.arguments ?? ControlArguments()
+        func target() throws -> TargetSpecification {
+            guard let target = arguments.target else {
+                throw ControlFailure(.usage, "'target' is missing")
+            }
+            return target
+        }
+        try changing.withLock {
+            switch request.execute {
+            case .targetAdd: result.text = try add(try target())
+            case .targetSet:
+                let wanted = try target()
+                try update(wanted) { $0.take(wanted) }
+            case .targetPause: try update(try target()) { $0.isPaused = true }
+            case .targetResume: try update(try target()) { $0.isPaused = false }
+            case .targetRemove: try hub?.remove(try known(try target()).id)
+            default: break
+            }
+        }
+        if request.execute == .targetList { result.targets = status() }
+        if request.execute == .wait { try wait(arguments) }
+    }
+
+    private func known(_ target: TargetSpecification) throws -> TargetRecord {
+        guard let found = hub?.all.first(where: { $0.record.address == target.address }) else {
+            throw ControlFailure(
+                .failed,
+                "\(target.address) is no target of this pool; `doppel target list` shows them")
+        }
+        return found.record
+    }
+
+    private func update(
+        _ target: TargetSpecification, _ change: (inout TargetRecord) -> Void
+    ) throws {
+        try hub?.update(try known(target).id, change)
+    }
+
+    /// Adds a target, or changes one that there is: what `--mirror` asks for.
+    func ensure(_ target: TargetSpecification) throws -> String? {
+        try changing.withLock {
+            if hub?.all.contains(where: { $0.record.address == target.address }) ?? false {
+                try update(target) {
+                    $0.take(target)
+                    $0.isPaused = false
+                }
+                return nil
+            }
+            return try add(target)
+        }
+    }
+
+    /// - Returns: what the person should know all the same.
+    private func add(_ target: TargetSpecification) throws -> String? {
+        if hub?.all.contains(where: { $0.record.address == target.address }) ?? false {
+            throw ControlFailure(
+                .failed, "\(target.address) is a target already; `doppel target set` changes it")
+        }
+        try MirrorPlace.prepare(target.address, for: store)
+        if hub == nil {
+            try attach()
+            if let names = lock.withLock({ names }) { hub?.start(names: names) }
+        }
+        var record = TargetRecord(
+            address: target.address, mode: .flush, timeoutMs: Self.defaultTimeoutMs,
+            addedNs: store.disk.now())
+        record.take(target)
+        _ = try hub?.add(record)
+        return MirrorPlace.warning(target.address, for: store)
+    }
+
+    private func wait(_ arguments: ControlArguments) throws {
+        guard let hub else { return }
+        let ids = try arguments.target.map { [try known($0).id] }
+        let behind = hub.wait(for: ids, timeoutMs: arguments.timeoutMs)
+        guard behind.isEmpty else {
+            let names = behind.compactMap { hub.target($0)?.record.address }
+            throw ControlFailure(
+                .degraded,
+                "not there yet: \(names.joined(separator: ", ")); `doppel status` shows why")
+        }
+    }
+
+    // MARK: Status
+
+    func status() -> [TargetInfo] { (hub?.status() ?? []).map(TargetInfo.init) }
+
+    /// - Returns: whether what targets lack is written down: otherwise the pool is not clean.
+    func close() -> Bool { hub?.close() ?? true }
+}
+
+extension TargetRecord {
+    mutating func take(_ target: TargetSpecification) {
+        if let mode = target.mode.flatMap(Mode.init(rawValue:)) { self.mode = mode }
+        if let timeoutMs = target.timeoutMs { self.timeoutMs = timeoutMs }
+    }
+}
+
+extension TargetInfo {
+    init(_ status: TargetStatus) {
+        self.init(
+            id: status.record.id.rawValue, address: status.record.address,
+            mode: status.record.mode.rawValue, timeoutMs: status.record.timeoutMs)
+        modeInForce = status.counts ? "flush" : "async"
+        state = status.state.rawValue
+        isInStep = status.isInStep
+        staleSinceNs = status.isInStep ? nil : status.record.stale?.sinceNs
+        reason = status.isInStep ? nil : status.reason
+        durableSequence = status.durable.rawValue
+        lagBytes = status.lagBytes
+        lagMs = status.lagMs
+        dirtyBytes = status.dirtyBytes
+        atRiskBytes = status.atRiskBytes
+        rateBytesPerSecond = status.bytesPerSecond
+        resyncDoneBytes = status.resyncDoneBytes
+        resyncTotalBytes = status.resyncTotalBytes
+        etaMs = status.etaMs
+    }
+}
+
+/// Where a mirror may be laid out.
+enum MirrorPlace {
+    /// A new mirror in a new or empty directory; one of this pool is taken as it is.
+    /// - Throws: where something else is, or the place is the pool's own.
+    static func prepare(_ path: String, for store: PoolStore) throws {
+        let disk = LinuxDisk()
+        if path == store.path || path.hasPrefix(store.path + "/")
+            || store.path.hasPrefix(path + "/")
+        {
+            throw ControlFailure(.usage, "\(path) and the pool \(store.path) lie in each other")
+        }
+        if PoolStore.isPool(path, disk: disk) { return try accept(path, store) }
+        do throws(TargetError) {
+            try MirrorTarget.create(path: path, primaryPoolID: store.identity.id, disk: disk)
+        } catch { throw ControlFailure(.failed, error.message) }
+    }
+
+    private static func accept(_ path: String, _ store: PoolStore) throws {
+        let other: PoolStore
+        do { other = try PoolStore.open(path: path, disk: LinuxDisk()) } catch {
+            throw ControlFailure(.inUse, error.message)
+        }
+        let (replica, state) = try other.catalog.read { (try $0.replica(), try $0.poolState()) }
+        // Looked at and not touched: as clean as it was.
+        try? other.close(clean: !other.wasUnclean, lastSequence: state.lastSequence)
+        guard let replica, replica.role == .replica, replica.primaryPoolID == store.identity.id
+        else {
+            throw ControlFailure(
+                .failed,
+                "\(path) is a pool, but no mirror of this one; a mirror needs a new or empty directory"
+            )
+        }
+    }
+
+    static func warning(_ path: String, for store: PoolStore) -> String? {
+        let disk = LinuxDisk()
+        guard let there = try? disk.status(path), let here = try? disk.status(store.path),
+            there.device == here.device
+        else { return nil }
+        return "\(path) is on the same file system as the pool: a mirror there survives a mistake, "
+            + "not the disk"
+    }
+}

@@ -1,0 +1,128 @@
+// What the control socket says of targets.
+
+/// How one target stands.
+package struct TargetInfo: Codable, Sendable, Hashable {
+    package var id: Int64
+    package var address: String
+    /// As it was asked for; see ``modeInForce``.
+    package var mode: String
+    /// What an fsync waits for now: "async" while the target is not in step.
+    package var modeInForce: String
+    package var timeoutMs: Int64
+    /// paused, connecting, negotiating, resyncing, streaming, disconnected, fenced.
+    package var state: String
+    /// In step: what is missing there is on its way.
+    package var isInStep: Bool
+    /// Since when it is not, and why.
+    package var staleSinceNs: Int64?
+    package var reason: String?
+    /// Everything up to here is on it durably.
+    package var durableSequence: UInt64
+    package var checkpointNs: Int64?
+    package var lagBytes: UInt64
+    package var lagMs: Int64
+    /// Blocks that may differ, beside what is on its way.
+    package var dirtyBytes: UInt64
+    /// What would be lost if this machine were lost now.
+    package var atRiskBytes: UInt64
+    package var rateBytesPerSecond: UInt64
+    package var resyncDoneBytes: UInt64?
+    package var resyncTotalBytes: UInt64?
+    package var etaMs: Int64?
+    package var generation: UInt64
+
+    package init(id: Int64, address: String, mode: String, timeoutMs: Int64) {
+        self.id = id
+        self.address = address
+        self.mode = mode
+        self.timeoutMs = timeoutMs
+        modeInForce = "async"
+        state = "paused"
+        isInStep = false
+        durableSequence = 0
+        lagBytes = 0
+        lagMs = 0
+        dirtyBytes = 0
+        atRiskBytes = 0
+        rateBytesPerSecond = 0
+        generation = 0
+    }
+}
+
+/// What a pool is, besides a pool.
+package struct ReplicaInfo: Codable, Sendable, Hashable {
+    /// "primary" or "replica".
+    package var role: String
+    /// The pool that a replica follows.
+    package var primaryPool: String?
+    package var checkpointSequence: UInt64?
+    /// When the last operation was made that is shown.
+    package var shownNs: Int64?
+    /// From when on every moment can be mounted; nil where none can.
+    package var reachFromNs: Int64?
+
+    package init(role: String) { self.role = role }
+}
+
+/// What `--mirror` and `target add` say of a target.
+package struct TargetSpecification: Codable, Sendable, Hashable {
+    package var address: String
+    package var mode: String?
+    package var timeoutMs: Int64?
+
+    package init(address: String, mode: String? = nil, timeoutMs: Int64? = nil) {
+        self.address = address
+        self.mode = mode
+        self.timeoutMs = timeoutMs
+    }
+
+    /// `DIR[,mode=async|flush][,timeout=5s]`; a comma in DIR is written `\,`.
+    /// - Returns: nil for what is no target; then `problem` says why.
+    package static func parse(_ text: String) -> (TargetSpecification?, problem: String) {
+        var parts: [String] = [""]
+        var isEscaped = false
+        for character in text {
+            if isEscaped || (character != "," && character != "\\") {
+                parts[parts.count - 1].append(character)
+                isEscaped = false
+            } else if character == "\\" {
+                isEscaped = true
+            } else {
+                parts.append("")
+            }
+        }
+        guard let address = parts.first, !address.isEmpty else {
+            return (nil, "a target begins with its directory: DIR[,mode=flush][,timeout=5s]")
+        }
+        var result = TargetSpecification(address: address)
+        for word in parts.dropFirst() {
+            let pair = word.split(separator: "=", maxSplits: 1).map(String.init)
+            switch (pair.first, pair.count == 2 ? pair[1] : nil) {
+            case ("mode", let mode?) where ["async", "flush"].contains(mode): result.mode = mode
+            case ("mode", _): return (nil, "'\(word)': the mode is async or flush")
+            case ("timeout", let text?):
+                guard let timeoutMs = Duration.milliseconds(parsing: text), timeoutMs >= 100 else {
+                    return (nil, "'\(word)': a timeout is such as 5s or 500ms, at least 100ms")
+                }
+                result.timeoutMs = timeoutMs
+            default: return (nil, "'\(word)' is no option of a target; there are mode and timeout")
+            }
+        }
+        return (result, "")
+    }
+}
+
+extension Duration {
+    /// `5s`, `500ms`, `2m`, `1h`, `3d`.
+    package static func milliseconds(parsing text: String) -> Int64? {
+        let units: [(String, Int64)] = [
+            ("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000),
+        ]
+        for (suffix, factor) in units where text.hasSuffix(suffix) {
+            guard let number = Int64(text.dropLast(suffix.count)), number >= 0 else { continue }
+            let (value, overflows) = number.multipliedReportingOverflow(by: factor)
+            return overflows ? nil : value
+        }
+        return nil
+    }
+}

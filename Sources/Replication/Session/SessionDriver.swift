@@ -1,0 +1,242 @@
+// Runs a session: does what the state machine asks for, one operation at a time, and tells it what
+// came of it; on a thread of its own, or step by step for whoever has no threads.
+//
+// Locks: `lock` guards the machine; its effects are carried out under it, in order, and none of them
+// blocks. Whoever calls from outside (an fsync, a timer) takes it for a moment; an operation under way
+// does not hold it, so a target that hangs keeps nobody out.
+
+import BlockCore
+import SystemIO
+
+// Unchecked: fields are under `lock`, or the thread's own.
+package final class SessionDriver: @unchecked Sendable {
+    package let id: TargetID
+    let stream: WriteStream
+    let source: any SessionSource
+    private let connect: @Sendable () throws(TargetError) -> any ReplicaTarget
+    private let clock: @Sendable () -> Int64
+    private let lock = Lock()
+    private let changed = Condition()
+    private var session: TargetSession
+    private var pending: SessionOperation?
+    private var wakeAtNs: Int64?
+    private var isStopping = false
+    private var hasEnded = false
+    private var thread: WorkerThread?
+
+    // The thread's own.
+    var target: (any ReplicaTarget)?
+    var leg: OpenLeg?
+    let records: RecordBuffer
+
+    /// The leg under way, as the operations need it.
+    struct OpenLeg {
+        var stagingID: UInt64
+        var end: LegEnd
+        /// Everything taken out of the dirty legs for it.
+        var taken: [ImageID: BlockSet]
+        var takenAt: SequenceNumber
+        var batchNumber: UInt64 = 0
+    }
+
+    /// - Parameters:
+    ///   - clock: nanoseconds that never go back.
+    ///   - connect: opens the target; called again for every attempt.
+    ///   - counts: see ``TargetSession/init(options:seed:counts:)``.
+    package init(
+        id: TargetID, options: SessionOptions, seed: UInt64, counts: Bool, stream: WriteStream,
+        source: any SessionSource, clock: @escaping @Sendable () -> Int64,
+        connect: @escaping @Sendable () throws(TargetError) -> any ReplicaTarget
+    ) {
+        self.id = id
+        self.stream = stream
+        self.source = source
+        self.clock = clock
+        self.connect = connect
+        session = TargetSession(options: options, seed: seed, counts: counts)
+        records = RecordBuffer(
+            capacityBytes: Int(options.chunkBlocks) * 4096 + (64 << 10))
+    }
+
+    // MARK: From outside
+
+    /// - Parameter onThread: otherwise nothing happens but by ``step()``.
+    package func start(onThread: Bool = true) {
+        // What an earlier session took and did not commit is this one's to ship.
+        _ = stream.withLegs(id) { $0.returnTaken() }
+        tell(.start)
+        guard onThread else { return }
+        let worker = WorkerThread.start("doppel-target-\(id.rawValue)") { [self] in run() }
+        lock.withLock { thread = worker }
+    }
+
+    /// Lets go of the target and ends the thread. What the target lacks is in its legs afterwards.
+    /// - Returns: false when the target hangs: its thread is left to itself.
+    package func stop(timeoutMs: Int64) -> Bool {
+        tell(.pause)
+        let deadline = clock() + timeoutMs * 1_000_000
+        lock.lock()
+        isStopping = true
+        changed.broadcast()
+        let worker = thread
+        thread = nil
+        if worker == nil {
+            lock.unlock()
+            while step() {}
+            return true
+        }
+        while worker != nil, !hasEnded, clock() < deadline {
+            _ = changed.wait(lock, timeoutMs: 20)
+        }
+        let isFree = worker == nil || hasEnded
+        lock.unlock()
+        if isFree { worker?.join() }
+        return isFree
+    }
+
+    package func pause() { tell(.pause) }
+    package func resume() { tell(.resume) }
+    package func tick() { tell(.tick) }
+    package func wantFlush(_ sequence: SequenceNumber) { tell(.flushWanted(sequence)) }
+    /// The answer to ``SessionSource/recordStale(_:since:reason:)``.
+    package func staleRecorded() { tell(.staleRecorded) }
+
+    package var snapshot: TargetSession { lock.withLock { session } }
+
+    private func tell(_ event: SessionEvent) {
+        lock.lock()
+        apply(event)
+        changed.broadcast()
+        let mayWaitForRecords = session.state == .streaming
+        lock.unlock()
+        if mayWaitForRecords { stream.interrupt(id) }
+    }
+
+    // MARK: The machine, under `lock`
+
+    private func apply(_ event: SessionEvent) {
+        wakeAtNs = nil
+        for effect in session.apply(event, now: clock()) { carryOut(effect) }
+    }
+
+    private func carryOut(_ effect: SessionEffect) {
+        switch effect {
+        case .run(let operation): pending = operation
+        case .acknowledge(let sequence):
+            stream.acknowledge(id, durable: sequence)
+            source.acknowledged(id, durable: sequence)
+        case .stopStreaming: stream.stopStreaming(id)
+        case .recordStale(let since, let reason):
+            source.recordStale(id, since: since, reason: reason)
+        case .countForAcknowledgements: source.counts(id, durable: session.durable)
+        case .releaseWaiters: source.releaseWaiters(of: id)
+        case .legIsClean:
+            _ = stream.withLegs(id) { $0.commitFirst() }
+            source.legsChanged(of: id)
+        case .joinLegs(let through):
+            _ = stream.withLegs(id) { $0.joinLegs(through: through) }
+        case .wake(let atNs): wakeAtNs = atNs
+        case .tell(let kind, let message): source.tell(id, kind: kind, message: message)
+        }
+    }
+
+    // MARK: Working
+
+    private func run() {
+        while true {
+            if step() { continue }
+            lock.lock()
+            if isStopping, pending == nil { break }
+            waitForWork()
+            lock.unlock()
+        }
+        hasEnded = true
+        changed.broadcast()
+        lock.unlock()
+    }
+
+    /// Does the next thing there is to do.
+    /// - Returns: false when there is nothing now.
+    @discardableResult
+    package func step() -> Bool {
+        lock.lock()
+        defer { lock.unlock() }
+        if let operation = pending {
+            pending = nil
+            lock.unlock()
+            let event = perform(operation)
+            lock.lock()
+            apply(event)
+            changed.broadcast()
+            return true
+        }
+        if let wakeAtNs, clock() >= wakeAtNs {
+            apply(.tick)
+            return true
+        }
+        guard session.state == .streaming else { return false }
+        switch stream.waitForRecords(id, timeoutMs: 0) {
+        case .records, .barrier: apply(.recordsWaiting)
+        case .notStreaming: apply(.ringOverflowed)
+        case .interrupted: break
+        case .timeout: return false
+        }
+        return true
+    }
+
+    /// Under `lock`, which is let go of meanwhile.
+    private func waitForWork() {
+        guard pending == nil else { return }
+        let leftMs = wakeAtNs.map { max(($0 - clock()) / 1_000_000, 1) } ?? 1000
+        guard session.state == .streaming else {
+            _ = changed.wait(lock, timeoutMs: leftMs)
+            return
+        }
+        // Where nobody waits, records may gather, so that one wake-up serves many.
+        let isAsync = session.options.mode == .async
+        lock.unlock()
+        _ = stream.waitForRecords(
+            id, atLeastBytes: isAsync ? 256 << 10 : 1,
+            timeoutMs: isAsync ? min(leftMs, 20) : leftMs)
+        lock.lock()
+    }
+
+    private func perform(_ operation: SessionOperation) -> SessionEvent {
+        do throws(TargetError) {
+            switch operation {
+            case .connect: return try performConnect(try connect())
+            case .disconnect:
+                letGo()
+                return .disconnected
+            case .compare: return try performCompare(everything: false)
+            case .markEverything: return try performCompare(everything: true)
+            case .send: return try send()
+            case .flush: return .flushed(through: try connected().flush())
+            case .openLeg(let stagingID): return try openLeg(stagingID)
+            case .stageStream: return .streamStaged(try stageStream(upTo: nil))
+            case .stageBlocks(let image, let range): return try stageBlocks(image, range)
+            case .syncStaging:
+                try connected().syncStaging()
+                return .stagingSynced
+            case .commitLeg(let stagingID, let at, let end):
+                return try commitLeg(stagingID, at, end)
+            }
+        } catch { return .failed(error) }
+    }
+
+    func connected() throws(TargetError) -> any ReplicaTarget {
+        guard let target else { throw TargetError(.absent, "it is not connected") }
+        return target
+    }
+
+    private func letGo() {
+        closeLeg()
+        target?.disconnect()
+        target = nil
+    }
+
+    func closeLeg() {
+        if case .snapshot(let info)? = leg?.end { source.release(info) }
+        leg = nil
+    }
+}

@@ -1,0 +1,57 @@
+import BlockCore
+
+/// When blocks were read: they hold every change up to `from`, and none that comes after `through`.
+/// Between the two, changes may be in them, in part.
+package struct BlockMoment: Sendable, Hashable {
+    package var from: SequenceNumber
+    package var through: SequenceNumber
+    package init(from: SequenceNumber, through: SequenceNumber) {
+        self.from = from
+        self.through = through
+    }
+}
+
+/// What a session reads of its pool, and what it has written down for it. Called from the session's
+/// thread, but for `recordStale` and `tell`, which any thread may call.
+package protocol SessionSource: AnyObject, Sendable {
+    var hello: PrimaryHello { get }
+
+    /// The pool's shape at a moment from which on the stream is held for the target.
+    /// - Returns: the shape, and the last sequence that does not come through the stream.
+    func captureHead(
+        for target: TargetID
+    ) throws(TargetError) -> (shape: PoolShape, streamFrom: SequenceNumber)
+
+    /// The pool's shape in a snapshot, which can be read until `release`, also when it is deleted.
+    /// - Returns: nil when there is no such snapshot (any more).
+    func capture(_ snapshot: SnapshotInfo) throws(TargetError) -> PoolShape?
+    func release(_ snapshot: SnapshotInfo)
+
+    /// Appends records with the content of the blocks: data or zero, whichever they are. Blocks
+    /// beyond the image's end are left out, and those of an image that is gone.
+    /// - Parameter snapshot: as it is in there; nil for the head as it is now.
+    func read(
+        _ range: BlockRange, of image: ImageID, in snapshot: SnapshotInfo?,
+        into records: RecordBuffer
+    ) throws(TargetError) -> BlockMoment
+
+    /// XXH3-64 of each block, as ``ReplicaTarget/blockHashes(of:in:)`` has them.
+    func blockHashes(
+        of image: ImageID, in range: BlockRange, of snapshot: SnapshotInfo?
+    ) throws(TargetError) -> [UInt64]
+
+    /// Every block that any live image or snapshot has.
+    func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet]
+
+    /// The target's dirty file is to be brought up to date, in a while.
+    func legsChanged(of target: TargetID)
+    /// Sees to it that it is durable that the target lacks what came after `sequence`, and then calls
+    /// ``SessionDriver/staleRecorded()``; returns at once.
+    func recordStale(_ target: TargetID, since sequence: SequenceNumber, reason: String)
+    func tell(_ target: TargetID, kind: String, message: String)
+
+    /// Acknowledgements of the target, in order.
+    func acknowledged(_ target: TargetID, durable: SequenceNumber)
+    func counts(_ target: TargetID, durable: SequenceNumber)
+    func releaseWaiters(of target: TargetID)
+}

@@ -1,0 +1,202 @@
+import BlockCore
+import Logging
+import Pool
+import Replication
+import SystemIO
+import Volume
+
+/// One target of the hub: its record, its session, its dirty file, and what the keeper has to do.
+package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the file under `filing`
+    private let lock = Lock()
+    private var currentRecord: TargetRecord
+    private var currentDriver: SessionDriver?
+    private var stale: (since: SequenceNumber, reason: String)?
+    private var isDirtyWorkDue = false
+    private var isBackInStep = false
+    private var events: [EventRecord] = []
+    private var rate = RateMeter()
+    /// Held across I/O: one writer of the dirty file at a time.
+    private let filing = Lock()
+    private let file: DirtyFile
+    private let incarnation: UInt64
+
+    private init(_ record: TargetRecord, file: DirtyFile, incarnation: UInt64) {
+        currentRecord = record
+        self.file = file
+        self.incarnation = incarnation
+    }
+
+    // MARK: The dirty file
+
+    static func path(_ id: TargetID, in store: PoolStore) -> String {
+        "\(store.path)/targets/\(id.rawValue)/dirty"
+    }
+
+    /// Attaches a target that the pool knew when it was opened: with what its file says, what an unclean
+    /// end left open, and everything where the file is missing or says nothing one can trust.
+    static func open(
+        _ record: TargetRecord, volume: Volume, stream: WriteStream, incarnation: UInt64,
+        suspects: [ImageID: BlockSet]
+    ) throws(TargetError) -> AttachedTarget {
+        let store = volume.store
+        let path = path(record.id, in: store)
+        let opened: (file: DirtyFile, state: DirtyFileState)?
+        do throws(DirtyFileError) {
+            opened = try DirtyFile.open(disk: store.disk, path: path, target: record.id)
+        } catch {
+            guard case .damaged = error else { throw TargetError(.io, error.description) }
+            Logger(label: "doppel.targets").error("\(error)")
+            opened = nil
+        }
+        guard let opened else {
+            var legs = DirtyLegs()
+            legs.enterUnknown(
+                try TargetError.volume { () throws(VolumeError) in try volume.allocatedBlocks() })
+            stream.attachTracking(record.id, legs: legs)
+            return try create(
+                record, volume: volume, stream: stream, incarnation: incarnation)
+        }
+        let snapshots = try TargetHub.read(store) { try $0.snapshots() }.filter {
+            $0.state == .complete && $0.isOfWholePool
+        }
+        let infos = Dictionary(
+            snapshots.map { ($0.sequence, PoolSource.info($0)) }, uniquingKeysWith: { a, _ in a })
+        var legs = DirtyLegs(opened.state.legs) { infos[$0] }
+        legs.enterUnknown(suspects)
+        stream.attachTracking(
+            record.id, legs: legs, durable: opened.state.acknowledged)
+        return AttachedTarget(record, file: opened.file, incarnation: incarnation)
+    }
+
+    /// Makes the file of a target that is attached.
+    static func create(
+        _ record: TargetRecord, volume: Volume, stream: WriteStream, incarnation: UInt64
+    ) throws(TargetError) -> AttachedTarget {
+        let state = DirtyFileState(
+            acknowledged: stream.standing(record.id)?.durable ?? .zero, incarnation: incarnation,
+            legs: stream.wholeState(record.id, upTo: .zero))
+        let file = try TargetError.dirty { () throws(DirtyFileError) in
+            try DirtyFile.create(
+                disk: volume.store.disk, path: path(record.id, in: volume.store), target: record.id,
+                state)
+        }
+        return AttachedTarget(record, file: file, incarnation: incarnation)
+    }
+
+    /// On return the target holds everything up to `sequence` durably, or its file says what it lacks
+    /// of that; and the file says how far the target said it was.
+    func secure(upTo sequence: SequenceNumber, _ stream: WriteStream) throws(TargetError) {
+        filing.lock()
+        defer { filing.unlock() }
+        let id = record.id
+        guard let standing = stream.standing(id) else { return }
+        do throws(DirtyFileError) {
+            if file.wantsRewrite {
+                try file.rewrite(
+                    state(standing.durable, stream.wholeState(id, upTo: sequence)))
+            } else {
+                try file.append(
+                    state(standing.durable, stream.takeUnwritten(id, upTo: sequence)))
+            }
+        } catch {
+            stream.markUnwritten(id)
+            throw TargetError(
+                .io, "what target \(record.address) lacks cannot be written down: \(error)")
+        }
+    }
+
+    private func state(_ durable: SequenceNumber, _ legs: [DirtyLegState]) -> DirtyFileState {
+        DirtyFileState(acknowledged: durable, incarnation: incarnation, legs: legs)
+    }
+
+    func removeFile(_ store: PoolStore) {
+        filing.lock()
+        defer { filing.unlock() }
+        file.close()
+        // A file without a row is nobody's: ids are not used twice.
+        try? DirtyFile.remove(disk: store.disk, path: Self.path(record.id, in: store))
+    }
+
+    package var record: TargetRecord { lock.withLock { currentRecord } }
+    package var driver: SessionDriver? { lock.withLock { currentDriver } }
+    func setDriver(_ driver: SessionDriver?) { lock.withLock { currentDriver = driver } }
+    func update(_ change: (inout TargetRecord) -> Void) { lock.withLock { change(&currentRecord) } }
+
+    // MARK: What the keeper has to do
+
+    var staleWork: (since: SequenceNumber, reason: String)? { lock.withLock { stale } }
+    func setStaleWork(since: SequenceNumber, reason: String) {
+        lock.withLock {
+            stale = (since, reason)
+            isBackInStep = false
+        }
+    }
+    func clearStaleWork() { lock.withLock { stale = nil } }
+    func addDirtyWork() { lock.withLock { isDirtyWorkDue = true } }
+    func takeDirtyWork() -> Bool { lock.withLock { take(&isDirtyWorkDue) } }
+    func noteInStep() { lock.withLock { isBackInStep = true } }
+    func takeInStep() -> Bool { lock.withLock { take(&isBackInStep) } }
+    func addEvent(_ event: EventRecord) { lock.withLock { events.append(event) } }
+    func takeEvents() -> [EventRecord] {
+        lock.withLock {
+            defer { events = [] }
+            return events
+        }
+    }
+    var hasWork: Bool {
+        lock.withLock { stale != nil || isDirtyWorkDue || isBackInStep || !events.isEmpty }
+    }
+
+    private func take(_ flag: inout Bool) -> Bool {
+        defer { flag = false }
+        return flag
+    }
+
+    // MARK: Speed
+
+    func meter(nowNs: Int64) {
+        guard let driver else { return }
+        let session = driver.snapshot
+        let resync = session.resync.map {
+            ($0.totalBlocks - min($0.remainingBlocks, $0.totalBlocks))
+        }
+        lock.withLock { rate.note((resync ?? 0) * Geometry.blockSizeBytes, nowNs: nowNs) }
+    }
+    var bytesPerSecond: UInt64 { lock.withLock { rate.bytesPerSecond } }
+}
+
+/// Progress over the last few seconds.
+struct RateMeter {
+    private var lastBytes: UInt64 = 0
+    private var lastNs: Int64 = 0
+    private(set) var bytesPerSecond: UInt64 = 0
+
+    mutating func note(_ bytes: UInt64, nowNs: Int64) {
+        // A new leg begins at zero.
+        if bytes < lastBytes || lastNs == 0 { (lastBytes, lastNs) = (bytes, nowNs) }
+        let elapsedNs = nowNs - lastNs
+        guard elapsedNs > 500_000_000 else { return }
+        let now = Double(bytes - lastBytes) * 1e9 / Double(elapsedNs)
+        bytesPerSecond = UInt64(
+            bytesPerSecond == 0 ? now : Double(bytesPerSecond) * 0.7 + now * 0.3)
+        (lastBytes, lastNs) = (bytes, nowNs)
+    }
+}
+
+/// When the pool was where in its sequence: how long a target is behind in time.
+struct SequenceSamples {
+    private var samples: [(sequence: SequenceNumber, atNs: Int64)] = []
+
+    mutating func add(_ sequence: SequenceNumber, atNs: Int64) {
+        guard samples.last?.sequence != sequence else { return }
+        samples.append((sequence, atNs))
+        // An hour at ten a second; beyond it the oldest says "at least so long".
+        if samples.count > 36_000 { samples.removeFirst(samples.count - 36_000) }
+    }
+
+    /// How long ago the pool was where the target is.
+    func lagMs(behind sequence: SequenceNumber, nowNs: Int64) -> Int64 {
+        guard let first = samples.first(where: { $0.sequence > sequence }) else { return 0 }
+        return max((nowNs - first.atNs) / 1_000_000, 0)
+    }
+}

@@ -1,0 +1,214 @@
+// What sessions read of the pool: shapes, blocks, hashes.
+//
+// A snapshot that a session reads is *captured*: its images are open as views. Its deletion does not
+// wait for the session (it may be what a full disk needs): `release(sequence)` takes the capture away
+// between two reads, and the session begins anew without that leg.
+
+import BlockCore
+import Pool
+import Replication
+import SystemIO
+import Volume
+
+final class PoolSource: SessionSource, @unchecked Sendable {  // fields are under `lock` or `using`
+    private struct Capture {
+        var users = 0
+        var views: [ImageID: LayerView]
+        var shape: PoolShape
+    }
+
+    let volume: Volume
+    let stream: WriteStream
+    let hello: PrimaryHello
+    private let lock = Lock()
+    private var names: (@Sendable () -> @Sendable () -> [NodeRecord])?
+    private weak var hub: TargetHub?
+    /// Read: a view of a capture is being read. Write: one is taken away.
+    private let using = ReadWriteLock()
+    private var captures: [SequenceNumber: Capture] = [:]
+
+    init(volume: Volume, stream: WriteStream) throws(TargetError) {
+        self.volume = volume
+        self.stream = stream
+        let state = try TargetHub.read(volume.store) { try $0.poolState() }
+        hello = PrimaryHello(
+            poolID: volume.store.identity.id, generation: state.generation,
+            incarnation: state.incarnation, incarnationID: state.incarnationID)
+    }
+
+    func attach(_ hub: TargetHub) { lock.withLock { self.hub = hub } }
+    func setNames(_ names: @escaping @Sendable () -> @Sendable () -> [NodeRecord]) {
+        lock.withLock { self.names = names }
+    }
+    private var owner: TargetHub? { lock.withLock { hub } }
+
+    // MARK: Shapes
+
+    func captureHead(
+        for target: TargetID
+    ) throws(TargetError) -> (shape: PoolShape, streamFrom: SequenceNumber) {
+        guard let names = lock.withLock({ names }) else {
+            throw TargetError(.absent, "the pool is not open yet")
+        }
+        var from = SequenceNumber.zero
+        var unfold: (@Sendable () -> [NodeRecord])?
+        let images = volume.shape {
+            from = stream.beginStreaming(target)
+            unfold = names()
+        }
+        let shape = PoolShape(
+            sequence: from, images: images.map { Self.image($0.id, $0.sizeBytes, $0.modifiedNs) },
+            names: NamesCodec.encode((unfold?() ?? []).map { .put($0) }))
+        return (shape, from)
+    }
+
+    private static func image(_ id: ImageID, _ bytes: UInt64, _ ns: Int64) -> PoolShape.Image {
+        PoolShape.Image(id: id, sizeBytes: bytes, modifiedNs: ns)
+    }
+
+    func capture(_ snapshot: SnapshotInfo) throws(TargetError) -> PoolShape? {
+        if let known = using.withWrite({ use(snapshot.sequence) }) { return known }
+        // One that is being made is waited for: its cut is in the stream before it is complete.
+        let found = try TargetError.volume { () throws(VolumeError) in
+            try volume.completeSnapshot(at: snapshot.sequence)
+        }
+        guard let found else { return nil }
+        var views: [ImageID: LayerView] = [:]
+        var images: [PoolShape.Image] = []
+        for node in found.nodes {
+            guard let id = node.node.imageID, let layer = node.layerID else { continue }
+            views[id] = try TargetError.volume { () throws(VolumeError) in
+                try volume.openView(layer, sizeBytes: node.sizeBytes)
+            }
+            images.append(Self.image(id, node.sizeBytes, node.node.modifyNs))
+        }
+        let shape = PoolShape(
+            sequence: snapshot.sequence, images: images,
+            names: NamesCodec.encode(found.nodes.map { .put($0.node) }))
+        let capture = Capture(users: 1, views: views, shape: shape)
+        return using.withWrite {
+            if let known = use(snapshot.sequence) { return known }
+            captures[snapshot.sequence] = capture
+            return shape
+        }
+    }
+
+    private func use(_ sequence: SequenceNumber) -> PoolShape? {
+        guard captures[sequence] != nil else { return nil }
+        captures[sequence]?.users += 1
+        return captures[sequence]?.shape
+    }
+
+    func release(_ snapshot: SnapshotInfo) {
+        using.withWrite {
+            captures[snapshot.sequence]?.users -= 1
+            if captures[snapshot.sequence]?.users == 0 { captures[snapshot.sequence] = nil }
+        }
+    }
+
+    /// The snapshot is about to be deleted.
+    func letGo(of sequence: SequenceNumber) { using.withWrite { captures[sequence] = nil } }
+
+    // MARK: Blocks
+
+    func read(
+        _ range: BlockRange, of image: ImageID, in snapshot: SnapshotInfo?,
+        into records: RecordBuffer
+    ) throws(TargetError) -> BlockMoment {
+        guard let snapshot else { return try readHead(range, of: image, into: records) }
+        let sequence = snapshot.sequence
+        try using.withRead { () throws(TargetError) in
+            guard let capture = captures[sequence] else {
+                throw TargetError(.absent, "snapshot '\(snapshot.name)' was deleted")
+            }
+            guard let view = capture.views[image] else { return }
+            try records.append(range, of: image, sizeBytes: view.sizeBytes, at: sequence) {
+                (buffer, offset) throws(VolumeError) in
+                try view.read(into: buffer, at: offset)
+            }
+        }
+        return BlockMoment(from: sequence, through: sequence)
+    }
+
+    /// Without a lock: what is written meanwhile is in the stream between the two moments.
+    private func readHead(
+        _ range: BlockRange, of id: ImageID, into records: RecordBuffer
+    ) throws(TargetError) -> BlockMoment {
+        let from = stream.lastSequence
+        guard let image = try? volume.image(id) else {
+            return BlockMoment(from: from, through: from)
+        }
+        try records.append(range, of: id, sizeBytes: image.sizeBytes, at: from) {
+            (buffer, offset) throws(VolumeError) in
+            try image.read(into: buffer, at: offset)
+        }
+        // Whoever was writing there has its place in the stream once it lets go.
+        image.waitForWriters(of: range)
+        return BlockMoment(from: from, through: stream.lastSequence)
+    }
+
+    func blockHashes(
+        of id: ImageID, in range: BlockRange, of snapshot: SnapshotInfo?
+    ) throws(TargetError) -> [UInt64] {
+        guard let snapshot else {
+            let image = try? volume.image(id)
+            return try BlockHashes.of(range) { (buffer, offset) throws(VolumeError) in
+                try image?.read(into: buffer, at: offset) ?? 0
+            }
+        }
+        return try using.withRead { () throws(TargetError) in
+            guard let capture = captures[snapshot.sequence] else {
+                throw TargetError(.absent, "snapshot '\(snapshot.name)' was deleted")
+            }
+            let view = capture.views[id]
+            return try BlockHashes.of(range) { (buffer, offset) throws(VolumeError) in
+                try view?.read(into: buffer, at: offset) ?? 0
+            }
+        }
+    }
+
+    func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
+        try TargetError.volume { () throws(VolumeError) in try volume.allocatedBlocks() }
+    }
+
+    /// All that the pool has, as what a target with nothing lacks.
+    /// - Parameter whileStill: called when no snapshot is made or deleted, before anything is looked at.
+    func everything(whileStill: () -> Void) throws(TargetError) -> DirtyLegs {
+        let legs = try TargetError.volume { () throws(VolumeError) in
+            try volume.inventory(whileStill: whileStill)
+        }
+        let snapshots = Dictionary(
+            uniqueKeysWithValues: legs.compactMap(\.snapshot).map { ($0.sequence, Self.info($0)) })
+        return DirtyLegs(
+            legs.enumerated().map { index, leg in
+                DirtyLegState(
+                    number: UInt64(index + 1), cut: leg.snapshot?.sequence, hasNameChanges: true,
+                    blocks: leg.blocks)
+            }
+        ) { snapshots[$0] }
+    }
+
+    static func info(_ record: SnapshotRecord) -> SnapshotInfo {
+        SnapshotInfo(
+            name: record.name, createdNs: record.createdNs, origin: record.origin,
+            sequence: record.sequence)
+    }
+
+    // MARK: To the hub
+
+    func legsChanged(of target: TargetID) { owner?.target(target)?.addDirtyWork() }
+    func recordStale(_ target: TargetID, since sequence: SequenceNumber, reason: String) {
+        owner?.target(target)?.setStaleWork(since: sequence, reason: reason)
+        owner?.wakeKeeper()
+    }
+    func tell(_ target: TargetID, kind: String, message: String) {
+        owner?.tell(target, kind: kind, message: message)
+    }
+    func acknowledged(_ target: TargetID, durable: SequenceNumber) {
+        owner?.acknowledged(target, durable: durable)
+    }
+    func counts(_ target: TargetID, durable: SequenceNumber) {
+        owner?.counts(target, durable: durable)
+    }
+    func releaseWaiters(of target: TargetID) { volume.gate.stopCounting(target) }
+}

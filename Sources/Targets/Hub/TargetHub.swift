@@ -1,0 +1,372 @@
+// All targets of a pool: opens them with it, tells flushes who counts, and shows how each stands.
+//
+//            ┌─ SessionDriver ── ReplicaTarget        one for each target, a thread each
+//   TargetHub┼─ …
+//            ├─ PoolSource      what sessions read of the pool
+//            ├─ DirtyFile       what each target lacks, durably
+//            └─ keeper          one thread: timers, what has to be written down
+//
+// Invariants
+//   H1 A target is attached to the stream before the pool takes its first change, and with all that
+//      its dirty file and an unclean end leave open: from then on nothing passes it by (G3).
+//   H2 What an unclean end left unknown stays in the region log until every target's dirty file has it.
+//   H3 An fsync is not answered without a target that counted before the catalog says since when the
+//      target is stale.
+//   H4 A target's place is never initialised again: only `add` lays out a mirror, in an empty folder.
+
+import BlockCore
+import Logging
+import Pool
+import Replication
+import SystemIO
+import Volume
+
+package struct HubOptions: Sendable {
+    /// Sessions and the keeper run on threads of their own; off for whoever steps them.
+    package var runsInBackground = true
+    /// Sessions connect; otherwise what targets lack is kept track of, and nothing is sent.
+    package var connects = true
+    package var session = SessionOptions()
+    /// How long a clean end waits for targets that are nearly in step.
+    package var drainTimeoutMs: Int64 = 10_000
+    package var tickMs: Int64 = 100
+    package init() {}
+}
+
+/// Opens the target of a record; called for every attempt to connect.
+package typealias TargetOpener =
+    @Sendable (TargetRecord) throws(TargetError) -> any ReplicaTarget
+
+package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
+    package let volume: Volume
+    package let stream: WriteStream
+    let options: HubOptions
+    let source: PoolSource
+    private let opener: TargetOpener
+    let log = Logger(label: "doppel.targets")
+    let lock = Lock()
+    /// Something is to be written down, or a target got further.
+    let changed = Condition()
+    private var targets: [TargetID: AttachedTarget] = [:]
+    private var isEnding = false
+    private var keeper: WorkerThread?
+    var samples = SequenceSamples()
+
+    var store: PoolStore { volume.store }
+    var disk: Disk { volume.store.disk }
+
+    /// Attaches every target that the catalog knows. The pool has not taken a change yet.
+    /// - Parameter suspects: blocks that an unclean end left unknown.
+    package init(
+        volume: Volume, stream: WriteStream, suspects: [ImageID: BlockSet],
+        options: HubOptions = HubOptions(), opener: @escaping TargetOpener
+    ) throws(TargetError) {
+        self.volume = volume
+        self.stream = stream
+        self.options = options
+        self.opener = opener
+        source = try PoolSource(volume: volume, stream: stream)
+        source.attach(self)
+        volume.gate.attach { [weak self] sequence in self?.wantFlush(sequence) }
+        let records = try Self.read(volume.store) { try $0.targets() }
+        for record in records {
+            let target = try AttachedTarget.open(
+                record, volume: volume, stream: stream, incarnation: source.hello.incarnation,
+                suspects: suspects)
+            targets[record.id] = target
+        }
+    }
+
+    static func read<T>(
+        _ store: PoolStore, _ body: (CatalogTransaction) throws -> T
+    ) throws(TargetError) -> T {
+        do { return try store.catalog.read(body) } catch {
+            throw TargetError(.io, "the catalog of \(store.path) cannot be read: \(error)")
+        }
+    }
+
+    func write<T>(_ body: (CatalogTransaction) throws -> T) throws(TargetError) -> T {
+        do { return try store.catalog.write(body) } catch {
+            let isFull = (error as? CatalogError)?.isNoSpace ?? false
+            throw TargetError(
+                isFull ? .noSpace : .io, "the catalog of \(store.path) took no change: \(error)")
+        }
+    }
+
+    // MARK: Running
+
+    /// - Parameter names: the names of the pool at a moment when nobody changes them.
+    package func start(names: @escaping @Sendable () -> @Sendable () -> [NodeRecord]) {
+        source.setNames(names)
+        for target in all { launch(target) }
+        guard options.runsInBackground else { return }
+        let thread = WorkerThread.start("doppel-targets") { [weak self] in
+            while self?.keepOnce() ?? false {}
+        }
+        lock.withLock { keeper = thread }
+    }
+
+    private func launch(_ target: AttachedTarget) {
+        guard options.connects, !target.record.isPaused else { return }
+        var session = options.session
+        session.mode = ReplicationMode(rawValue: target.record.mode.rawValue) ?? .flush
+        session.timeoutMs = target.record.timeoutMs
+        let record = target.record
+        // H3: until it is connected, or the timeout has passed, fsyncs wait for one that was in step.
+        let counts = session.mode == .flush && record.stale == nil
+        if counts {
+            volume.gate.count(record.id, durable: stream.standing(record.id)?.durable ?? .zero)
+        }
+        let driver = SessionDriver(
+            id: record.id, options: session, seed: UInt64(bitPattern: disk.now()), counts: counts,
+            stream: stream, source: source, clock: { [disk] in disk.monotonic() }
+        ) { [opener] () throws(TargetError) in try opener(record) }
+        // Only who waits for a target is held back for it.
+        stream.setHoldsWriters(record.id, session.mode == .flush)
+        target.setDriver(driver)
+        driver.start(onThread: options.runsInBackground)
+    }
+
+    package var all: [AttachedTarget] {
+        lock.withLock { targets.values.sorted { $0.record.id < $1.record.id } }
+    }
+    package func target(_ id: TargetID) -> AttachedTarget? { lock.withLock { targets[id] } }
+
+    private func wantFlush(_ sequence: SequenceNumber) {
+        for target in all { target.driver?.wantFlush(sequence) }
+    }
+
+    // MARK: The keeper
+
+    /// - Returns: false when it is over.
+    private func keepOnce() -> Bool {
+        keepHouse()
+        return lock.withLock {
+            if isEnding { return false }
+            if !targets.values.contains(where: \.hasWork) {
+                _ = changed.wait(lock, timeoutMs: targets.isEmpty ? 60_000 : options.tickMs)
+            }
+            return !isEnding
+        }
+    }
+
+    /// Does what is due: once for each tick, by hand where nothing runs behind.
+    package func keepHouse() {
+        let now = disk.monotonic()
+        lock.withLock { samples.add(stream.lastSequence, atNs: now) }
+        for target in all {
+            recordStale(target)
+            recordInStep(target)
+            recordEvents(target)
+            if target.takeDirtyWork() {
+                do throws(TargetError) { try target.secure(upTo: .zero, stream) } catch {
+                    log.error("target \(target.record.address): \(error)")
+                }
+            }
+            target.driver?.tick()
+            target.meter(nowNs: now)
+        }
+    }
+
+    /// H3. A full store is tried again at the next tick: until then nobody is answered.
+    private func recordStale(_ target: AttachedTarget) {
+        guard let stale = target.staleWork else { return }
+        var record = target.record
+        if record.stale == nil {
+            record.stale = TargetRecord.Stale(
+                sinceNs: disk.now(), sequence: stale.since, reason: stale.reason)
+        }
+        do throws(TargetError) {
+            let new = record
+            try write { try $0.updateTarget(new) }
+        } catch {
+            log.error("target \(record.address): that it is stale cannot be written down: \(error)")
+            if store.catalog.isFailed { volume.gate.fail() }
+            return
+        }
+        target.update { $0 = record }
+        target.clearStaleWork()
+        target.driver?.staleRecorded()
+    }
+
+    /// It counts again: what the catalog says of it is over.
+    private func recordInStep(_ target: AttachedTarget) {
+        guard target.takeInStep(), target.record.stale != nil else { return }
+        var record = target.record
+        record.stale = nil
+        let new = record
+        do throws(TargetError) {
+            try write { try $0.updateTarget(new) }
+            target.update { $0 = new }
+        } catch { log.error("target \(record.address): \(error)") }
+    }
+
+    /// For people: what cannot be written down is in the log all the same.
+    private func recordEvents(_ target: AttachedTarget) {
+        let events = target.takeEvents()
+        guard !events.isEmpty else { return }
+        _ = try? write { tx in for event in events { try tx.addEvent(event) } }
+    }
+
+    func wakeKeeper() { lock.withLock { changed.broadcast() } }
+
+    // MARK: Changing targets
+
+    package func add(_ new: TargetRecord) throws(TargetError) -> TargetRecord {
+        var record = new
+        record.stale = TargetRecord.Stale(
+            sinceNs: disk.now(), sequence: .zero, reason: "it was just added")
+        let inserted = record
+        record.id = try write { try $0.insertTarget(inserted) }
+        let id = record.id
+        do throws(TargetError) {
+            // Tracked first, then told what there is: a write in between is in both.
+            let legs = try source.everything { stream.attachTracking(id) }
+            _ = stream.withLegs(id) { current in
+                var all = legs
+                all.enter(current.legs[0].blocks)
+                current = all
+            }
+            let target = try AttachedTarget.create(
+                record, volume: volume, stream: stream, incarnation: source.hello.incarnation)
+            lock.withLock { targets[id] = target }
+            launch(target)
+        } catch {
+            // A target whose dirty file is missing is compared as a whole: nothing is lost by trying.
+            stream.detach(id)
+            try? write { try $0.deleteTarget(id) }
+            throw error
+        }
+        wakeKeeper()
+        return record
+    }
+
+    package func remove(_ id: TargetID) throws(TargetError) {
+        guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
+        halt(target)
+        try write { try $0.deleteTarget(id) }
+        volume.gate.stopCounting(id)
+        stream.detach(id)
+        _ = lock.withLock { targets.removeValue(forKey: id) }
+        target.removeFile(store)
+    }
+
+    package func update(
+        _ id: TargetID, _ change: (inout TargetRecord) -> Void
+    ) throws(TargetError) {
+        guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
+        // Stopping may have to write down that the target is stale.
+        halt(target)
+        defer {
+            launch(target)
+            wakeKeeper()
+        }
+        var record = target.record
+        change(&record)
+        let new = record
+        try write { try $0.updateTarget(new) }
+        target.update { $0 = new }
+    }
+
+    /// Ends the session, as if the target had gone.
+    private func halt(_ target: AttachedTarget) {
+        guard let driver = target.driver else { return }
+        // It stops counting only when that is written down: the keeper does it meanwhile.
+        if !driver.stop(timeoutMs: target.record.timeoutMs) {
+            log.warning("target \(target.record.address) hangs; its thread is left to itself")
+        }
+        recordStale(target)
+        target.setDriver(nil)
+    }
+
+    // MARK: Waiting and ending
+
+    /// Returns when the targets hold everything that was done before the call, durably.
+    /// - Returns: those that do not when the time has passed.
+    package func wait(for ids: [TargetID]?, timeoutMs: Int64?) -> [TargetID] {
+        let sequence = stream.lastSequence
+        wantFlush(sequence)
+        let deadline = timeoutMs.map { disk.monotonic() + $0 * 1_000_000 }
+        lock.lock()
+        defer { lock.unlock() }
+        while true {
+            let behind = targets.values.filter { target in
+                (ids?.contains(target.record.id) ?? true)
+                    && (stream.standing(target.record.id)?.durable ?? .zero) < sequence
+            }
+            if behind.isEmpty || isEnding { return behind.map(\.record.id).sorted() }
+            if let deadline, disk.monotonic() >= deadline {
+                return behind.map(\.record.id).sorted()
+            }
+            _ = changed.wait(lock, timeoutMs: 50)
+        }
+    }
+
+    /// Lets targets that are in step have the rest, writes down what the others lack, and lets go.
+    /// The pool takes no changes any more.
+    /// - Returns: whether all of it is written down: otherwise the pool must not be marked clean.
+    package func close() -> Bool {
+        let inStep = all.filter { $0.driver?.snapshot.state == .streaming }.map(\.record.id)
+        if !inStep.isEmpty, options.runsInBackground {
+            _ = wait(for: inStep, timeoutMs: options.drainTimeoutMs)
+        }
+        lock.withLock {
+            isEnding = true
+            changed.broadcast()
+        }
+        lock.withLock { keeper }?.join()
+        var isSound = true
+        let last = stream.lastSequence
+        for target in all {
+            let isLevel = (stream.standing(target.record.id)?.durable ?? .zero) >= last
+            if let driver = target.driver {
+                _ = driver.stop(timeoutMs: target.record.timeoutMs)
+                // One that has everything is not stale because its primary ended.
+                if !isLevel { recordStale(target) }
+            }
+            do throws(TargetError) { try target.secure(upTo: last, stream) } catch {
+                log.error("target \(target.record.address): \(error)")
+                isSound = false
+            }
+        }
+        return isSound
+    }
+}
+
+// MARK: Guarantees towards the pool
+
+extension TargetHub: TargetKeeper {
+    package func secure(upTo sequence: SequenceNumber) throws(VolumeError) {
+        for target in all {
+            do throws(TargetError) { try target.secure(upTo: sequence, stream) } catch {
+                throw VolumeError(.io, error.message)
+            }
+        }
+    }
+
+    package func letGo(of cut: SequenceNumber) { source.letGo(of: cut) }
+}
+
+// MARK: What sessions say
+
+extension TargetHub {
+    func acknowledged(_ id: TargetID, durable: SequenceNumber) {
+        volume.gate.acknowledge(id, durable: durable)
+        wakeKeeper()
+    }
+
+    func counts(_ id: TargetID, durable: SequenceNumber) {
+        volume.gate.count(id, durable: durable)
+        target(id)?.noteInStep()
+        wakeKeeper()
+    }
+
+    func tell(_ id: TargetID, kind: String, message: String) {
+        guard let target = target(id) else { return }
+        let record = target.record
+        log.notice("\(kind): \(record.address): \(message)")
+        target.addEvent(
+            EventRecord(atNs: disk.now(), kind: kind, subject: record.address, message: message))
+        wakeKeeper()
+    }
+}

@@ -1,0 +1,62 @@
+import BlockCore
+import Pool
+import Replication
+import SystemIO
+
+/// How a target stands; G4: what is in force, not what was asked for.
+package struct TargetStatus: Sendable {
+    package var record: TargetRecord
+    package var state: TargetSession.State
+    /// An fsync waits for it.
+    package var counts: Bool
+    package var reason: String?
+    package var durable: SequenceNumber
+    package var lagBytes: UInt64
+    package var lagMs: Int64
+    package var dirtyBytes: UInt64
+    package var bytesPerSecond: UInt64
+    /// Of the leg under way.
+    package var resyncDoneBytes: UInt64?
+    package var resyncTotalBytes: UInt64?
+
+    /// What would be lost with this machine: what is on its way, and what is known to differ.
+    package var atRiskBytes: UInt64 { lagBytes + dirtyBytes }
+    package var isInStep: Bool { state == .streaming }
+    package var etaMs: Int64? {
+        guard let resyncTotalBytes, let resyncDoneBytes, bytesPerSecond > 0 else { return nil }
+        // The legs that follow are part of what differs.
+        let left = max(dirtyBytes, resyncTotalBytes - min(resyncDoneBytes, resyncTotalBytes))
+        return Int64(left * 1000 / bytesPerSecond)
+    }
+}
+
+extension TargetHub {
+    package func status() -> [TargetStatus] { all.map(status) }
+
+    private func status(_ target: AttachedTarget) -> TargetStatus {
+        let record = target.record
+        let session = target.driver?.snapshot
+        let standing = stream.standing(record.id)
+        let durable = standing?.durable ?? .zero
+        var result = TargetStatus(
+            record: record, state: session?.state ?? .paused, counts: session?.counts ?? false,
+            reason: session?.outage?.reason ?? record.stale?.reason, durable: durable,
+            lagBytes: standing?.lagBytes ?? 0, lagMs: lagMs(behind: durable),
+            dirtyBytes: (standing?.dirtyBlocks ?? 0) * Geometry.blockSizeBytes,
+            bytesPerSecond: target.bytesPerSecond)
+        if let resync = session?.resync, result.state == .resyncing {
+            let total = resync.totalBlocks
+            result.resyncTotalBytes = total * Geometry.blockSizeBytes
+            result.resyncDoneBytes =
+                (total - min(resync.remainingBlocks, total)) * Geometry.blockSizeBytes
+        }
+        return result
+    }
+
+    private func lagMs(behind durable: SequenceNumber) -> Int64 {
+        // What came after the last sample is younger than it.
+        guard durable < stream.lastSequence else { return 0 }
+        let now = disk.monotonic()
+        return lock.withLock { samples.lagMs(behind: durable, nowNs: now) }
+    }
+}

@@ -1,0 +1,232 @@
+import ArgumentParser
+import BlockCore
+import Daemon
+import SystemIO
+
+struct Target: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Add, change and list the places that a pool is replicated to.",
+        discussion: """
+            A target belongs to its pool: every later mount replicates to it. A mirror directory is
+            a pool of its own, which `doppel mount` shows read-only, also while it is being written.
+
+            EXAMPLES
+              doppel target add /srv/vms /mnt/usb/vms-mirror
+              doppel target add /srv/vms /backup/vms --mode async
+              doppel target set /srv/vms /backup/vms --mode flush --timeout 10s
+              doppel target list /srv/vms
+              doppel wait /srv/vms
+            """,
+        subcommands: [
+            TargetAdd.self, TargetSet.self, TargetList.self, TargetPause.self, TargetResume.self,
+            TargetRemove.self,
+        ])
+}
+
+enum TargetMode: String, ExpressibleByArgument, CaseIterable { case async, flush }
+
+struct TargetSettings: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "What an fsync waits for: flush (this machine and the target), or async (this machine).",
+            valueName: "mode"))
+    var mode: TargetMode?
+    @Option(help: "How long a silent target is waited for before the pool goes on without it.")
+    var timeout: String?
+
+    func specification(_ address: String) throws -> TargetSpecification {
+        var result = TargetSpecification(address: address, mode: mode?.rawValue)
+        if let timeout {
+            guard let timeoutMs = Duration.milliseconds(parsing: timeout), timeoutMs >= 100 else {
+                throw ValidationError("--timeout is such as 5s or 500ms, at least 100ms")
+            }
+            result.timeoutMs = timeoutMs
+        }
+        return result
+    }
+}
+
+struct TargetArguments: ParsableArguments {
+    @Argument(help: "The pool's directory, or where it is mounted.", completion: .directory)
+    var pool: String
+    @Argument(help: "The mirror's directory.", completion: .directory) var target: String
+}
+
+struct TargetAdd: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "add", abstract: "Replicate a pool to a further place.",
+        discussion: """
+            The directory must be new, empty, or a mirror of this pool already. What is in the pool is
+            copied behind, while it is used.
+
+            EXAMPLE
+              doppel target add /srv/vms /mnt/usb/vms-mirror
+            """)
+    @OptionGroup var place: TargetArguments
+    @OptionGroup var settings: TargetSettings
+
+    func run() throws {
+        try exiting {
+            var request = ControlRequest(.targetAdd)
+            request.arguments?.target = try settings.specification(place.target).absolute
+            let result = try PoolAccess.perform(request, on: place.pool)
+            if let warning = result.text { Output.error("doppel: \(warning)") }
+        }
+    }
+}
+
+struct TargetSet: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "set", abstract: "Change how a target is waited for.",
+        discussion: "EXAMPLE\n  doppel target set /srv/vms /backup/vms --mode async")
+    @OptionGroup var place: TargetArguments
+    @OptionGroup var settings: TargetSettings
+
+    func run() throws {
+        try exiting {
+            var request = ControlRequest(.targetSet)
+            request.arguments?.target = try settings.specification(place.target).absolute
+            _ = try PoolAccess.perform(request, on: place.pool)
+        }
+    }
+}
+
+struct TargetPause: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "pause",
+        abstract: "Stop replicating to a target; what it lacks is kept track of.",
+        discussion: "EXAMPLE\n  doppel target pause /srv/vms /mnt/usb/vms-mirror")
+    @OptionGroup var place: TargetArguments
+    func run() throws { try exiting { try place.send(.targetPause) } }
+}
+
+struct TargetResume: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "resume", abstract: "Go on replicating to a target that was paused.",
+        discussion: "EXAMPLE\n  doppel target resume /srv/vms /mnt/usb/vms-mirror")
+    @OptionGroup var place: TargetArguments
+    func run() throws { try exiting { try place.send(.targetResume) } }
+}
+
+struct TargetRemove: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "remove", abstract: "Forget a target. What it holds stays as it is.",
+        discussion: "EXAMPLE\n  doppel target remove /srv/vms /mnt/usb/vms-mirror")
+    @OptionGroup var place: TargetArguments
+    func run() throws { try exiting { try place.send(.targetRemove) } }
+}
+
+extension TargetArguments {
+    func send(_ command: ControlCommand) throws {
+        var request = ControlRequest(command)
+        request.arguments?.target = TargetSpecification(address: target).absolute
+        _ = try PoolAccess.perform(request, on: pool)
+    }
+}
+
+extension TargetSpecification {
+    /// The daemon has another working directory.
+    var absolute: TargetSpecification {
+        var result = self
+        result.address = ProcessControl.realPath(address) ?? PoolLocation.absolute(address)
+        return result
+    }
+}
+
+struct TargetList: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "list", abstract: "Show a pool's targets and how they stand.",
+        discussion: "EXAMPLE\n  doppel target list /srv/vms --json")
+    @OptionGroup var pool: PoolArgument
+    @OptionGroup var output: JSONFlag
+
+    func run() throws {
+        try exiting {
+            let targets =
+                try PoolAccess.perform(ControlRequest(.targetList), on: pool.pool).targets ?? []
+            if output.json { return Output.json(targets) }
+            Output.table(
+                ["TARGET", "MODE", "STATE", "LAG", "DIRTY"],
+                targets.map {
+                    [
+                        $0.address, $0.mode, TargetText.state($0), Output.size($0.lagBytes),
+                        Output.size($0.dirtyBytes),
+                    ]
+                })
+        }
+    }
+}
+
+struct Wait: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Wait until targets hold everything that was written before.",
+        discussion: """
+            Returns when every target holds, durably, what was acknowledged before the call. Exit
+            code 4 when the time passes first.
+
+            EXAMPLES
+              doppel wait /srv/vms
+              doppel wait /srv/vms --target /mnt/usb/vms-mirror --timeout 10m
+            """)
+    @OptionGroup var pool: PoolArgument
+    @Option(help: "One target; without it, all of them.", completion: .directory)
+    var target: String?
+    @Option(help: "How long to wait, such as 30s or 10m; without it, as long as it takes.")
+    var timeout: String?
+
+    func run() throws {
+        var request = ControlRequest(.wait)
+        if let timeout {
+            guard let timeoutMs = Duration.milliseconds(parsing: timeout) else {
+                throw ValidationError("--timeout is such as 30s or 10m")
+            }
+            request.arguments?.timeoutMs = timeoutMs
+        }
+        if let target {
+            request.arguments?.target = TargetSpecification(address: target).absolute
+        }
+        let asked = request
+        try exiting { _ = try PoolAccess.perform(asked, on: pool.pool) }
+    }
+}
+
+/// How a target stands, in words.
+enum TargetText {
+    static func state(_ target: TargetInfo) -> String {
+        switch target.state {
+        case "streaming": return "in step"
+        case "resyncing":
+            guard let done = target.resyncDoneBytes, let total = target.resyncTotalBytes, total > 0
+            else { return "resyncing" }
+            return "resyncing \(done * 100 / total)%"
+        default: return target.state
+        }
+    }
+
+    static func lines(_ target: TargetInfo) -> [String] {
+        var lines = ["  target       \(target.address): \(state(target)), mode \(target.mode)"]
+        if target.modeInForce != target.mode {
+            lines.append("               in force: \(target.modeInForce)")
+        }
+        if let since = target.staleSinceNs {
+            lines.append(
+                "               behind since \(Output.time(since)): \(target.reason ?? "")")
+        }
+        lines.append(
+            "               lag \(Output.size(target.lagBytes)), \(seconds(target.lagMs)); differs "
+                + "in \(Output.size(target.dirtyBytes)); at risk \(Output.size(target.atRiskBytes))"
+        )
+        if let eta = target.etaMs, target.resyncTotalBytes != nil {
+            lines.append(
+                "               \(Output.size(target.rateBytesPerSecond))/s, done in \(seconds(eta))"
+            )
+        }
+        return lines
+    }
+
+    static func seconds(_ ms: Int64) -> String {
+        if ms < 60_000 { return "\(ms / 1000).\(ms % 1000 / 100) s" }
+        let minutes = ms / 60_000
+        return minutes < 60 ? "\(minutes) min" : "\(minutes / 60) h \(minutes % 60) min"
+    }
+}
