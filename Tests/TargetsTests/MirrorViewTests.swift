@@ -38,7 +38,7 @@ import Volume
 
     // MARK: Beside the primary
 
-    @Test(arguments: Seeds.run(3)) func aViewDoesNotMoveUnderItsReader(seed: UInt64) throws {
+    @Test(arguments: Seeds.run(2)) func aViewDoesNotMoveUnderItsReader(seed: UInt64) throws {
         let world = TargetWorld(seed: seed, fixture: try MirrorFixture())
         world.reusesTarget = true
         var views: [(view: MirrorView, shown: ShownPool)] = []
@@ -110,7 +110,7 @@ import Volume
 
     // MARK: As it was
 
-    @Test(arguments: Seeds.run(4)) func everyMomentWithinReachCanBeShown(seed: UInt64) throws {
+    @Test(arguments: Seeds.run(2)) func everyMomentWithinReachCanBeShown(seed: UInt64) throws {
         let (fixture, world) = try keeping(seed)
         for round in 0..<25 {
             try send(world, 20)
@@ -141,7 +141,7 @@ import Volume
         _ = fixture
     }
 
-    @Test(arguments: Seeds.run(2)) func theHistoryIsAsLongAsItWasAsked(seed: UInt64) throws {
+    @Test(arguments: Seeds.run(1)) func theHistoryIsAsLongAsItWasAsked(seed: UInt64) throws {
         let (fixture, world) = try keeping(seed)
         let started = fixture.disk.now()
         for _ in 0..<40 {

@@ -22,19 +22,22 @@ struct ModelImage: Hashable {
     var blocks: [UInt64: ModelBlock] = [:]
 
     func bytes(of block: UInt64) -> [UInt8] {
-        guard let content = blocks[block] else { return [UInt8](repeating: 0, count: 4096) }
-        var bytes: [UInt8] = []
-        bytes.reserveCapacity(4096)
-        withUnsafeBytes(of: content.stamp) { stamp in
-            while bytes.count < content.validBytes { bytes.append(contentsOf: stamp) }
+        let content = blocks[block] ?? ModelBlock(stamp: 0, validBytes: 0)
+        var bytes = [UInt8](repeating: 0, count: 4096)
+        bytes.withUnsafeMutableBytes { raw in
+            raw.bindMemory(to: UInt64.self).update(repeating: content.stamp)
+            UnsafeMutableRawBufferPointer(rebasing: raw[content.validBytes...])
+                .initializeMemory(as: UInt8.self, repeating: 0)
         }
-        bytes.removeLast(bytes.count - content.validBytes)
-        return bytes + [UInt8](repeating: 0, count: 4096 - bytes.count)
+        return bytes
     }
 
     var bytes: [UInt8] {
-        let count = (sizeBytes + 4095) / 4096
-        return Array((0..<UInt64(count)).flatMap { bytes(of: $0) }.prefix(sizeBytes))
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(sizeBytes + 4096)
+        for block in 0..<UInt64((sizeBytes + 4095) / 4096) { bytes += self.bytes(of: block) }
+        bytes.removeLast(bytes.count - sizeBytes)
+        return bytes
     }
 
     mutating func zero(_ range: BlockRange) {
@@ -46,7 +49,8 @@ struct ModelImage: Hashable {
             blocks = blocks.filter { $0.key * 4096 < size }
             let last = UInt64(size / 4096)
             if let cut = blocks[last] {
-                blocks[last]!.validBytes = min(cut.validBytes, size % 4096)
+                let valid = min(cut.validBytes, size % 4096)
+                blocks[last] = valid == 0 ? nil : ModelBlock(stamp: cut.stamp, validBytes: valid)
             }
         }
         sizeBytes = size
@@ -167,7 +171,7 @@ struct PrimaryModel {
         pool.images.sorted { $0.key < $1.key }.flatMap { id, image in
             let old = other.images[id] ?? ModelImage()
             let count = UInt64((image.sizeBytes + 4095) / 4096)
-            return (0..<count).filter { image.bytes(of: $0) != old.bytes(of: $0) }.map { (id, $0) }
+            return (0..<count).filter { image.blocks[$0] != old.blocks[$0] }.map { (id, $0) }
         }
     }
 
@@ -274,12 +278,14 @@ struct PrimaryModel {
         name(node)
     }
 
-    private mutating func delete(_ id: ImageID) {
+    mutating func delete(_ id: ImageID) {
         let nodes = pool.names.values.filter { $0.imageID == id }.map(\.id)
         append(.names) { pool in
             for node in nodes { pool.names[node] = nil }
             return NamesCodec.encode(nodes.map { .remove($0) })
         }
+        // Who has it open goes on writing.
+        for _ in 0...random.below(3) { write(id) }
         append(
             .imageDeleted,
             { pool in

@@ -5,7 +5,7 @@ import Testing
 /// primary showed at its checkpoint (G2), which is never before what it confirmed, and in a staging it
 /// is the one that the staging began on.
 @Suite struct TargetCrashTests {
-    @Test(arguments: TargetKind.allCases, Seeds.run(30))
+    @Test(arguments: TargetKind.allCases, Seeds.run(24))
     func aTargetShowsAPrefixAlways(kind: TargetKind, seed: UInt64) {
         do {
             let world = TargetWorld(seed: seed, fixture: try kind.make())
@@ -15,7 +15,7 @@ import Testing
         } catch { Issue.record("seed \(seed): \(error)") }
     }
 
-    @Test(arguments: TargetKind.allCases, Seeds.run(6))
+    @Test(arguments: TargetKind.allCases, Seeds.run(4))
     func withoutACrashItKeepsUp(kind: TargetKind, seed: UInt64) {
         do {
             let world = TargetWorld(seed: seed, fixture: try kind.make())

@@ -85,6 +85,7 @@ final class TargetWorld {
         try checkReport(report)
         acknowledged = report.checkpoint
         sent = report.checkpoint
+        if random.chance(70) { try check() }
         if report.incarnationID == primary.hello.incarnationID, report.staging == nil,
             !primary.records.isEmpty, resync == nil
         {
@@ -141,7 +142,7 @@ final class TargetWorld {
         next.sequence.rawValue == sent.rawValue + 1
     }
 
-    private func confirm() throws {
+    func confirm() throws {
         if resync != nil {
             trace("sync staging")
             try target!.syncStaging()

@@ -86,7 +86,7 @@ package final class Journal: @unchecked Sendable {  // see the locks below
     var entries: [Entry] { lock.withLock { segments } }
     var nextPath: String { directory + "/next" }
 
-    // MARK: Appending: one caller at a time, who may also sync
+    // MARK: Appending: one caller at a time; anybody may sync meanwhile
 
     /// Takes a batch; on return it survives the process, not the power.
     /// - Parameter pieces: one or two.
@@ -115,6 +115,7 @@ package final class Journal: @unchecked Sendable {  // see the locks below
         }
         now.end += header.totalBytes
         lock.withLock {
+            if let current { now.durableEnd = max(now.durableEnd, current.durableEnd) }
             current = now
             chain = next
             lastSequence = last
@@ -182,11 +183,14 @@ package final class Journal: @unchecked Sendable {  // see the locks below
             lock.withLock { failure = error }
             throw .system(error)
         }
-        lock.withLock {
-            durable = last
-            current?.durableEnd = now.end
+        return lock.withLock {
+            // Somebody else may have synced more meanwhile, and gone on to the next segment.
+            durable = max(durable, last)
+            if current?.segment === now.segment {
+                current!.durableEnd = max(current!.durableEnd, now.end)
+            }
+            return durable
         }
-        return last
     }
 
     /// The number that the next segment will have.

@@ -6,6 +6,7 @@ extension MirrorTarget {
     package func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
         try guarded { (pool) throws(TargetError) in
             staging = nil
+            endComparing()
             try pool.beginStaging(id)
             try pool.shape(shape)
             staging = Staging(

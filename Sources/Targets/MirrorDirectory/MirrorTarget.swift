@@ -40,6 +40,8 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     private(set) var hello: PrimaryHello?
     /// Begun on this connection.
     var staging: Staging?
+    /// The checkpoint under a staging that was not, for who compares it.
+    private var comparing: MirrorView?
 
     var pool: MirrorPool? { lock.withLock { openPool } }
 
@@ -174,6 +176,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     package func disconnect() {
         worker?.stop()
         worker = nil
+        endComparing()
         let isSound = failure == nil
         hello = nil
         staging = nil
@@ -183,6 +186,11 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             return
         }
         close(isSound: isSound)
+    }
+
+    func endComparing() {
+        comparing?.release()
+        comparing = nil
     }
 
     private func close(isSound: Bool) {
@@ -242,8 +250,8 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     ) throws(TargetError) -> [UInt64] {
         try guarded { (pool) throws(TargetError) in
             if staging == nil, pool.state.staging != nil {
-                let view = try pool.newestView()
-                defer { view.release() }
+                if comparing == nil { comparing = try pool.newestView() }
+                let view = comparing!
                 let node = view.nodes.first { $0.node.imageID == id }
                 let content = try node.flatMap { (node) throws(TargetError) in
                     try view.open(node)
@@ -252,8 +260,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
                     try content?.read(into: buffer, at: offset) ?? 0
                 }
             }
-            if staging == nil {
-                _ = try pool.flush()
+            if staging == nil, try pool.flush() != pool.state.appliedSequence {
                 try pool.applyAll()
             }
             let image = pool.volume.hasImage(id) ? try? pool.volume.image(id) : nil
@@ -276,7 +283,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     /// In its journal, and not yet in its images.
     package var unappliedBytes: UInt64 { pool?.unappliedBytes ?? 0 }
 
-    private func opened() throws(TargetError) -> MirrorPool {
+    func opened() throws(TargetError) -> MirrorPool {
         guard let pool else { throw TargetError(.absent, "\(path) is not open") }
         return pool
     }

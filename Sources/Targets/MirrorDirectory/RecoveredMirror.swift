@@ -10,7 +10,7 @@
 //   note        the file `promoted`, for primaries that come      crash: the same; the next open that
 //               while somebody has the pool open                  finds a mirror removes it
 //   commit      role, generation and sequence, at once            crash: a primary
-//   tidy        the journal goes, and with it the history
+//   close       the journal goes, and with it the history
 // From the commit on the pool is one like any other, and its old primary is refused.
 
 import BlockCore
@@ -82,7 +82,11 @@ package final class RecoveredMirror: Sendable {
     }
 
     /// Ends it, with its store.
-    package func close() { pool.close(isSound: true) }
+    package func close() {
+        let isPromoted = record.role == .primary
+        pool.close(isSound: true)
+        if isPromoted { Promotion.removeJournal(pool.store.path, disk: pool.store.disk) }
+    }
 }
 
 enum Promotion {
@@ -99,6 +103,14 @@ enum Promotion {
         guard ((try? disk.status(path(pool))) ?? nil) != nil else { return }
         try? disk.removeFile(path(pool))
         try? disk.syncDirectory(pool)
+    }
+
+    /// Nobody replays it any more. What a crash leaves of it only takes space.
+    static func removeJournal(_ pool: String, disk: Disk) {
+        let directory = pool + "/journal"
+        for entry in (try? disk.list(directory)) ?? [] {
+            try? disk.removeFile(directory + "/" + entry.name)
+        }
     }
 
     static func run(_ pool: MirrorPool) throws(TargetError) -> Generation {
@@ -129,11 +141,6 @@ enum Promotion {
         }) { record in
             record.role = .primary
             record.generation = generation
-        }
-        // Nobody replays it any more.
-        let journal = store.path + "/journal"
-        for entry in (try? store.disk.list(journal)) ?? [] {
-            try? store.disk.removeFile(journal + "/" + entry.name)
         }
         return generation
     }
