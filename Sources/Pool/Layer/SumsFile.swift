@@ -73,14 +73,20 @@ package final class SumsFile: @unchecked Sendable {  // pages change under `lock
     package static func create(
         disk: Disk, path: String, layer: LayerID
     ) throws(LayerError) -> SumsFile {
-        try layered { () throws(SystemError) in
-            let temporary = path + ".new"
-            let file = try disk.open(temporary, [.readWrite, .create, .truncate])
-            let sums = SumsFile(file: file, layer: layer, isComplete: false)
-            try sums.writeHeader(isComplete: false)
-            try file.sync()
-            try disk.rename(temporary, to: path)
-            try disk.syncDirectory(parentPath(path))
+        let temporary = path + ".new"
+        do throws(LayerError) {
+            try layered { () throws(SystemError) in
+                let file = try disk.open(temporary, [.readWrite, .create, .truncate])
+                defer { file.close() }
+                let sums = SumsFile(file: file, layer: layer, isComplete: false)
+                try sums.writeHeader(isComplete: false)
+                try file.sync()
+                try disk.rename(temporary, to: path)
+                try disk.syncDirectory(parentPath(path))
+            }
+        } catch {
+            try? disk.removeFile(temporary)
+            throw error
         }
         // Opened by its name, so that what is said of it later names it.
         guard let sums = try open(disk: disk, path: path, layer: layer) else {
