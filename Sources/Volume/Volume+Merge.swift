@@ -76,7 +76,8 @@ extension Volume {
             let rows = try read { try $0.layers() }
             for merge in try mergeCandidates(rows) where !merge.names(stoppedLayers) {
                 do throws(VolumeError) {
-                    guard try advance(merge, rows) else { continue }
+                    guard try withRoom({ () throws(VolumeError) in try advance(merge, rows) })
+                    else { continue }
                     isMergeWaiting = false
                     return true
                 } catch {
@@ -92,6 +93,15 @@ extension Volume {
             }
             isMergeWaiting = false
             return false
+        }
+    }
+
+    /// A merge gives space back, and on a disk that is full to the last block it needs some first: the
+    /// reserve is for that.
+    private func withRoom<T>(_ body: () throws(VolumeError) -> T) throws(VolumeError) -> T {
+        do throws(VolumeError) { return try body() } catch {
+            guard error.kind == .noSpace, store.reserveBytes > 0 else { throw error }
+            return try store.withReserve(body)
         }
     }
 

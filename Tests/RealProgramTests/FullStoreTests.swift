@@ -51,6 +51,43 @@ struct FullStoreTests {
         }
     }
 
+    /// A merge that finds no room waits; nothing is lost, and it goes on when there is room.
+    @Test func aMergeWithoutRoomWaits() throws {
+        try SmallStore.with(megabytes: 64) { store in
+            try Sandbox.with(pool: store.path + "/pool") { box in
+                let file = try mountImage(box, megabytes: 100)
+                var pieces = try fill(file, limit: 160, seed: 1)
+                try file.sync()
+                try box.ok("snapshot", "create", box.pool, "one")
+                pieces.merge(try fill(file, from: 300, limit: 150, seed: 2)) { $1 }
+                try file.sync()
+                let older = pieces
+                try box.ok("snapshot", "create", box.pool, "two")
+                pieces.merge(try fill(file, from: 500, limit: 100, seed: 3)) { $1 }
+                try file.sync()
+                try store.fill()
+                try box.ok("snapshot", "delete", box.pool, "one")
+                // It is tried again and again behind this; what is read must not mind.
+                for _ in 0..<5 {
+                    try verify(file, pieces)
+                    let snapshot = try TestFile(
+                        box.mountPoint + "/.snapshots/two/a.img", O_RDONLY)
+                    try verify(snapshot, older)
+                }
+                try box.killDaemon()
+                try box.mount()
+                try verify(try TestFile(box.mountPoint + "/a.img"), pieces)
+                store.empty()
+                try box.until("the merge", seconds: 60) {
+                    try !box.ok("check", box.pool).contains("is being merged")
+                }
+                try verify(try TestFile(box.mountPoint + "/a.img"), pieces)
+                try verify(
+                    try TestFile(box.mountPoint + "/.snapshots/two/a.img", O_RDONLY), older)
+            }
+        }
+    }
+
     // MARK: Pieces that tell what they are
 
     private func mountImage(_ box: Sandbox, megabytes: Int) throws -> TestFile {

@@ -42,6 +42,7 @@ import Testing
             try box.mount()
             for index in disks.indices { try disks[index].verify("at the end") }
             try box.ok("check", box.pool)
+            try box.ok("scrub", box.pool)
         }
     }
 }
