@@ -57,9 +57,33 @@ package struct PoolLocation: Sendable, Hashable {
         return mountPoint
     }
 
+    package enum MountState: String, Sendable, Encodable {
+        case served
+        /// The kernel has the mount still, and nobody answers it.
+        case dead
+        /// A pool of somebody else's, into which we cannot look.
+        case unknown
+    }
+
     package struct Mount: Sendable, Hashable {
         package var source: String
         package var mountPoint: String
+
+        package var state: MountState {
+            let disk = LinuxDisk()
+            guard let owner = PoolStore.readOwner(path: source, disk: disk) else {
+                return PoolStore.isPool(source, disk: disk) ? .dead : .unknown
+            }
+            guard owner.mountPoint == mountPoint, ProcessControl.isAlive(owner.pid) else {
+                return .dead
+            }
+            // One that is just starting has no socket yet.
+            guard let socket = owner.socketPath else { return .served }
+            do throws(SystemError) {
+                _ = try UnixSocket.connect(to: socket)
+                return .served
+            } catch { return error.isConnectionRefused || error.isNotFound ? .dead : .served }
+        }
     }
 
     /// Every Doppel mount of this mount namespace.

@@ -8,7 +8,8 @@ struct List: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "List a pool's images; without POOL, every mounted pool.",
         discussion: """
-            STATE is ok, latched (a sync failed: fsync of the image fails until the pool was mounted
+            Without POOL, STATE is served, dead (the daemon is gone: see `doppel mount`), or unknown (a
+            pool of another user). Of an image it is ok, latched (a sync failed: fsync of the image fails until the pool was mounted
             anew) or damaged (something of it does not verify: it answers EIO; see `doppel check`).
 
             EXAMPLES
@@ -36,12 +37,20 @@ struct List: ParsableCommand {
         }
     }
 
+    private struct MountLine: Encodable {
+        var pool: String
+        var mountPoint: String
+        var state: PoolLocation.MountState
+    }
+
     private func listPools() {
-        let mounts = PoolLocation.mounts()
-        if output.json {
-            return Output.json(mounts.map { ["pool": $0.source, "mountPoint": $0.mountPoint] })
+        let lines = PoolLocation.mounts().map {
+            MountLine(pool: $0.source, mountPoint: $0.mountPoint, state: $0.state)
         }
-        Output.table(["POOL", "MOUNTED AT"], mounts.map { [$0.source, $0.mountPoint] })
+        if output.json { return Output.json(lines) }
+        Output.table(
+            ["POOL", "MOUNTED AT", "STATE"],
+            lines.map { [$0.pool, $0.mountPoint, $0.state.rawValue] })
     }
 }
 
@@ -50,7 +59,8 @@ struct Status: ParsableCommand {
         abstract: "Show a pool's state; without POOL, every mounted pool's.",
         discussion: """
             A pool is healthy, degraded (a sync failed and an image is latched, or the catalog takes
-            no changes: what is there is served, what is written may not become durable) or damaged
+            no changes: what is there is served, what is written may not become durable; or a mount
+            of it is dead) or damaged
             (an image does not verify and answers EIO; the others are served).
 
             EXAMPLES
@@ -71,7 +81,7 @@ struct Status: ParsableCommand {
             for path in pool.map({ [$0] }) ?? PoolLocation.mounts().map(\.mountPoint) {
                 do {
                     let result = try PoolAccess.perform(ControlRequest(.status), on: path)
-                    if let status = result.status { all.append(status) }
+                    if let status = result.status { all.append(Self.withDeadMounts(status)) }
                 } catch {
                     // One that does not answer hides none of the others.
                     if pool != nil { throw error }
@@ -89,6 +99,20 @@ struct Status: ParsableCommand {
                 throw ExitCode(ExitKind.degraded.rawValue)
             }
         }
+    }
+
+    /// The pool itself may be whole while those who use the mount get errors.
+    private static func withDeadMounts(_ status: StatusInfo) -> StatusInfo {
+        var status = status
+        for mount in PoolLocation.mounts()
+        where mount.source == status.pool && mount.mountPoint != status.mountPoint {
+            status.problems.append(
+                "the mount at \(mount.mountPoint) is dead, its daemon is gone: `doppel mount "
+                    + "\(status.pool) \(mount.mountPoint)` brings it back, `doppel unmount "
+                    + "\(mount.mountPoint)` takes it away")
+            if status.state == "healthy" { status.state = "degraded" }
+        }
+        return status
     }
 
     private func show(_ status: StatusInfo) {

@@ -99,6 +99,35 @@ import Testing
         }
     }
 
+    private struct MountLine: Decodable {
+        var mountPoint: String?
+        var state: String
+        var problems: [String]?
+    }
+
+    private func listedState(_ box: Sandbox) throws -> String? {
+        let list = try box.run("list", "--json").output
+        return try box.json(list, [MountLine].self).first { $0.mountPoint == box.mountPoint }?.state
+    }
+
+    /// The pool is whole, and whoever uses the mount gets errors: both are said.
+    @Test(.enabled(if: hasFuse)) func aDeadMountIsShownAsSuch() throws {
+        try Sandbox.withPool("a.img") { box in
+            try box.mount()
+            #expect(try listedState(box) == "served")
+            try box.killDaemon()
+            #expect(try listedState(box) == "dead")
+            let dead = try box.run("status", box.pool, "--json")
+            #expect(dead.code == 4, "\(dead)")
+            let line = try #require(try box.json(dead.output, [MountLine].self).first)
+            #expect(line.state == "degraded")
+            #expect(line.problems?.first?.contains("doppel mount \(box.pool)") == true, "\(dead)")
+            try box.mount()
+            #expect(try listedState(box) == "served")
+            #expect(try box.run("status", box.pool).code == 0)
+        }
+    }
+
     @Test(.enabled(if: hasFuse)) func withoutArgumentEveryMountedPoolIsShown() throws {
         try Sandbox.withPool("a.img") { one in
             try Sandbox.withPool("b.img", "c.img") { two in

@@ -98,12 +98,28 @@ import Testing
         }
     }
 
+    @Test(.enabled(if: hasFuse)) func aTargetsKeysAreDocumented() throws {
+        try Sandbox.withPool("a.img") { box in
+            try box.mount()
+            try box.ok("target", "add", box.pool, box.folder + "/mirror")
+            try compare("target list", box.ok("target", "list", box.pool, "--json"))
+            let status = try box.run("status", box.pool, "--json").output
+            let parsed = try JSONSerialization.jsonObject(with: Data(status.utf8))
+            let pool = try #require((parsed as? [[String: Any]])?.first)
+            for (key, name) in [("targets", "target list"), ("replica", "status, replica")] {
+                let part = try JSONSerialization.data(withJSONObject: #require(pool[key]))
+                try compare(name, String(decoding: part, as: UTF8.self))
+            }
+        }
+    }
+
     @Test func everyCommandThatPrintsDataHasJSON() throws {
         try Sandbox.with { box in
             for words in [
                 ["adopt"], ["eject"], ["list"], ["status"], ["scrub"], ["check"], ["events"],
                 ["jobs"], ["version"], ["restore"], ["delete"], ["snapshot", "create"],
                 ["snapshot", "list"], ["snapshot", "diff"], ["snapshot", "delete"],
+                ["target", "list"], ["promote"],
             ] {
                 let help = try box.execute(
                     [Sandbox.binary] + words + ["--help"], input: "/dev/null")
