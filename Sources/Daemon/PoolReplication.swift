@@ -14,11 +14,12 @@ import Volume
 
 final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private static let defaultTimeoutMs: Int64 = 5000
+    private static let defaultHistoryMs: Int64 = 3_600_000
 
     private let volume: Volume
     /// Sessions connect; otherwise what targets lack is kept track of alone.
     private let runs: Bool
-    private let historyMs: Int64
+    private let mounts: MirrorMounts
     private let lock = Lock()
     /// One change of targets at a time; held across I/O.
     private let changing = Lock()
@@ -27,10 +28,10 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private var mirrors: [TargetID: MirrorTarget] = [:]
 
     /// Attaches the targets that the catalog knows, before the pool takes its first change.
-    init(volume: Volume, runs: Bool, historyMs: Int64) throws {
+    init(volume: Volume, runs: Bool, mounts: MirrorMounts) throws {
         self.volume = volume
         self.runs = runs
-        self.historyMs = historyMs
+        self.mounts = mounts
         let records = try volume.store.catalog.read { try $0.targets() }
         if !records.isEmpty { try attach() }
     }
@@ -63,7 +64,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
 
     private func open(_ record: TargetRecord) throws(TargetError) -> any ReplicaTarget {
         var options = MirrorOptions()
-        options.historyMs = historyMs
+        options.historyMs = record.historyMs > 0 ? record.historyMs : nil
         let disk = LinuxDisk()
         // Who wants to look into the mirror meanwhile asks here.
         var owner = PoolOwner.current()
@@ -80,7 +81,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
                 path: record.address, disk: disk, owner: owner, drainTimeoutMs: 0)
         }
         lock.withLock { mirrors[record.id] = mirror }
-        return mirror
+        return ShownTarget(mirror, mounts)
     }
 
     /// The mirror at an address, as far as it is open.
@@ -152,13 +153,14 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             throw ControlFailure(
                 .failed, "\(target.address) is a target already; `doppel target set` changes it")
         }
-        try MirrorPlace.prepare(target.address, for: store)
+        let poolID = try MirrorPlace.prepare(target.address, for: store)
         if hub == nil {
             try attach()
             if let names = lock.withLock({ names }) { hub?.start(names: names) }
         }
         var record = TargetRecord(
-            address: target.address, mode: .flush, timeoutMs: Self.defaultTimeoutMs,
+            address: target.address, poolID: poolID, mode: .flush,
+            timeoutMs: Self.defaultTimeoutMs, historyMs: Self.defaultHistoryMs,
             addedNs: store.disk.now())
         record.take(target)
         _ = try hub?.add(record)
@@ -189,6 +191,7 @@ extension TargetRecord {
     mutating func take(_ target: TargetSpecification) {
         if let mode = target.mode.flatMap(Mode.init(rawValue:)) { self.mode = mode }
         if let timeoutMs = target.timeoutMs { self.timeoutMs = timeoutMs }
+        if let historyMs = target.historyMs { self.historyMs = historyMs }
     }
 }
 
@@ -217,21 +220,24 @@ extension TargetInfo {
 /// Where a mirror may be laid out.
 enum MirrorPlace {
     /// A new mirror in a new or empty directory; one of this pool is taken as it is.
+    /// - Returns: the UUID of the mirror, which the target is bound to.
     /// - Throws: where something else is, or the place is the pool's own.
-    static func prepare(_ path: String, for store: PoolStore) throws {
+    static func prepare(_ path: String, for store: PoolStore) throws -> String {
         let disk = LinuxDisk()
         if path == store.path || path.hasPrefix(store.path + "/")
             || store.path.hasPrefix(path + "/")
         {
             throw ControlFailure(.usage, "\(path) and the pool \(store.path) lie in each other")
         }
-        if PoolStore.isPool(path, disk: disk) { return try accept(path, store) }
-        do throws(TargetError) {
-            try MirrorTarget.create(path: path, primaryPoolID: store.identity.id, disk: disk)
-        } catch { throw ControlFailure(.failed, error.message) }
+        if !PoolStore.isPool(path, disk: disk) {
+            do throws(TargetError) {
+                try MirrorTarget.create(path: path, primaryPoolID: store.identity.id, disk: disk)
+            } catch { throw ControlFailure(.failed, error.message) }
+        }
+        return try identify(path, store)
     }
 
-    private static func accept(_ path: String, _ store: PoolStore) throws {
+    private static func identify(_ path: String, _ store: PoolStore) throws -> String {
         let other: PoolStore
         do { other = try PoolStore.open(path: path, disk: LinuxDisk()) } catch {
             throw ControlFailure(.inUse, error.message)
@@ -246,6 +252,7 @@ enum MirrorPlace {
                 "\(path) is a pool, but no mirror of this one; a mirror needs a new or empty directory"
             )
         }
+        return other.identity.id
     }
 
     static func warning(_ path: String, for store: PoolStore) -> String? {
@@ -255,5 +262,42 @@ enum MirrorPlace {
         else { return nil }
         return "\(path) is on the same file system as the pool: a mirror there survives a mistake, "
             + "not the disk"
+    }
+}
+
+/// A mirror that may be mounted beside: before it is let go of, nobody reads it any more.
+private final class ShownTarget: ReplicaTarget, Sendable {
+    private let mirror: MirrorTarget
+    private let mounts: MirrorMounts
+
+    init(_ mirror: MirrorTarget, _ mounts: MirrorMounts) {
+        self.mirror = mirror
+        self.mounts = mounts
+    }
+
+    func disconnect() {
+        mounts.end(of: mirror.path)
+        mirror.disconnect()
+    }
+
+    func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
+        try mirror.connect(hello)
+    }
+    func append(_ batch: RecordBatch) throws(TargetError) { try mirror.append(batch) }
+    func flush() throws(TargetError) -> SequenceNumber { try mirror.flush() }
+    func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
+        try mirror.beginStaging(id: id, shape: shape)
+    }
+    func stage(_ batch: RecordBatch, number: UInt64) throws(TargetError) {
+        try mirror.stage(batch, number: number)
+    }
+    func syncStaging() throws(TargetError) { try mirror.syncStaging() }
+    func commitStaging(
+        id: UInt64, at sequence: SequenceNumber, snapshot: Replication.SnapshotInfo?
+    ) throws(TargetError) {
+        try mirror.commitStaging(id: id, at: sequence, snapshot: snapshot)
+    }
+    func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64] {
+        try mirror.blockHashes(of: image, in: range)
     }
 }

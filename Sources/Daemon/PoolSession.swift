@@ -23,8 +23,6 @@ package final class PoolSession: Sendable {
         /// Connects to targets, although the pool is not mounted; or does not, although it is: then what
         /// they lack is kept track of.
         package var connectsTargets: Bool?
-        /// How long a mirror's journal is kept, so that it can be mounted as it was.
-        package var historyMs: Int64 = 3_600_000
         /// The moment that a mirror is shown at; nil for its newest.
         package var atNs: Int64?
         package init() {}
@@ -61,7 +59,7 @@ package final class PoolSession: Sendable {
                 path: path, owner: owner, drainTimeoutMs: options.drainTimeoutMs)
         } catch { throw Self.failure(error) }
         do {
-            let parts = try Self.open(store, options, status)
+            let parts = try Self.open(store, options, status, mirrorMounts)
             (volume, fileSystem, replication, mirror) = parts
             let (sessions, target) = (parts.replication, options.mirror)
             warning = try target.flatMap { try sessions?.ensure($0) }
@@ -78,7 +76,7 @@ package final class PoolSession: Sendable {
     )
 
     private static func open(
-        _ store: PoolStore, _ options: Options, _ status: StatusSource
+        _ store: PoolStore, _ options: Options, _ status: StatusSource, _ mounts: MirrorMounts
     ) throws -> Parts {
         var fsOptions = VirtualFS.Options()
         fsOptions.isReadOnly = options.isReadOnly
@@ -99,7 +97,7 @@ package final class PoolSession: Sendable {
             ? nil
             : try PoolReplication(
                 volume: volume, runs: options.connectsTargets ?? (options.mountPoint != nil),
-                historyMs: options.historyMs)
+                mounts: mounts)
         let fileSystem = try VirtualFS(volume: volume, options: fsOptions)
         replication?.start(names: { [fileSystem] in fileSystem.captureNames() })
         return (volume, fileSystem, replication, nil)

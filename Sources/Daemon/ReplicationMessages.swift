@@ -69,6 +69,8 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     package var address: String
     package var mode: String?
     package var timeoutMs: Int64?
+    /// How long its journal is kept, so that it can be mounted as it was.
+    package var historyMs: Int64?
 
     package init(address: String, mode: String? = nil, timeoutMs: Int64? = nil) {
         self.address = address
@@ -76,7 +78,7 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
         self.timeoutMs = timeoutMs
     }
 
-    /// `DIR[,mode=async|flush][,timeout=5s]`; a comma in DIR is written `\,`.
+    /// `DIR[,mode=async|flush][,timeout=5s][,history=1h]`; a comma in DIR is written `\,`.
     /// - Returns: nil for what is no target; then `problem` says why.
     package static func parse(_ text: String) -> (TargetSpecification?, problem: String) {
         var parts: [String] = [""]
@@ -105,7 +107,15 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
                     return (nil, "'\(word)': a timeout is such as 5s or 500ms, at least 100ms")
                 }
                 result.timeoutMs = timeoutMs
-            default: return (nil, "'\(word)' is no option of a target; there are mode and timeout")
+            case ("history", let text?):
+                guard let historyMs = Duration.milliseconds(parsing: text) else {
+                    return (nil, "'\(word)': a history is such as 1h or 2d, or 0s for none")
+                }
+                result.historyMs = historyMs
+            default:
+                return (
+                    nil, "'\(word)' is no option of a target; there are mode, timeout and history"
+                )
             }
         }
         return (result, "")

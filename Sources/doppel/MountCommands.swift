@@ -40,7 +40,7 @@ struct Mount: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             "A mirror to replicate to, from now on.",
-            discussion: "DIR[,mode=async|flush][,timeout=5s]",
+            discussion: "DIR[,mode=async|flush][,timeout=5s][,history=1h]",
             valueName: "target"))
     var mirror: String?
     @Flag(help: "Send nothing to the pool's targets; what they lack is kept track of.")
@@ -50,8 +50,6 @@ struct Mount: ParsableCommand {
             "Of a mirror: how it was at this moment (UTC), such as \"2026-03-01 14:30\", or 10m ago."
     )
     var at: String?
-    @Option(help: "How long mirrors can be mounted as they were, such as 1h or 2d.")
-    var history = "1h"
     @Flag(help: "Stay in the foreground and log to standard error.") var foreground = false
     @Flag(help: .hidden) var sloppy = false
     @Option(help: .hidden) var readyDescriptor: Int32?
@@ -113,7 +111,6 @@ struct Mount: ParsableCommand {
         if let mirror { words += ["--mirror", mirror] }
         if noTargets { words.append("--no-targets") }
         if let at { words += ["--at", at] }
-        words += ["--history", history]
         if sloppy { words.append("--sloppy") }
         for each in options { words += ["--options", each] }
         return words
@@ -186,10 +183,6 @@ struct Mount: ParsableCommand {
             }
             session.atNs = ns
         }
-        guard let historyMs = Duration.milliseconds(parsing: history) else {
-            throw ValidationError("--history is such as 1h or 2d")
-        }
-        session.historyMs = historyMs
     }
 
     static func reserve(_ text: String) -> PoolSession.Reserve? {

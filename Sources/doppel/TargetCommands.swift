@@ -33,6 +33,8 @@ struct TargetSettings: ParsableArguments {
     var mode: TargetMode?
     @Option(help: "How long a silent target is waited for before the pool goes on without it.")
     var timeout: String?
+    @Option(help: "How long it can be mounted as it was, such as 1h or 2d; 0s for not at all.")
+    var history: String?
 
     func specification(_ address: String) throws -> TargetSpecification {
         var result = TargetSpecification(address: address, mode: mode?.rawValue)
@@ -41,6 +43,12 @@ struct TargetSettings: ParsableArguments {
                 throw ValidationError("--timeout is such as 5s or 500ms, at least 100ms")
             }
             result.timeoutMs = timeoutMs
+        }
+        if let history {
+            guard let historyMs = Duration.milliseconds(parsing: history) else {
+                throw ValidationError("--history is such as 1h or 2d")
+            }
+            result.historyMs = historyMs
         }
         return result
     }

@@ -100,9 +100,9 @@ extension Journal {
         var opened = Opened(
             segment: segment, end: JournalSegmentHeader.bytes, chain: chain,
             last: entry.startSequence)
-        let buffer = JournalBuffer()
+        var buffer = JournalBuffer()
         while let (header, next) = try segment.frame(
-            at: opened.end, chain: opened.chain, into: buffer)
+            at: opened.end, chain: opened.chain, into: &buffer)
         {
             opened.end += header.totalBytes
             opened.chain = next
@@ -117,7 +117,8 @@ extension Journal {
         firstSegment: UInt64
     ) throws(JournalError) -> Journal {
         let file = last.segment.file
-        let tail = try last.segment.tail(from: last.end, buffer: JournalBuffer())
+        var buffer = JournalBuffer()
+        let tail = try last.segment.tail(from: last.end, buffer: &buffer)
         if tail.namesDurable {
             throw .damaged(
                 path: last.segment.path,

@@ -4,7 +4,7 @@ import SystemIO
 /// Goes through a journal's frames in order while others are appended. One thread uses it.
 package final class JournalReader {
     private let journal: Journal
-    private let buffer = JournalBuffer()
+    private var buffer = JournalBuffer()
     private var segment: JournalSegment?
     private var offset: UInt64 = 0
     private var chain: UInt64 = 0
@@ -30,7 +30,7 @@ package final class JournalReader {
                 try moveOn()
                 continue
             }
-            guard let (header, next) = try segment.frame(at: offset, chain: chain, into: buffer)
+            guard let (header, next) = try segment.frame(at: offset, chain: chain, into: &buffer)
             else {
                 try moveOn()
                 continue

@@ -35,9 +35,9 @@ final class JournalSegment {
     /// Reads the frame at `offset` into the buffer.
     /// - Returns: nil where no whole frame that follows `chain` is.
     func frame(
-        at offset: UInt64, chain: UInt64, into buffer: JournalBuffer
+        at offset: UInt64, chain: UInt64, into buffer: inout JournalBuffer
     ) throws(JournalError) -> (header: JournalFrameHeader, chain: UInt64)? {
-        guard let (header, next) = try header(at: offset, into: buffer), header.chain == chain
+        guard let (header, next) = try header(at: offset, into: &buffer), header.chain == chain
         else { return nil }
         let size = try journaled { () throws(SystemError) in try file.status().sizeBytes }
         let start = offset + UInt64(JournalFrameHeader.bytes)
@@ -53,7 +53,7 @@ final class JournalSegment {
     }
 
     private func header(
-        at offset: UInt64, into buffer: JournalBuffer
+        at offset: UInt64, into buffer: inout JournalBuffer
     ) throws(JournalError) -> (header: JournalFrameHeader, chain: UInt64)? {
         let space = buffer.space(JournalFrameHeader.bytes)
         let got = try journaled { () throws(SystemError) in try file.read(into: space, at: offset) }
@@ -70,7 +70,7 @@ final class JournalSegment {
         var namesDurable = false
     }
 
-    func tail(from end: UInt64, buffer: JournalBuffer) throws(JournalError) -> Tail {
+    func tail(from end: UInt64, buffer: inout JournalBuffer) throws(JournalError) -> Tail {
         var tail = Tail()
         var position = end
         while !tail.namesDurable {
@@ -116,13 +116,16 @@ final class JournalSegment {
 }
 
 /// Memory for one frame at a time, kept between them.
-final class JournalBuffer {
+///
+/// A value with one owner: of a local object the optimizer (Swift 6.3.1) made one on the stack, and
+/// released it wrongly where a function that used it threw.
+struct JournalBuffer: ~Copyable {
     private var memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
 
     deinit { memory.deallocate() }
 
     /// The first `count` bytes; what was there before is gone.
-    func space(_ count: Int) -> UnsafeMutableRawBufferPointer {
+    mutating func space(_ count: Int) -> UnsafeMutableRawBufferPointer {
         if memory.count < count {
             memory.deallocate()
             memory = .allocate(byteCount: (count + 4095) & ~4095, alignment: 4096)
