@@ -113,7 +113,7 @@ let package = Package(
         .testTarget(
             name: "VolumeTests",
             dependencies: [
-                "BlockCore", "SystemIO", "Pool", "Volume", "TestSupport",
+                "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "TestSupport",
                 .product(name: "GRDB", package: "GRDB.swift"),
             ], swiftSettings: strict),
         // What tests of several modules share: seeded random numbers, a disk that forgets.

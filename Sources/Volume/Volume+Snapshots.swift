@@ -297,6 +297,8 @@ extension Volume {
             let content =
                 core.stream == nil ? BlockSet() : try blocksDiffering(from: nil, to: layer)
             announce(image, blocks: content)
+            // No region is marked for it: what targets lack of it has to be durable another way.
+            try secure(upTo: core.sequence)
             return image
         }
     }

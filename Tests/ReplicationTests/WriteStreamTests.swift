@@ -121,6 +121,22 @@ let targetB = TargetID(rawValue: 2)
         #expect(!stream.beginStreaming(targetA, from: .zero))
     }
 
+    /// What nobody streamed is not in the ring, also when older records are given up afterwards.
+    @Test func aGapInTheRingIsNeverStreamedAcross() throws {
+        let stream = WriteStream(capacityBytes: 64 << 10, lastSequence: .zero)
+        stream.attachTracking(targetA)
+        stream.attachTracking(targetB)
+        _ = stream.beginStreaming(targetA)
+        for _ in 0..<10 { stream.appendBlocks(1, BlockRange(start: 0, count: 1), stamp: 1) }
+        stream.stopStreaming(targetA)
+        for _ in 0..<3 { stream.appendBlocks(1, BlockRange(start: 7, count: 1), stamp: 1) }
+        _ = stream.beginStreaming(targetB)
+        for _ in 0..<8 { stream.appendBlocks(1, BlockRange(start: 1, count: 1), stamp: 1) }
+        #expect(!stream.beginStreaming(targetA, from: SequenceNumber(rawValue: 9)))
+        #expect(!stream.beginStreaming(targetA, from: SequenceNumber(rawValue: 12)))
+        #expect(stream.beginStreaming(targetA, from: SequenceNumber(rawValue: 13)))
+    }
+
     @Test func aTargetThatHoldsWritersBackIsWaitedForUntilItAcknowledgesOrGivesUp() throws {
         for givesUp in [false, true] {
             let stream = WriteStream(capacityBytes: 64 << 10, lastSequence: .zero)

@@ -30,6 +30,8 @@ final class CheckedPool {
         var volume = VolumeOptions(runsInBackground: false)
         /// Operations may fail for want of space; then nothing may have changed.
         var expectsNoSpace = false
+        /// Called after each open, before anything is changed.
+        var opened: (PoolStore, Volume) throws -> Void = { _, _ in }
 
         init(
             imageCount: Int = 2, maxBytes: Int = 2 << 20, expectsNoSpace: Bool = false
@@ -86,6 +88,7 @@ final class CheckedPool {
             tx.db.add(transactionObserver: power, extent: .databaseLifetime)
         }
         (store, volume) = try Self.open(disk, catalog, options.volume)
+        try options.opened(store, volume)
         for _ in 0..<options.imageCount { try createImage() }
     }
 
@@ -116,7 +119,10 @@ final class CheckedPool {
         try options.tampers(disk)
     }
 
-    func openAgain() throws { (store, volume) = try Self.open(disk, catalog, options.volume) }
+    func openAgain() throws {
+        (store, volume) = try Self.open(disk, catalog, options.volume)
+        try options.opened(store, volume)
+    }
 
     /// A clean end and a new open; what the disk forgets meanwhile must not matter.
     func reopenCleanly() throws {

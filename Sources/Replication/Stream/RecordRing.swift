@@ -129,7 +129,8 @@ struct RecordRing {
             let first = memory.begin(oldest, end: end)
             guard first < min(limit, end) else { return nil }
             let record = memory.header(first)
-            floor = record.sequence
+            // What was skipped while nobody streamed came after these.
+            floor = max(floor, record.sequence)
             oldest = first + UInt64(record.totalBytes)
         }
         if skip > 0 { memory.markSkipped(end) }
