@@ -101,7 +101,8 @@ extension Image {
             result = Result { () throws(VolumeError) in
                 var position = start
                 while position < end {
-                    let count = Int(min(end - position, 4096))
+                    // Block by block: a crash in between leaves every sector as before or zero.
+                    let count = Int(min(end - position, 4096 - (position & 4095)))
                     try write(
                         UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(zeros)[0..<count]),
                         at: position)
