@@ -1,4 +1,5 @@
-/// A change of a file since its last sync.
+/// A change of a file since its last sync. A write has whole sectors, as the file showed them when it
+/// was made: each may reach the disk without the changes before it.
 enum Change {
     case write(offset: UInt64, bytes: [UInt8])
     case truncate(UInt64)
@@ -110,50 +111,31 @@ struct Content {
         return nil
     }
 
+    func bytes(_ range: Range<UInt64>) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: Int(range.upperBound - range.lowerBound))
+        _ = bytes.withUnsafeMutableBytes { read(into: $0, at: range.lowerBound) }
+        return bytes
+    }
+
     // MARK: Crash
 
     static func surviving(
         _ durable: Content, _ changes: [Change], _ random: inout SeededRandom
     ) -> Content {
-        if changes.isEmpty { return durable }
-        var shown = durable
         var result = durable
         for change in changes {
-            shown.apply(change)
             let fate = random.below(3)
             if fate == 0 { continue }
-            switch change {
-            case .truncate: result.apply(change)
-            case .punch(let offset, let length):
+            guard fate == 2, case .write(let offset, let bytes) = change else {
                 result.apply(change)
-                // Bytes beside the hole in its first and last sector are those of that moment.
-                for edge in [offset, offset + length] where edge % sectorBytes != 0 {
-                    result.keepSector(edge / sectorBytes, of: shown, upTo: result.sizeBytes)
-                }
-            case .write(let offset, let bytes):
-                let end = offset + UInt64(bytes.count)
-                for sector in offset / sectorBytes...(end - 1) / sectorBytes
-                where fate == 1 || random.chance(50) {
-                    result.keepSector(sector, of: shown, upTo: max(end, result.sizeBytes))
-                }
+                continue
+            }
+            for start in stride(from: 0, to: bytes.count, by: Int(sectorBytes))
+            where random.chance(50) {
+                let sector = bytes[start..<min(start + Int(sectorBytes), bytes.count)]
+                result.apply(.write(offset: offset + UInt64(start), bytes: Array(sector)))
             }
         }
-        // What was kept of a sector past the size is not there.
-        let end = (result.sizeBytes + 4095) & ~4095
-        if result.sizeBytes < end {
-            let size = result.sizeBytes
-            result.sizeBytes = end
-            result.apply(.truncate(size))
-        }
         return result
-    }
-
-    private mutating func keepSector(_ sector: UInt64, of other: Content, upTo limit: UInt64) {
-        let offset = sector * Self.sectorBytes
-        let end = min(offset + Self.sectorBytes, limit)
-        guard offset < end else { return }
-        var bytes = [UInt8](repeating: 0, count: Int(end - offset))
-        _ = bytes.withUnsafeMutableBytes { other.read(into: $0, at: offset) }
-        apply(.write(offset: offset, bytes: bytes))
     }
 }

@@ -4,6 +4,8 @@
 //   D1 A file has its content as of its last sync; of the changes since, each is kept, lost, or (a
 //      write) kept in some of its 512-byte sectors. A kept sector has what the file showed when the
 //      change was made: the page cache never writes a sector's newer bytes without its older ones.
+//      After a sync that failed, the changes before it are shown and never become durable, and a later
+//      sync succeeds: so do the kernel's.
 //   D2 A folder has its entries as of its last sync; of the changes of names since, each is kept or
 //      lost. Syncing a file does not make its name durable.
 //   D3 Commits of the catalog, which is not on this disk, pass `commit`: they are boundaries like
@@ -18,8 +20,8 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     package struct Misbehaviour: Sendable {
         /// Syncs of these paths report success and do nothing.
         package var skipsSync: @Sendable (String) -> Bool = { _ in false }
-        /// Holes are durable before anything synced later or earlier.
-        package var punchesAtOnce = false
+        /// What a merge copied is a durable hole in its source before the copy is durable.
+        package var punchesWhatIsCopied = false
         package init() {}
     }
 
@@ -55,6 +57,7 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     private var syncsUntilOff: Int?
     private var syncs = 0
     private var failingSyncs: @Sendable (String) -> Bool = { _ in false }
+    private var beforeSync: ((String) -> Void)?
     private var freeBytes = Int.max
     private var shownFreeBytes: Int?
     private var largestFileBytes = UInt64.max
@@ -82,6 +85,11 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     package func cancelPowerOff() { lock.withLock { syncsUntilOff = nil } }
     package var isPoweredOff: Bool { lock.withLock { isOff } }
     package var syncCount: Int { lock.withLock { syncs } }
+
+    /// What others do while a sync is waited for; called before each, without a lock.
+    package func whileSyncing(_ body: ((_ path: String) -> Void)?) {
+        lock.withLock { beforeSync = body }
+    }
 
     package func failSyncs(_ matching: @escaping @Sendable (String) -> Bool) {
         lock.withLock { failingSyncs = matching }
@@ -183,10 +191,15 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         return misbehaviour.skipsSync(path) ? .skips : .does
     }
 
-    func sync(_ path: String, _ body: () -> Void) throws(SystemError) {
+    func sync(
+        _ path: String, _ body: () -> Void, failing: () -> Void = {}
+    ) throws(SystemError) {
+        let others = lock.withLock { isOff ? nil : beforeSync }
+        others?(path)
         lock.lock()
         let outcome = beginSync(path)
         if outcome == .does { body() }
+        if outcome == .fails, !isOff { failing() }
         lock.unlock()
         switch outcome {
         case .does, .skips: return

@@ -27,8 +27,30 @@ final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under d
 
     private func record(_ change: Change) {
         node.now.apply(change)
-        node.unsynced.append(change)
         node.modifyNs = disk.tick()
+        switch change {
+        case .truncate: node.unsynced.append(change)
+        case .write(let offset, let bytes):
+            let sectors = sectors(offset, offset + UInt64(bytes.count))
+            node.unsynced.append(
+                .write(offset: sectors.lowerBound, bytes: node.now.bytes(sectors)))
+        case .punch(let offset, let length):
+            node.unsynced.append(change)
+            // Bytes beside the hole in its first and last sector are those of this moment.
+            for edge in [offset, offset + length] where edge % Content.sectorBytes != 0 {
+                let sector = sectors(edge, edge + 1)
+                guard !sector.isEmpty else { continue }
+                node.unsynced.append(
+                    .write(offset: sector.lowerBound, bytes: node.now.bytes(sector)))
+            }
+        }
+    }
+
+    /// The whole sectors around a range, up to the file's end.
+    private func sectors(_ start: UInt64, _ end: UInt64) -> Range<UInt64> {
+        let sector = Content.sectorBytes
+        let first = start / sector * sector
+        return first..<max(first, min((end + sector - 1) / sector * sector, node.now.sizeBytes))
     }
 
     override func read(
@@ -43,14 +65,40 @@ final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under d
         try locked("write") { () throws(SystemError) in
             guard buffer.count > 0 else { return }
             try disk.checkSize(offset + UInt64(buffer.count), path)
-            try disk.take(pages: pages(offset, UInt64(buffer.count)), of: node, path)
+            do throws(SystemError) {
+                try disk.take(pages: pages(offset, UInt64(buffer.count)), of: node, path)
+            } catch {
+                let fits = try writeWhatFits(buffer, at: offset)
+                if fits < buffer.count { throw error }
+                return
+            }
             record(.write(offset: offset, bytes: [UInt8](buffer)))
         }
+    }
+
+    /// A disk takes what it has room for before it says that it is full.
+    private func writeWhatFits(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64
+    ) throws(SystemError) -> Int {
+        var done = 0
+        while done < buffer.count {
+            let position = offset + UInt64(done)
+            let count = min(buffer.count - done, 4096 - Int(position % 4096))
+            do throws(SystemError) {
+                try disk.take(pages: pages(position, UInt64(count)), of: node, path)
+            } catch { break }
+            let part = UnsafeRawBufferPointer(rebasing: buffer[done..<done + count])
+            record(.write(offset: position, bytes: [UInt8](part)))
+            done += count
+        }
+        return done
     }
 
     override func syncData() throws(SystemError) {
         try disk.sync(path) {
             for change in node.unsynced { node.durable.apply(change) }
+            node.unsynced = []
+        } failing: {
             node.unsynced = []
         }
     }
@@ -71,9 +119,7 @@ final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under d
 
     override func punchHole(at offset: UInt64, length: UInt64) throws(SystemError) {
         try locked("punch hole in") { () throws(SystemError) in
-            let change = Change.punch(offset: offset, length: length)
-            record(change)
-            if disk.misbehaviour.punchesAtOnce { node.durable.apply(change) }
+            record(.punch(offset: offset, length: length))
             let (first, end) = ((offset + 4095) / 4096, (offset + length) / 4096)
             disk.giveBack(node) { $0 >= first && $0 < end }
         }
@@ -86,6 +132,19 @@ final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under d
             record(.punch(offset: offset, length: length))
             if offset + length > node.now.sizeBytes { record(.truncate(offset + length)) }
         }
+    }
+
+    override func copyRange(
+        from source: DiskFile, at sourceOffset: UInt64, to offset: UInt64, length: UInt64
+    ) throws(SystemError) -> UInt64 {
+        let done = try copyThroughMemory(
+            from: source, at: sourceOffset, to: offset, length: length)
+        if disk.misbehaviour.punchesWhatIsCopied, let source = source as? SimulatedFile {
+            disk.lock.withLock {
+                source.node.durable.apply(.punch(offset: sourceOffset, length: length))
+            }
+        }
+        return done
     }
 
     override func allocate(

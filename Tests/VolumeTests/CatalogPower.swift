@@ -12,24 +12,51 @@ final class CatalogPower: TransactionObserver {
     ]
     typealias Tables = [String: [Row]]
 
+    /// Seeded bugs: commits that are durable only when the next one comes.
+    enum Forgets {
+        case nothing, everyCommit, switchesOfHeads, removalsOfLayers
+
+        func isForgotten(_ old: Tables, _ new: Tables) -> Bool {
+            func column(_ name: String, of table: String, in tables: Tables) -> [Int64: Int64?] {
+                Dictionary(uniqueKeysWithValues: tables[table]!.map { ($0["id"], $0[name]) })
+            }
+            switch self {
+            case .nothing: return false
+            case .everyCommit: return true
+            case .switchesOfHeads:
+                let heads = column("head", of: "images", in: old)
+                let isSwitched = column("head", of: "images", in: new).contains { image, head in
+                    heads[image].map { $0 != nil && $0 != head } ?? false
+                }
+                return isSwitched || new["snapshots"]!.count > old["snapshots"]!.count
+            case .removalsOfLayers:
+                let left = column("image", of: "layers", in: new)
+                return column("image", of: "layers", in: old).keys.contains { left[$0] == nil }
+            }
+        }
+    }
+
     var disk: SimulatedDisk
-    /// Seeded bug: a commit is durable only when the next one comes.
-    private let forgetsLast: Bool
+    private let forgets: Forgets
+    /// What a crash brings back.
     private var before: Tables?
     private var latest: Tables?
 
-    init(disk: SimulatedDisk, forgetsLast: Bool) {
+    init(disk: SimulatedDisk, forgets: Forgets) {
         self.disk = disk
-        self.forgetsLast = forgetsLast
+        self.forgets = forgets
     }
 
     func observes(eventsOfKind eventKind: DatabaseEventKind) -> Bool { false }
     func databaseDidChange(with event: DatabaseEvent) {}
     func databaseWillCommit() throws { try disk.commit("catalog") }
     func databaseDidCommit(_ db: Database) {
-        guard forgetsLast else { return }
-        before = latest
-        latest = try? Self.read(db)
+        guard forgets != .nothing, let now = try? Self.read(db) else { return }
+        let isForgotten = latest.map { forgets.isForgotten($0, now) } ?? false
+        // A cut has two commits before it begins.
+        let oldest = forgets == .switchesOfHeads ? before : nil
+        before = isForgotten ? oldest ?? latest : nil
+        latest = now
     }
     func databaseDidRollback(_ db: Database) {}
 

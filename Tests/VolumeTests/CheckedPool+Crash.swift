@@ -106,7 +106,8 @@ extension CheckedPool {
 
     private func writeOnce(_ id: ImageID) throws {
         let length = 1 + random.below(5000)
-        try write(id, at: random.below(options.maxBytes - length), length: length)
+        try write(
+            id, at: options.originBytes + random.below(options.maxBytes - length), length: length)
         try flush(id)
         try compareLive(id)
     }

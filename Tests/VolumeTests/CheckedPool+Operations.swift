@@ -39,7 +39,8 @@ extension CheckedPool {
     private func change(
         _ id: ImageID, _ model: (inout SectorModel) -> Void, _ run: (Image) throws -> Void
     ) throws {
-        let before = options.expectsNoSpace ? images[id]!.content : []
+        let mayFail = options.expectsNoSpace || options.expectsFailedSyncs
+        let before = mayFail ? images[id]!.content : []
         model(&images[id]!)
         do { try run(try volume.image(id)) } catch let error as VolumeError {
             guard isTolerated(error) else { throw error }
@@ -48,7 +49,12 @@ extension CheckedPool {
     }
 
     private func isTolerated(_ error: VolumeError) -> Bool {
-        options.expectsNoSpace && error.kind == .noSpace && !disk.isPoweredOff
+        if disk.isPoweredOff { return false }
+        switch error.kind {
+        case .noSpace: return options.expectsNoSpace
+        case .io, .latched: return options.expectsFailedSyncs
+        default: return false
+        }
     }
 
     /// Runs a change of images, layers or snapshots; one that meets a full disk changes nothing
@@ -57,8 +63,8 @@ extension CheckedPool {
     @discardableResult
     private func restructure(_ what: UnderWay, _ run: () throws -> Void) throws -> Bool {
         underWay = what
-        do { try run() } catch let error as VolumeError {
-            guard isTolerated(error) else { throw error }
+        do { try interleaving(with: what, run) } catch let error as VolumeError {
+            guard isTolerated(error), error.kind == .noSpace else { throw error }
             try findOutWhatHappened()
             try compareAll()
             underWay = .nothing
@@ -68,16 +74,55 @@ extension CheckedPool {
         return true
     }
 
+    // MARK: Between the steps
+
+    /// Runs `body`, with writes and flushes of images while it waits for its syncs.
+    private func interleaving(with what: UnderWay, _ body: () throws -> Void) throws {
+        guard !options.expectsNoSpace, !options.expectsFailedSyncs, random.chance(interleaves)
+        else {
+            return try body()
+        }
+        var isInside = false
+        var failure: (any Error)?
+        disk.whileSyncing { [unowned self] path in
+            guard !isInside, failure == nil, random.chance(50) else { return }
+            isInside = true
+            defer { isInside = false }
+            do { try changeOrFlush(besides: what, syncing: path) } catch { failure = error }
+        }
+        defer { disk.whileSyncing(nil) }
+        try body()
+        if let failure { throw failure }
+    }
+
+    private func changeOrFlush(besides what: UnderWay, syncing path: String) throws {
+        var ids = Set(images.keys)
+        switch what {
+        case .deleteImage(let id), .restore(let id, _, _): ids.remove(id)
+        default: break
+        }
+        // One thread cannot wait for the sync that it is in.
+        ids = ids.filter { !path.hasPrefix(store.imageDirectory($0) + "/") }
+        guard let id = ids.sorted().randomElement(using: &random) else { return }
+        switch random.below(10) {
+        case 0..<4: try flush(id)
+        case 4: try trim(id, anyRange())
+        case 5: try resize(id, to: options.originBytes + random.below(options.maxBytes))
+        default: try write(to: id)
+        }
+    }
+
     // MARK: Content
 
-    func write() throws {
+    func write() throws { try write(to: try anyImage()) }
+    private func write(to id: ImageID) throws {
         let length =
             random.chance(15) ? 1 + random.below(options.maxBytes / 4) : 1 + random.below(12_000)
         // Half of all writes go to a quarter of the image, so that they meet each other.
         let limit = random.chance(50) ? options.maxBytes / 4 : options.maxBytes
-        var offset = random.below(max(limit - length, 1))
+        var offset = options.originBytes + random.below(max(limit - length, 1))
         if random.chance(30) { offset &= ~4095 }
-        try write(try anyImage(), at: offset, length: length)
+        try write(id, at: offset, length: length)
     }
 
     func write(_ id: ImageID, at offset: Int, length: Int) throws {
@@ -91,7 +136,7 @@ extension CheckedPool {
     }
 
     private func anyRange() -> Range<Int> {
-        var offset = random.below(options.maxBytes)
+        var offset = options.originBytes + random.below(options.maxBytes)
         if random.chance(40) { offset &= ~4095 }
         var length = 1 + random.below(random.chance(20) ? options.maxBytes : 40_000)
         if random.chance(40) { length = (length + 4095) & ~4095 }
@@ -114,7 +159,9 @@ extension CheckedPool {
         }
     }
 
-    private func resize() throws { try resize(try anyImage(), to: random.below(options.maxBytes)) }
+    private func resize() throws {
+        try resize(try anyImage(), to: options.originBytes + random.below(options.maxBytes))
+    }
     func resize(_ id: ImageID, to size: Int) throws {
         trace("resize \(id.rawValue) \(size)")
         try change(id, { $0.resize(to: size) }) { try $0.resize(to: UInt64(size)) }
@@ -122,7 +169,14 @@ extension CheckedPool {
 
     func flush(_ id: ImageID) throws {
         trace("flush \(id.rawValue)")
-        try volume.image(id).flush()
+        do throws(VolumeError) { try volume.image(id).flush() } catch {
+            guard isTolerated(error) else { throw error }
+            suspects.insert(id)
+            return
+        }
+        if suspects.contains(id) {
+            throw Violation("image \(id.rawValue): a flush succeeded after one that failed")
+        }
         images[id]!.flushed()
     }
 
@@ -157,11 +211,17 @@ extension CheckedPool {
         let name = newName()
         let all = nodes(Array(images.keys))
         trace("snapshot \(name)")
+        defer { for id in images.keys { images[id]!.cutFailed() } }
         try restructure(.nothing) {
-            _ = try volume.createSnapshot(name: name) { { all } }
-            snapshots[name] = images.mapValues(\.content)
+            var taken: [ImageID: [UInt8]] = [:]
+            _ = try volume.createSnapshot(name: name) {
+                taken = images.mapValues(\.content)
+                for id in images.keys { images[id]!.cut() }
+                return { all }
+            }
+            snapshots[name] = taken
             // The cut made durable what it sealed; an unchanged head had nothing to be made durable.
-            for id in images.keys { images[id]!.flushed() }
+            for id in images.keys { images[id]!.cutIsComplete() }
         }
     }
 

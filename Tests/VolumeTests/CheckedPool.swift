@@ -19,11 +19,11 @@ struct Violation: Error, CustomStringConvertible {
 final class CheckedPool {
     struct Options {
         var misbehaviour = SimulatedDisk.Misbehaviour()
-        /// The catalog loses its last commit in a crash.
-        var forgetsLastCommit = false
-        /// Changes the disk after a crash and before the next open.
-        var tampers: (SimulatedDisk) throws -> Void = { _ in }
+        var catalogForgets = CatalogPower.Forgets.nothing
         var imageCount = 2
+        /// Everything happens from here on, in `maxBytes`: with it, a border of regions is met without
+        /// large images.
+        var originBytes = 0
         var maxBytes = 2 << 20
         var snapshotLimit = 5
         /// Merges stop half-way, and maps are soon too long.
@@ -32,6 +32,8 @@ final class CheckedPool {
         var expectsNoSpace = false
         /// Called after each open, before anything is changed.
         var opened: (PoolStore, Volume) throws -> Void = { _, _ in }
+        /// Syncs may fail.
+        var expectsFailedSyncs = false
 
         init(
             imageCount: Int = 2, maxBytes: Int = 2 << 20, expectsNoSpace: Bool = false
@@ -55,6 +57,8 @@ final class CheckedPool {
 
     let options: Options
     var random: SeededRandom
+    /// Decides what a loss of power takes.
+    var forgetting: SeededRandom
     var disk: SimulatedDisk
     let catalog: Catalog
     private let power: CatalogPower
@@ -63,6 +67,10 @@ final class CheckedPool {
     var images: [ImageID: SectorModel] = [:]
     var snapshots: [String: [ImageID: [UInt8]]] = [:]
     var underWay = UnderWay.nothing
+    /// How often, in percent, images are written while another operation waits for its syncs.
+    var interleaves = 40
+    /// Images with a flush that failed since the pool was opened.
+    var suspects: Set<ImageID> = []
     /// Where the sequence was at the last clean end.
     var lastCleanSequence = SequenceNumber.zero
     private let isTracing = ProcessInfo.processInfo.environment["DOPPEL_TRACE"] != nil
@@ -71,9 +79,10 @@ final class CheckedPool {
     init(seed: UInt64, options: Options = Options()) throws {
         self.options = options
         random = SeededRandom(seed: seed)
+        forgetting = SeededRandom(seed: ~seed)
         disk = SimulatedDisk(misbehaviour: options.misbehaviour)
         catalog = try Catalog.inMemory(identity: PoolIdentity(id: "test", createdNs: 0))
-        let power = CatalogPower(disk: disk, forgetsLast: options.forgetsLastCommit)
+        let power = CatalogPower(disk: disk, forgets: options.catalogForgets)
         self.power = power
         for path in ["/pool", "/pool/images", "/pool/quarantine"] {
             try disk.createDirectory(path, mode: 0o700)
@@ -113,15 +122,15 @@ final class CheckedPool {
 
     /// Ends this disk as a loss of power does; the pool is not open afterwards.
     func losePower() throws {
-        disk = disk.crash(&random)
+        disk = disk.crash(&forgetting)
         power.disk = disk
         try power.crash(catalog)
-        try options.tampers(disk)
     }
 
     func openAgain() throws {
         (store, volume) = try Self.open(disk, catalog, options.volume)
         try options.opened(store, volume)
+        suspects = []
     }
 
     /// A clean end and a new open; what the disk forgets meanwhile must not matter.

@@ -7,6 +7,8 @@ struct SectorModel {
     private(set) var content: [UInt8]
     private var older: [Int: [ArraySlice<UInt8>]] = [:]
     private var sizes: ClosedRange<Int>
+    /// What was not flushed at a cut that is not complete.
+    private var beforeCut: (older: [Int: [ArraySlice<UInt8>]], sizes: ClosedRange<Int>)?
     /// What the activity log's clear regions may be compared with (G3): any of these contents.
     private var settled: [[UInt8]]
 
@@ -86,6 +88,24 @@ struct SectorModel {
     mutating func flushed() {
         older = [:]
         sizes = content.count...content.count
+        beforeCut = nil
+    }
+
+    /// A snapshot took the content as it is now; it will be durable when the snapshot is complete.
+    mutating func cut() {
+        let before = (older, sizes)
+        flushed()
+        beforeCut = before
+    }
+    mutating func cutIsComplete() { beforeCut = nil }
+    mutating func cutFailed() {
+        guard let before = beforeCut else { return }
+        older.merge(before.older) { since, before in before + since }
+        sizes =
+            min(
+                sizes.lowerBound, before.sizes.lowerBound)...max(
+                sizes.upperBound, before.sizes.upperBound)
+        beforeCut = nil
     }
 
     mutating func replace(with bytes: [UInt8]) {
