@@ -75,10 +75,12 @@ struct SectorModel {
             throw Violation("\(what): size \(found.count) after a failed change")
         }
         for number in 0..<(found.count + Self.sectorBytes - 1) / Self.sectorBytes {
-            let now = sector(number, of: found)
+            // Not past the end: what was to be there is not.
+            let start = number * Self.sectorBytes
+            let now = found[start..<min(start + Self.sectorBytes, found.count)]
             guard
-                sameBytes(now, sector(number, of: content))
-                    || sameBytes(now, sector(number, of: before))
+                sameBytes(now, sector(number, of: content).prefix(now.count))
+                    || sameBytes(now, sector(number, of: before).prefix(now.count))
             else { throw Violation("\(what): sector \(number) was changed by a failed change") }
         }
         content = found
