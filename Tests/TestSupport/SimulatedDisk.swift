@@ -225,6 +225,9 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         return node
     }
 
+    /// The folder of a file, with it. Called with `lock` held.
+    func siblings(of path: String) -> [String: Node] { find(parentPath(path))?.entries ?? [:] }
+
     private func place(
         _ operation: String, _ path: String
     ) throws(SystemError) -> (Node, String) {

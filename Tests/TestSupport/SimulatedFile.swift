@@ -72,7 +72,9 @@ final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under d
                 if fits < buffer.count { throw error }
                 return
             }
-            record(.write(offset: offset, bytes: [UInt8](buffer)))
+            let bytes = [UInt8](buffer)
+            if disk.misbehaviour.punchesWhatIsCopied { punchWhatIsCopied(bytes, at: offset) }
+            record(.write(offset: offset, bytes: bytes))
         }
     }
 
@@ -134,17 +136,14 @@ final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under d
         }
     }
 
-    override func copyRange(
-        from source: DiskFile, at sourceOffset: UInt64, to offset: UInt64, length: UInt64
-    ) throws(SystemError) -> UInt64 {
-        let done = try copyThroughMemory(
-            from: source, at: sourceOffset, to: offset, length: length)
-        if disk.misbehaviour.punchesWhatIsCopied, let source = source as? SimulatedFile {
-            disk.lock.withLock {
-                source.node.durable.apply(.punch(offset: sourceOffset, length: length))
-            }
+    /// What is written is what another layer's file of the folder has there: a merge copies it.
+    private func punchWhatIsCopied(_ bytes: [UInt8], at offset: UInt64) {
+        guard path.hasSuffix(".data"), offset % 4096 == 0, bytes.count >= 4096 else { return }
+        let range = offset..<offset + UInt64(bytes.count)
+        for (name, other) in disk.siblings(of: path)
+        where name.hasSuffix(".data") && other !== node && other.now.bytes(range) == bytes {
+            other.durable.apply(.punch(offset: offset, length: UInt64(bytes.count)))
         }
-        return done
     }
 
     override func allocate(
