@@ -148,7 +148,7 @@ import Volume
         try pool.snapshot()
     }
 
-    @Test(arguments: walks + [snapshotWhileOthersWrite], Seeds.run(2))
+    @Test(arguments: walks + [snapshotWhileOthersWrite], Seeds.run(1))
     func theNextOpenFindsWhatWasPromised(walk: Walk, seed: UInt64) {
         for count in 1...1000 {
             do {
