@@ -61,7 +61,7 @@ def find(database, image, snapshot):
 
 
 def records(path):
-    """The commits of a map: (size of the image, extents). Stops where the file stops making sense."""
+    """The commits of a map: (sequence, size of the image, extents), up to where it makes sense."""
     with open(path, "rb") as file:
         data = file.read()
     if data[:8] != b"DPLMAP01":
@@ -72,15 +72,15 @@ def records(path):
         end = position + 48 + 16 * count
         if end + 8 > len(data) or data[position + 40:position + 48] != chain:
             break
-        size, = struct.unpack_from("<Q", data, position + 24)
-        yield size, struct.iter_unpack("<QQ", data[position + 48:end])
+        sequence, size = struct.unpack_from("<QQ", data, position + 16)
+        yield sequence, size, struct.iter_unpack("<QQ", data[position + 48:end])
         chain, position = data[end:end + 8], end + 8
 
 
 def contents(path):
-    """What one map says in the end: pieces (first, end, state) in blocks, and the image's size."""
-    pieces, size = [], 0
-    for size, extents in records(path):
+    """What one map says in the end: pieces (first, end, state) in blocks, sequence, image's size."""
+    pieces, sequence, size = [], 0, 0
+    for sequence, size, extents in records(path):
         for first, word in extents:
             end, state = first + (word >> 8), word & 0xFF
             # What a later extent covers of an earlier one is gone; its ends may stay.
@@ -93,7 +93,7 @@ def contents(path):
             if over and over[-1][1] > end:
                 new.append((end, over[-1][1], over[-1][2]))
             pieces[at:until] = new
-    return pieces, size
+    return pieces, sequence, size
 
 
 def copy(source, target, offset, length):
@@ -138,6 +138,11 @@ def flatten(pool, image, snapshot, out):
         row = database.execute("SELECT image, parent FROM layers WHERE id = ?", (layer,)).fetchone()
         chain.insert(0, (layer, row[0]))
         layer = row[1]
+    top = chain[-1][0]
+    drain = database.execute(
+        "SELECT l.id FROM merges m JOIN layers l ON l.id = m.into_layer"
+        " WHERE m.layer = ? AND m.direction = 1 AND NOT l.sealed", (top,)).fetchone()
+    newest = {}
     # The oldest first; each one lays its blocks over what was there.
     for layer, owner in chain:
         base = os.path.join(pool, "images", str(owner), str(layer))
@@ -146,7 +151,8 @@ def flatten(pool, image, snapshot, out):
                 copy_root(source, out)
                 last_size = os.stat(base + ".data").st_size
                 continue
-            pieces, last_size = contents(base + ".map")
+            pieces, sequence, last_size = contents(base + ".map")
+            newest[layer] = (sequence, last_size)
             for first, end, state in pieces:
                 for start in range(first * BLOCK, end * BLOCK, 1 << 20):
                     length = min(end * BLOCK - start, 1 << 20)
@@ -154,6 +160,8 @@ def flatten(pool, image, snapshot, out):
                         copy(source, out, start, length)
                     elif state == ZERO:
                         clear(out, start, length)
+    if drain and newest.get(drain[0], (0, 0))[0] > newest[top][0]:
+        last_size = newest[drain[0]][1]
     out.truncate(last_size if size is None else size)
 
 

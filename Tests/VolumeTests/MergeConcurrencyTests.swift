@@ -72,7 +72,7 @@ import Volume
             let name = "r\(round)"
             _ = try pool.volume.createSnapshot(name: name) { { [] } }
             // How much the guests write above it decides the direction.
-            let until = pool.volume.sequence.rawValue + UInt64(random.chance(50) ? 4 : 400)
+            let until = pool.volume.sequence.rawValue + UInt64(round % 2 == 0 ? 4 : 4000)
             while pool.volume.sequence.rawValue < until { Pause.microseconds(200) }
             try pool.volume.deleteSnapshot(name: name)
             while try pool.volume.mergeStep() {
@@ -108,7 +108,7 @@ import Volume
                 }
             }
             let seen = Result {
-                try Self.merges(seed: seed, rounds: 12, pool: pool, image: image)
+                try Self.merges(seed: seed, rounds: 8, pool: pool, image: image)
             }
             end.isSet.store(true, ordering: .releasing)
             for thread in threads { try thread.join() }
