@@ -181,7 +181,13 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
 
     // MARK: Status
 
-    func status() -> [TargetInfo] { (hub?.status() ?? []).map(TargetInfo.init) }
+    func status() -> [TargetInfo] {
+        (hub?.status() ?? []).map { status in
+            var info = TargetInfo(status)
+            info.reachFromNs = lock.withLock { mirrors[status.record.id] }?.lastReachNs
+            return info
+        }
+    }
 
     /// - Returns: whether what targets lack is written down: otherwise the pool is not clean.
     func close() -> Bool { hub?.close() ?? true }
@@ -201,13 +207,14 @@ extension TargetInfo {
             id: status.record.id.rawValue, address: status.record.address,
             mode: status.record.mode.rawValue, timeoutMs: status.record.timeoutMs)
         modeInForce = status.counts ? "flush" : "async"
-        state = status.state.rawValue
+        state = status.state?.rawValue ?? (status.isLevel ? "level" : "idle")
         isInStep = status.isInStep
-        staleSinceNs = status.isInStep ? nil : status.record.stale?.sinceNs
-        reason = status.isInStep ? nil : status.reason
+        staleSinceNs = status.isInStep || status.isLevel ? nil : status.sinceNs
+        reason = status.isInStep || status.isLevel ? nil : status.reason
         durableSequence = status.durable.rawValue
         lagBytes = status.lagBytes
         lagMs = status.lagMs
+        checkpointNs = status.checkpointNs
         dirtyBytes = status.dirtyBytes
         atRiskBytes = status.atRiskBytes
         rateBytesPerSecond = status.bytesPerSecond

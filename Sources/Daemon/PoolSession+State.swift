@@ -23,7 +23,9 @@ extension PoolSession {
             problems.append("the catalog failed: the pool takes no changes")
         }
         let targets = replication?.status() ?? []
-        for target in targets where !target.isInStep {
+        if let reason = volume.fenceReason { problems.append(reason) }
+        for target in targets where !target.isInStep && !["level", "fenced"].contains(target.state)
+        {
             problems.append(
                 "target \(target.address) is \(target.state): \(target.reason ?? "not yet in step")"
             )
@@ -44,7 +46,9 @@ extension PoolSession {
     }
 
     private var replicaInfo: ReplicaInfo {
-        guard let mirror else { return ReplicaInfo(role: "primary") }
+        guard let mirror else {
+            return ReplicaInfo(role: volume.fenceReason == nil ? "primary" : "fenced")
+        }
         var info = ReplicaInfo(role: "replica")
         info.primaryPool = mirror.recovered.record.primaryPoolID
         info.checkpointSequence = mirror.view.sequence.rawValue

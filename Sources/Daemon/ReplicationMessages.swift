@@ -9,7 +9,8 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     /// What an fsync waits for now: "async" while the target is not in step.
     package var modeInForce: String
     package var timeoutMs: Int64
-    /// paused, connecting, negotiating, resyncing, streaming, disconnected, fenced.
+    /// paused, connecting, negotiating, resyncing, streaming, disconnected, fenced; while nothing is
+    /// sent, for the pool is not mounted or is without its targets: level (nothing is missing), idle.
     package var state: String
     /// In step: what is missing there is on its way.
     package var isInStep: Bool
@@ -18,6 +19,7 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     package var reason: String?
     /// Everything up to here is on it durably.
     package var durableSequence: UInt64
+    /// When the pool was what is on it durably; missing where that was before it was opened.
     package var checkpointNs: Int64?
     package var lagBytes: UInt64
     package var lagMs: Int64
@@ -29,7 +31,8 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     package var resyncDoneBytes: UInt64?
     package var resyncTotalBytes: UInt64?
     package var etaMs: Int64?
-    package var generation: UInt64
+    /// From when on the target can be mounted as it was at any moment.
+    package var reachFromNs: Int64?
 
     package init(id: Int64, address: String, mode: String, timeoutMs: Int64) {
         self.id = id
@@ -45,13 +48,12 @@ package struct TargetInfo: Codable, Sendable, Hashable {
         dirtyBytes = 0
         atRiskBytes = 0
         rateBytesPerSecond = 0
-        generation = 0
     }
 }
 
 /// What a pool is, besides a pool.
 package struct ReplicaInfo: Codable, Sendable, Hashable {
-    /// "primary" or "replica".
+    /// "primary", "replica", or "fenced": it was replaced by another and takes no changes.
     package var role: String
     /// The pool that a replica follows.
     package var primaryPool: String?

@@ -90,6 +90,7 @@ package final class OpenFile: Sendable {
     /// Makes the data, and the name where it is not durable yet, survive power loss here.
     package func flush() throws(FSError) {
         guard case .image(let image) = backing else { return }
+        try fileSystem.requireUnfenced()
         try fileSystem.journal.waitDurable(shared.ticket.load(ordering: .acquiring))
         do throws(VolumeError) { try image.flush() } catch { throw FSError(error) }
     }

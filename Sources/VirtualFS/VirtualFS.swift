@@ -166,9 +166,14 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         return nextNode
     }
 
-    /// - Throws: `.readOnly` where the pool is open for reading only.
+    /// - Throws: `.readOnly` where the pool is open for reading only, or was fenced.
     func requireWritable() throws(FSError) {
+        try requireUnfenced()
         if options.isReadOnly { throw FSError(.readOnly, "the pool is open read-only") }
+    }
+
+    func requireUnfenced() throws(FSError) {
+        if let reason = volume.fenceReason { throw FSError(.readOnly, reason) }
     }
 
     /// The ticket of a node's last change. The caller holds the lock.
@@ -179,7 +184,10 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         try journal.waitDurable(lock.withLock { ticket(of: inode) })
     }
 
-    package func syncDirectory(_ inode: UInt64) throws(FSError) { try journal.waitDurable() }
+    package func syncDirectory(_ inode: UInt64) throws(FSError) {
+        try requireUnfenced()
+        try journal.waitDurable()
+    }
 
     /// - Parameter reply: as with ``OpenFile/flush(_:)``.
     package func syncDirectory(_ inode: UInt64, _ reply: PendingReply) throws(FSError) {

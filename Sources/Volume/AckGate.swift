@@ -37,6 +37,7 @@ package final class AckGate: @unchecked Sendable {  // all but the atomic is und
     private let hasSent = Condition()
     /// Threads that are replying to requests they took out of the table.
     private var sending = 0
+    private var isRefusing = false
     private var ask: (@Sendable (SequenceNumber) -> Void)?
 
     package init() {}
@@ -62,15 +63,21 @@ package final class AckGate: @unchecked Sendable {  // all but the atomic is und
     /// Replies now, or when every target that counts holds what the flush covers.
     @inline(__always)
     package func finish(_ sequence: SequenceNumber?, _ reply: PendingReply) {
-        if let sequence, !isDone(sequence, reply) { return }
-        reply.send(reply.context, reply.value, 0)
+        var errno: Int32 = 0
+        if let sequence {
+            guard let verdict = verdict(sequence, reply) else { return }
+            errno = verdict
+        }
+        reply.send(reply.context, reply.value, errno)
     }
 
-    private func isDone(_ sequence: SequenceNumber, _ reply: PendingReply) -> Bool {
+    /// - Returns: the errno to reply with; nil for a request that was parked.
+    private func verdict(_ sequence: SequenceNumber, _ reply: PendingReply) -> Int32? {
         lock.withLock {
-            if tracker.isDone(sequence) { return true }
+            if isRefusing { return Self.readOnlyError }
+            if tracker.isDone(sequence) { return 0 }
             tracker.wait(for: sequence, reply)
-            return false
+            return nil
         }
     }
 
@@ -99,6 +106,13 @@ package final class AckGate: @unchecked Sendable {  // all but the atomic is und
     /// well, and cannot wait for ever. It goes on counting.
     package func fail() { send(errno: Self.ioError) { $0.takeAll() } }
     private static let ioError: Int32 = 5
+
+    /// The pool was fenced: who waits, or comes to wait for a target that counted, hears that.
+    package func refuse() {
+        lock.withLock { isRefusing = true }
+        send(errno: Self.readOnlyError) { $0.takeAll() }
+    }
+    private static let readOnlyError: Int32 = 30
 
     package var waitingCount: Int { lock.withLock { tracker.waitingCount } }
 

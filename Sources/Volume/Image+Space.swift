@@ -33,7 +33,7 @@ extension Image {
         else { throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB") }
         try forEachPiece(from: offset, to: offset + length) { (start, stop) throws(VolumeError) in
             let blocks = BlockRange(coveringBytesAt: start, lengthBytes: stop - start)
-            core.waitForRoom(0)
+            try core.admit(0)
             try lockForChange(of: blocks)
             defer { unlock(blocks) }
             try VolumeError.system(id) { () throws(SystemError) in
@@ -60,7 +60,7 @@ extension Image {
 
     private func zeroPiece(from start: UInt64, to end: UInt64, punches: Bool) throws(VolumeError) {
         let covering = BlockRange(coveringBytesAt: start, lengthBytes: end - start)
-        core.waitForRoom(0)
+        try core.admit(0)
         try lockForChange(of: covering)
         if !tracksBlocks {
             defer { unlock(covering) }
@@ -118,7 +118,7 @@ extension Image {
     private func zeroBlocks(
         _ range: BlockRange, onlyIfEndsAt imageEnd: UInt64?
     ) throws(VolumeError) {
-        core.waitForRoom(0)
+        try core.admit(0)
         try lockForChange(of: range)
         defer { unlock(range) }
         var range = range
@@ -153,7 +153,7 @@ extension Image {
         guard newSize <= Geometry.maxImageSizeBytes else {
             throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB")
         }
-        core.waitForRoom(0)
+        try core.admit(0)
         let high = try lockAll(toResizeTo: newSize)
         defer { unlockAll() }
         let all = BlockRange(

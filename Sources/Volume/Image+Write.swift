@@ -15,7 +15,7 @@ extension Image {
             throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB")
         }
         let blocks = BlockRange(coveringBytesAt: offset, lengthBytes: length)
-        core.waitForRoom(length)
+        try core.admit(length)
         while true {
             try lockForChange(of: blocks)
             if !tracksBlocks || !needsMerging(blocks, offset: offset, end: offset + length) {

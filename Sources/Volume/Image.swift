@@ -33,6 +33,9 @@ final class VolumeCore: Sendable {
     /// Set under the cut lock, exclusively; kept by `attached`, never taken back.
     private let streamPointer = Atomic<UInt>(0)
     private let attached = Mutex<WriteStream?>(nil)
+    /// Set once; read by every change, so that none begins afterwards.
+    private let isFenced = Atomic<Bool>(false)
+    private let fence = Mutex<String?>(nil)
 
     init(disk: Disk, lastSequence: SequenceNumber, marksActivity: Bool = true) {
         self.disk = disk
@@ -47,6 +50,26 @@ final class VolumeCore: Sendable {
         else { return nil }
         return Unmanaged<WriteStream>.fromOpaque(raw).takeUnretainedValue()  // kept by `attached`
     }
+
+    /// Why nothing may be changed; nil where it may.
+    var fenceReason: String? {
+        guard isFenced.load(ordering: .relaxed) else { return nil }
+        return fence.withLock { $0 }
+    }
+
+    func setFence(_ reason: String) {
+        fence.withLock { if $0 == nil { $0 = reason } }
+        isFenced.store(true, ordering: .sequentiallyConsistent)
+    }
+
+    /// Called before any lock by whatever changes content: waits until targets that hold writers back
+    /// have room.
+    @inline(__always)
+    func admit(_ bytes: UInt64) throws(VolumeError) {
+        waitForRoom(bytes)
+        guard !isFenced.load(ordering: .relaxed) else { throw refusal }
+    }
+    private var refusal: VolumeError { VolumeError(.readOnly, fenceReason ?? "") }
 
     /// The caller holds the cut lock exclusively.
     func attachStream(capacityBytes: Int) -> WriteStream {

@@ -61,6 +61,18 @@ extension Volume {
         return result
     }
 
+    // MARK: Fencing
+
+    /// Another pool has taken this one's place: from here on nothing is written, nothing flushed (for
+    /// nobody may take it for safe), and no name changes. What is under way may still end.
+    package func fence(_ reason: String) {
+        core.setFence(reason)
+        gate.refuse()
+    }
+
+    /// What a person has to know of it; nil where the pool takes changes.
+    package var fenceReason: String? { core.fenceReason }
+
     func secure(upTo sequence: SequenceNumber) throws(VolumeError) {
         try keeperBox.keeper?.secure(upTo: sequence)
     }

@@ -13,6 +13,10 @@ enum Output {
         _ = bytes.withUnsafeBytes { write(2, $0.baseAddress, $0.count) }
     }
 
+    /// Where the output is a terminal; elsewhere one picture follows the other.
+    static func clearTerminal() { if isatty(1) == 1 { print("\u{1b}[H\u{1b}[2J", terminator: "") } }
+    static func flush() { fflush(nil) }
+
     static func json(_ value: some Encodable) {
         print(String(decoding: JSONLine.encode(value, pretty: true), as: UTF8.self))
     }

@@ -61,36 +61,32 @@ struct Status: ParsableCommand {
             A pool is healthy, degraded (a sync failed and an image is latched, or the catalog takes
             no changes: what is there is served, what is written may not become durable; or a mount
             of it is dead) or damaged
-            (an image does not verify and answers EIO; the others are served).
+            (an image does not verify and answers EIO; the others are served). It is degraded, too,
+            while a target is not in step: "at risk" is what would be lost with this machine.
 
             EXAMPLES
               doppel status
               doppel status /mnt/vms --json
+              doppel status /mnt/vms --watch
 
             EXIT CODES
               0  every pool shown is healthy   4  one is degraded   5  one is damaged
             """)
     @Argument(help: "The pool's directory, or where it is mounted.", completion: .directory)
     var pool: String?
+    @Flag(help: "Show it anew each second until interrupted; with --json, an object a line.")
+    var watch = false
     @OptionGroup var output: JSONFlag
 
     func run() throws {
+        if watch { while true { watchOnce() } }
         try exiting {
-            var all: [StatusInfo] = []
-            var silent: ControlFailure?
-            for path in pool.map({ [$0] }) ?? PoolLocation.mounts().map(\.mountPoint) {
-                do {
-                    let result = try PoolAccess.perform(ControlRequest(.status), on: path)
-                    if let status = result.status { all.append(Self.withDeadMounts(status)) }
-                } catch {
-                    // One that does not answer hides none of the others.
-                    if pool != nil { throw error }
-                    let failure = PoolSession.failure(error)
-                    Output.error("doppel: \(path): \(failure.message)")
-                    silent = silent ?? failure
-                }
+            let (all, silent) = try gather()
+            if output.json {
+                Output.json(all)
+            } else {
+                for status in all { StatusText.lines(status).forEach { print($0) } }
             }
-            if output.json { Output.json(all) } else { for status in all { show(status) } }
             if let silent { throw ExitCode(silent.exitCode) }
             if all.contains(where: { $0.state == "damaged" }) {
                 throw ExitCode(ExitKind.damaged.rawValue)
@@ -115,27 +111,41 @@ struct Status: ParsableCommand {
         return status
     }
 
-    private func show(_ status: StatusInfo) {
-        print("\(status.pool): \(status.state)")
-        print("  mounted at   \(status.mountPoint ?? "nowhere")")
-        print("  images       \(status.images), \(Output.size(status.sizeBytes))")
-        print("  snapshots    \(status.snapshots)")
-        print(
-            "  checksums    "
-                + (status.uncoveredLayers == 0
-                    ? "every sealed layer is covered"
-                    : "\(status.uncoveredLayers) sealed layers not covered yet"))
-        print(
-            "  store        \(Output.size(status.storeFreeBytes)) free, "
-                + "\(Output.size(status.reserveBytes)) in reserve")
-        if status.pendingMerges > 0 { print("  merging      \(status.pendingMerges) layers") }
-        for job in status.jobs {
-            print(
-                "  job \(job.job)        \(job.kind), \(Output.size(job.doneBytes)) of "
-                    + "\(Output.size(job.totalBytes))")
+    /// - Returns: what answered, and why the first did not that did not.
+    private func gather() throws -> ([StatusInfo], ControlFailure?) {
+        var all: [StatusInfo] = []
+        var silent: ControlFailure?
+        for path in pool.map({ [$0] }) ?? PoolLocation.mounts().map(\.mountPoint) {
+            do {
+                let result = try PoolAccess.perform(ControlRequest(.status), on: path)
+                if let status = result.status { all.append(Self.withDeadMounts(status)) }
+            } catch {
+                // One that does not answer hides none of the others.
+                if pool != nil { throw error }
+                let failure = PoolSession.failure(error)
+                Output.error("doppel: \(path): \(failure.message)")
+                silent = silent ?? failure
+            }
         }
-        print("  sequence     \(status.sequence), incarnation \(status.incarnation)")
-        for problem in status.problems { print("  PROBLEM      \(problem)") }
+        return (all, silent)
+    }
+
+    /// A pool that does not answer now may do so later: it is being mounted, or unmounted.
+    private func watchOnce() {
+        do {
+            let (all, _) = try gather()
+            if output.json {
+                for status in all {
+                    print(String(decoding: JSONLine.encode(status), as: UTF8.self))
+                }
+            } else {
+                Output.clearTerminal()
+                print(Output.timeNow())
+                for status in all { StatusText.lines(status).forEach { print($0) } }
+            }
+        } catch { Output.error("doppel: \(PoolSession.failure(error).message)") }
+        Output.flush()
+        Pause.microseconds(1_000_000)
     }
 }
 

@@ -203,6 +203,8 @@ enum TargetText {
     static func state(_ target: TargetInfo) -> String {
         switch target.state {
         case "streaming": return "in step"
+        case "level": return "nothing is missing"
+        case "idle": return "nothing is sent"
         case "resyncing":
             guard let done = target.resyncDoneBytes, let total = target.resyncTotalBytes, total > 0
             else { return "resyncing" }
@@ -224,6 +226,13 @@ enum TargetText {
             "               lag \(Output.size(target.lagBytes)), \(seconds(target.lagMs)); differs "
                 + "in \(Output.size(target.dirtyBytes)); at risk \(Output.size(target.atRiskBytes))"
         )
+        if let checkpoint = target.checkpointNs {
+            var line = "               holds everything up to \(Output.time(checkpoint))"
+            if let reach = target.reachFromNs {
+                line += ", and from \(Output.time(reach)) on any moment"
+            }
+            lines.append(line)
+        }
         if let eta = target.etaMs, target.resyncTotalBytes != nil {
             lines.append(
                 "               \(Output.size(target.rateBytesPerSecond))/s, done in \(seconds(eta))"

@@ -110,7 +110,7 @@ struct SessionWorld {
             }
             takenBlocks = []
             takenEnd = nil
-        case .wake, .tell: break
+        case .wake, .tell, .fence: break
         }
     }
 

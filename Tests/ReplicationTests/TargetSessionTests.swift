@@ -39,6 +39,17 @@ import Testing
         #expect(expected.subtracting(seen).isEmpty, "never taken: \(expected.subtracting(seen))")
     }
 
+    /// Only a newer generation takes the pool's place; of a split brain nobody knows who is right.
+    @Test(arguments: [(TargetError.Kind.fenced, true), (.splitBrain, false)])
+    func aTargetGivenToAnotherPrimaryFencesThePool(kind: TargetError.Kind, fences: Bool) {
+        var session = TargetSession(options: SessionOptions(), seed: 1)
+        _ = session.apply(.start, now: 0)
+        let effects = session.apply(.failed(TargetError(kind, "replaced")), now: 1)
+        #expect(session.state == .fenced)
+        #expect(effects.contains(.fence(reason: "replaced")) == fences)
+        #expect(!session.apply(.tick, now: 1 << 60).contains(.run(.connect)))
+    }
+
     @Test(arguments: ModelBug.allCases)
     func aBugBuiltInIsFound(bug: ModelBug) {
         let found = (1...1000).contains { seed in

@@ -25,21 +25,26 @@ package struct Unexpected: Error, CustomStringConvertible {
 package final class Sandbox {
     package let folder: String
     package let pool: String
+    /// The pool's mirror, for tests that have one.
+    package let mirror: String
     package var mountPoint: String { folder + "/mnt" }
     private var daemons: Set<pid_t> = []
     private var runs = 0
 
-    private init(pool: String?) throws {
+    private init(pool: String?, mirror: String?) throws {
         var name = Array("/tmp/doppel-cli-XXXXXX".utf8CString)
         guard mkdtemp(&name) != nil else { throw Unexpected("mkdtemp: errno \(errno)") }
         folder = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         self.pool = pool ?? folder + "/pool"
+        self.mirror = mirror ?? folder + "/mirror"
         mkdir(mountPoint, 0o755)
     }
 
-    /// - Parameter pool: in the sandbox's own folder unless given.
-    package static func with(pool: String? = nil, _ body: (Sandbox) throws -> Void) throws {
-        let sandbox = try Sandbox(pool: pool)
+    /// - Parameters: in the sandbox's own folder unless given.
+    package static func with(
+        pool: String? = nil, mirror: String? = nil, _ body: (Sandbox) throws -> Void
+    ) throws {
+        let sandbox = try Sandbox(pool: pool, mirror: mirror)
         defer { sandbox.remove() }
         try body(sandbox)
     }
@@ -168,16 +173,40 @@ package final class Sandbox {
     }
 
     private func remove() {
-        for _ in 0..<3 where isMounted {
-            _ = try? shell("fusermount3 -uz '\(mountPoint)' || umount -l '\(mountPoint)'")
+        for _ in 0..<3 {
+            for place in mounted {
+                _ = try? shell("fusermount3 -uz '\(place)' || umount -l '\(place)'")
+            }
         }
+        daemons.formUnion(servers)
         for pid in daemons where isOurs(pid) { kill(pid, SIGTERM) }
         for _ in 0..<200 where daemons.contains(where: isOurs) { usleep(10_000) }
         for pid in daemons where isOurs(pid) { kill(pid, SIGKILL) }
         try? FileManager.default.removeItem(atPath: folder)
         // A daemon's log outlives it on purpose, in memory where root mounts.
         if isRoot {
-            unlink("/run/doppel/" + pool.split(separator: "/").joined(separator: "-") + ".log")
+            for path in [pool, mirror] {
+                unlink("/run/doppel/" + path.split(separator: "/").joined(separator: "-") + ".log")
+            }
+        }
+    }
+
+    /// Places in the folder where something is mounted, the last one first.
+    private var mounted: [String] {
+        read("/proc/self/mounts").split(separator: "\n").reversed().compactMap {
+            let place = $0.split(separator: " ").dropFirst().first.map(String.init)
+            return place.flatMap { $0.hasPrefix(folder + "/") ? $0 : nil }
+        }
+    }
+
+    /// Every process of the program that was started with a path of the folder.
+    private var servers: [pid_t] {
+        ((try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []).compactMap(
+            pid_t.init
+        )
+        .filter { pid in
+            let command = read("/proc/\(pid)/cmdline")
+            return command.contains(folder) && command.contains(Self.binary)
         }
     }
 
@@ -271,6 +300,10 @@ package struct StatusLine: Decodable {
     package var images: Int
     package var snapshots: Int
     package var reserveBytes: UInt64
+    package var generation: UInt64
+    package var problems: [String]
+    package var replica: ReplicaLine?
+    package var targets: [TargetLine]?
 }
 package struct ImageLine: Decodable {
     package var path: String

@@ -9,17 +9,22 @@ import Volume
     final class Replies: @unchecked Sendable {  // `values` is under `lock`
         private let lock = Lock()
         private var values: [UInt] = []
+        private var errnos: [Int32] = []
         var all: [UInt] { lock.withLock { values } }
+        var codes: [Int32] { lock.withLock { errnos } }
 
         func pending(_ value: UInt) -> PendingReply {
             PendingReply(
                 context: UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()), value: value
             ) {
-                context, value, _ in
+                context, value, errno in
                 let replies = Unmanaged<Replies>.fromOpaque(
                     UnsafeRawPointer(bitPattern: context)!
                 ).takeUnretainedValue()
-                replies.lock.withLock { replies.values.append(value) }
+                replies.lock.withLock {
+                    replies.values.append(value)
+                    replies.errnos.append(errno)
+                }
             }
         }
     }
@@ -54,6 +59,19 @@ import Volume
         flush(8, 3)
         #expect(replies.all == [1, 2, 3])
         #expect(gate.waitingCount == 0)
+    }
+
+    /// The pool was fenced: nobody who waits for a target hears that all is well.
+    @Test func whoWaitsForAFencedPoolHearsThatItIsReadOnly() {
+        gate.count(target(1), durable: sequence(0))
+        flush(5, 1)
+        let begun = gate.begin(sequence(6))
+        gate.refuse()
+        #expect(replies.codes == [30])
+        gate.finish(begun, replies.pending(2))
+        gate.stopCounting(target(1))
+        #expect(replies.all == [1, 2])
+        #expect(replies.codes == [30, 30])
     }
 
     @Test func aTargetThatStopsCountingLetsGoOfWhoWaitedForItAlone() {

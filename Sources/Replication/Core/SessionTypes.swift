@@ -161,6 +161,8 @@ package enum SessionEffect: Sendable, Hashable {
     case countForAcknowledgements
     /// It is not waited for.
     case releaseWaiters
+    /// The target follows a newer generation: this pool was replaced and must take no change.
+    case fence(reason: String)
     /// The leg's blocks are no longer dirty.
     case legIsClean
     /// The target turned out to be this far: legs that end at or before it are part of the next one.

@@ -176,6 +176,7 @@ package struct TargetSession: Sendable {
         switch error.kind {
         case .fenced, .splitBrain:
             state = .fenced
+            if error.kind == .fenced { effects.append(.fence(reason: error.message)) }
             giveUp(error.message, &effects)
             effects.append(
                 .tell(

@@ -129,6 +129,7 @@ package final class SessionDriver: @unchecked Sendable {
         case .recordStale(let since, let reason):
             source.recordStale(id, since: since, reason: reason)
         case .countForAcknowledgements: source.counts(id, durable: session.durable)
+        case .fence(let reason): source.fence(id, reason: reason)
         case .releaseWaiters: source.releaseWaiters(of: id)
         case .legIsClean:
             _ = stream.withLegs(id) { $0.commitFirst() }

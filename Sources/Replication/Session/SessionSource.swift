@@ -12,7 +12,7 @@ package struct BlockMoment: Sendable, Hashable {
 }
 
 /// What a session reads of its pool, and what it has written down for it. Called from the session's
-/// thread, but for `recordStale` and `tell`, which any thread may call.
+/// thread, but for `recordStale`, `tell` and `fence`, which any thread may call.
 package protocol SessionSource: AnyObject, Sendable {
     var hello: PrimaryHello { get }
 
@@ -49,6 +49,9 @@ package protocol SessionSource: AnyObject, Sendable {
     /// ``SessionDriver/staleRecorded()``; returns at once.
     func recordStale(_ target: TargetID, since sequence: SequenceNumber, reason: String)
     func tell(_ target: TargetID, kind: String, message: String)
+    /// The target was given to another primary: the pool takes no change any more, also after it was
+    /// opened anew. Returns at once.
+    func fence(_ target: TargetID, reason: String)
 
     /// Acknowledgements of the target, in order.
     func acknowledged(_ target: TargetID, durable: SequenceNumber)

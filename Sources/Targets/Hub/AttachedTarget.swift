@@ -14,6 +14,7 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     private var isDirtyWorkDue = false
     private var isBackInStep = false
     private var events: [EventRecord] = []
+    private var fence: String?
     private var rate = RateMeter()
     /// Held across I/O: one writer of the dirty file at a time.
     private let filing = Lock()
@@ -137,6 +138,9 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     func noteInStep() { lock.withLock { isBackInStep = true } }
     func takeInStep() -> Bool { lock.withLock { take(&isBackInStep) } }
     func addEvent(_ event: EventRecord) { lock.withLock { events.append(event) } }
+    func setFenceWork(_ reason: String) { lock.withLock { fence = reason } }
+    func clearFenceWork() { lock.withLock { fence = nil } }
+    var fenceWork: String? { lock.withLock { fence } }
     func takeEvents() -> [EventRecord] {
         lock.withLock {
             defer { events = [] }
@@ -144,7 +148,9 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
         }
     }
     var hasWork: Bool {
-        lock.withLock { stale != nil || isDirtyWorkDue || isBackInStep || !events.isEmpty }
+        lock.withLock {
+            stale != nil || isDirtyWorkDue || isBackInStep || !events.isEmpty || fence != nil
+        }
     }
 
     private func take(_ flag: inout Bool) -> Bool {
@@ -192,6 +198,11 @@ struct SequenceSamples {
         samples.append((sequence, atNs))
         // An hour at ten a second; beyond it the oldest says "at least so long".
         if samples.count > 36_000 { samples.removeFirst(samples.count - 36_000) }
+    }
+
+    /// The last moment known at which the pool was no further than this.
+    func momentNs(of sequence: SequenceNumber) -> Int64? {
+        samples.last { $0.sequence <= sequence }?.atNs
     }
 
     /// How long ago the pool was where the target is.

@@ -204,6 +204,7 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     func tell(_ target: TargetID, kind: String, message: String) {
         owner?.tell(target, kind: kind, message: message)
     }
+    func fence(_ target: TargetID, reason: String) { owner?.fence(target, reason: reason) }
     func acknowledged(_ target: TargetID, durable: SequenceNumber) {
         owner?.acknowledged(target, durable: durable)
     }

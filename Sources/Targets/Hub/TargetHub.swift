@@ -98,6 +98,8 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     /// - Parameter names: the names of the pool at a moment when nobody changes them.
     package func start(names: @escaping @Sendable () -> @Sendable () -> [NodeRecord]) {
         source.setNames(names)
+        // Opening itself changes names; from here on nothing does.
+        if let reason = try? Self.read(store, { try $0.fence() }) { volume.fence(reason) }
         for target in all { launch(target) }
         guard options.runsInBackground else { return }
         let thread = WorkerThread.start("doppel-targets") { [weak self] in
@@ -157,6 +159,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         for target in all {
             recordStale(target)
             recordInStep(target)
+            recordFence(target)
             recordEvents(target)
             if target.takeDirtyWork() {
                 do throws(TargetError) { try target.secure(upTo: .zero, stream) } catch {
@@ -191,7 +194,10 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
 
     /// It counts again: what the catalog says of it is over.
     private func recordInStep(_ target: AttachedTarget) {
-        guard target.takeInStep(), target.record.stale != nil else { return }
+        let isInStep =
+            target.takeInStep()
+            || target.record.mode == .async && target.driver?.snapshot.state == .streaming
+        guard isInStep, target.record.stale != nil else { return }
         var record = target.record
         record.stale = nil
         let new = record
@@ -199,6 +205,16 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             try write { try $0.updateTarget(new) }
             target.update { $0 = new }
         } catch { log.error("target \(record.address): \(error)") }
+    }
+
+    /// It holds in memory already; this is for the next open.
+    private func recordFence(_ target: AttachedTarget) {
+        guard let reason = target.fenceWork else { return }
+        let id = target.record.id
+        do throws(TargetError) {
+            try write { try $0.setFence(by: id, reason: reason) }
+            target.clearFenceWork()
+        } catch { log.error("target \(target.record.address): \(error)") }
     }
 
     /// For people: what cannot be written down is in the log all the same.
@@ -358,6 +374,17 @@ extension TargetHub {
     func counts(_ id: TargetID, durable: SequenceNumber) {
         volume.gate.count(id, durable: durable)
         target(id)?.noteInStep()
+        wakeKeeper()
+    }
+
+    func fence(_ id: TargetID, reason: String) {
+        let name = store.path
+        let reason =
+            "\(name) is read-only, for it was replaced: \(reason). What was written here since, and is "
+            + "not there, is in this pool alone. To give this pool up, unmount it; to use it on its "
+            + "own all the same, `doppel target remove` and mount it again"
+        volume.fence(reason)
+        target(id)?.setFenceWork(reason)
         wakeKeeper()
     }
 

@@ -6,7 +6,8 @@ import SystemIO
 /// How a target stands; G4: what is in force, not what was asked for.
 package struct TargetStatus: Sendable {
     package var record: TargetRecord
-    package var state: TargetSession.State
+    /// nil while nothing is sent: the pool is not mounted, or is without its targets.
+    package var state: TargetSession.State?
     /// An fsync waits for it.
     package var counts: Bool
     package var reason: String?
@@ -22,6 +23,12 @@ package struct TargetStatus: Sendable {
     /// What would be lost with this machine: what is on its way, and what is known to differ.
     package var atRiskBytes: UInt64 { lagBytes + dirtyBytes }
     package var isInStep: Bool { state == .streaming }
+    /// Nobody sends anything, and nothing is missing.
+    package var isLevel: Bool { state == nil && atRiskBytes == 0 }
+    /// Since when it is not in step.
+    package var sinceNs: Int64?
+    /// When the pool was what the target holds durably; nil where that was before it was opened.
+    package var checkpointNs: Int64?
     package var etaMs: Int64? {
         guard let resyncTotalBytes, let resyncDoneBytes, bytesPerSecond > 0 else { return nil }
         // The legs that follow are part of what differs.
@@ -39,11 +46,19 @@ extension TargetHub {
         let standing = stream.standing(record.id)
         let durable = standing?.durable ?? .zero
         var result = TargetStatus(
-            record: record, state: session?.state ?? .paused, counts: session?.counts ?? false,
+            record: record, state: session?.state ?? (record.isPaused ? .paused : nil),
+            counts: session?.counts ?? false,
             reason: session?.outage?.reason ?? record.stale?.reason, durable: durable,
             lagBytes: standing?.lagBytes ?? 0, lagMs: lagMs(behind: durable),
             dirtyBytes: (standing?.dirtyBlocks ?? 0) * Geometry.blockSizeBytes,
             bytesPerSecond: target.bytesPerSecond)
+        result.sinceNs =
+            record.stale?.sinceNs
+            ?? session?.outage.map { disk.now() - (disk.monotonic() - $0.sinceNs) }
+        if !result.isInStep, result.atRiskBytes > 0, let sinceNs = result.sinceNs {
+            result.lagMs = max(result.lagMs, (disk.now() - sinceNs) / 1_000_000)
+        }
+        result.checkpointNs = moment(of: durable)
         if let resync = session?.resync, result.state == .resyncing {
             let total = resync.totalBlocks
             result.resyncTotalBytes = total * Geometry.blockSizeBytes
@@ -51,6 +66,12 @@ extension TargetHub {
                 (total - min(resync.remainingBlocks, total)) * Geometry.blockSizeBytes
         }
         return result
+    }
+
+    private func moment(of sequence: SequenceNumber) -> Int64? {
+        let (now, monotonic) = (disk.now(), disk.monotonic())
+        if sequence >= stream.lastSequence { return now }
+        return lock.withLock { samples.momentNs(of: sequence) }.map { now - (monotonic - $0) }
     }
 
     private func lagMs(behind durable: SequenceNumber) -> Int64 {

@@ -35,6 +35,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     private let lock = Lock()
     private var openPool: MirrorPool?
     private var boundPoolID: String?
+    private var reach: (fromNs: Int64?, readAtNs: Int64) = (nil, 0)
     private var worker: ApplyWorker?
     private var failure: TargetError?
     private(set) var hello: PrimaryHello?
@@ -153,8 +154,8 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     private var promoted: TargetError {
         TargetError(
             .fenced,
-            "\(path) was promoted and is a primary itself: this pool was replaced. Mount the other, "
-                + "and keep this one until it is known to hold nothing that is missed")
+            "\(path) was promoted and is a primary itself: mount that, and keep this one until it is "
+                + "known to hold nothing that is missed")
     }
 
     private func fence(_ state: ReplicaRecord, _ hello: PrimaryHello) throws(TargetError) {
@@ -232,6 +233,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     package func flush() throws(TargetError) -> SequenceNumber {
         defer { worker?.wake() }
         return try guarded { (pool) throws(TargetError) in
+            noteReach(of: pool)
             if pool.state.staging != nil { return pool.checkpoint }
             return try pool.flush()
         }
@@ -280,6 +282,15 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     }
     /// How far back every moment can be had; nil where none can.
     package func reachNs() throws(TargetError) -> Int64? { try opened().reachNs() }
+    /// The same as of a moment ago; asks nothing of the mirror's disk, which may hang.
+    package var lastReachNs: Int64? { lock.withLock { reach.fromNs } }
+
+    private func noteReach(of pool: MirrorPool) {
+        let now = disk.monotonic()
+        guard lock.withLock({ now - reach.readAtNs > 1_000_000_000 }) else { return }
+        let found = (try? pool.reachNs()) ?? nil
+        lock.withLock { reach = (found, now) }
+    }
     /// In its journal, and not yet in its images.
     package var unappliedBytes: UInt64 { pool?.unappliedBytes ?? 0 }
 

@@ -1,0 +1,81 @@
+import Glibc
+import TestSupport
+import Testing
+
+/// What a mirror shows is a prefix of what was done to the pool, over all images: where a write is
+/// there, every write is that had ended before that one began. And in mode flush, everything is there
+/// that was flushed.
+///
+/// Several writers stamp sectors of several images with one counter. The daemon is killed in the
+/// middle, and the mirror's disk forgets what was not synced, or some of it.
+@Suite(.enabled(if: hasFuse, "needs /dev/fuse")) struct PrefixTests {
+    /// Both modes together: 20 rounds, and 200 in a long run.
+    private static var rounds: Int { getenv("DOPPEL_SOAK") == nil ? 10 : 100 }
+
+    @Test(arguments: ["flush", "async"]) func aMirrorHoldsAPrefix(mode: String) throws {
+        let seed = Seeds.run(1)[0]
+        print("seed \(seed)")
+        var random = SeededRandom(seed: seed)
+        try LossyMount.with { lossy in
+            let images = (0..<Stamps.imageCount).map { "disk\($0).img" }
+            try Sandbox.with(mirror: lossy.file("mirror")) { box in
+                try box.ok("init", box.pool)
+                for image in images { try box.ok("create", box.pool, image, "--size", "1M") }
+                let stamps = Stamps()
+                for round in 1...Self.rounds {
+                    // A target that is slow on a busy machine is not to be left behind.
+                    try box.mount("--mirror", "\(box.mirror),mode=\(mode),timeout=60s")
+                    // Otherwise the mirror is being brought in step under the writes: what it shows
+                    // then may be from before.
+                    let startsInStep = random.chance(70)
+                    if startsInStep { try box.untilInStep() }
+                    try stamps.write(
+                        images.map { "\(box.mountPoint)/\($0)" }, seed: random.next(),
+                        covers: mode == "flush" && startsInStep
+                    ) {
+                        usleep(useconds_t(20_000 + random.below(300_000)))
+                        try box.killDaemon()
+                    }
+                    try lossy.tell(random.chance(50) ? "drop" : "drop \(random.next())")
+                    try box.lookIntoMirror()
+                    let found = try images.map { try contents(box.look + "/" + $0) }
+                    if let violation = stamps.violation(of: found) {
+                        throw Failure("seed \(seed), \(mode), round \(round): \(violation)")
+                    }
+                    try box.lookAway()
+                }
+                #expect(stamps.writeCount > 20 * Self.rounds, "hardly anything was written")
+                #expect(mode == "async" || stamps.flushCount > Self.rounds)
+                // In the end both are the same.
+                try box.mount()
+                try box.settle()
+                try box.lookIntoMirror()
+                try box.expectSame(box.mountPoint, box.look)
+            }
+        }
+    }
+
+    /// The check itself finds what it is there to find.
+    @Test func theCheckFindsWhatIsNoPrefix() {
+        let stamps = Stamps()
+        stamps.note(Stamps.Write(stamp: 1, ended: 2, image: 0, sector: 0))
+        stamps.note(Stamps.Write(stamp: 3, ended: 4, image: 1, sector: 0))
+        stamps.note(Stamps.Write(stamp: 5, ended: nil, image: 0, sector: 0))
+        func content(_ first: UInt64, _ second: UInt64) -> [[UInt8]] {
+            [Stamps.sector(first), Stamps.sector(second), []]
+        }
+        #expect(stamps.violation(of: content(0, 0)) == nil)
+        #expect(stamps.violation(of: content(1, 0)) == nil)
+        #expect(stamps.violation(of: content(1, 3)) == nil)
+        #expect(stamps.violation(of: content(5, 3)) == nil)
+        #expect(stamps.violation(of: content(0, 3)) != nil)
+        #expect(stamps.violation(of: content(5, 0)) != nil)
+        #expect(stamps.violation(of: content(7, 3)) != nil)
+        var torn = content(1, 3)
+        torn[0][511] = 0xff
+        #expect(stamps.violation(of: torn) != nil)
+        stamps.noteFlush(image: 1, began: 6)
+        #expect(stamps.violation(of: content(1, 0)) != nil)
+        #expect(stamps.violation(of: content(1, 3)) == nil)
+    }
+}
