@@ -7,10 +7,19 @@ final class LossyFileSystem: @unchecked Sendable {  // `store` is under `lock`
     static let control: UInt64 = 1 << 40
     static let controlName = Array(".lossy".utf8)
     private let lock = Lock()
+    private let changed = Condition()
     private var store = LossyStore()
 
     func with<T>(_ body: (inout LossyStore) throws(Errno) -> T) throws(Errno) -> T {
-        try lock.withLock { () throws(Errno) in try body(&store) }
+        defer { changed.broadcast() }
+        return try lock.withLock { () throws(Errno) in try body(&store) }
+    }
+
+    /// Returns when the disk does not hang. Only reading, writing and syncing do: names are the kernel's
+    /// to remember, and commands have to come through.
+    func waitForDisk(_ inode: UInt64) {
+        guard inode != Self.control else { return }
+        lock.withLock { while store.hangs { changed.wait(lock) } }
     }
 
     static func of(_ request: fuse_req_t) -> LossyFileSystem {
@@ -63,6 +72,10 @@ extension LossyStore {
         entry.attr = try status(inode)
         return entry
     }
+}
+
+private func waitForDisk(_ request: fuse_req_t?, _ inode: UInt64) {
+    LossyFileSystem.of(request!).waitForDisk(inode)
 }
 
 enum LossyOperations {
@@ -169,6 +182,7 @@ enum LossyOperations {
             }
         }
         table.fsyncdir = { request, inode, _, _ in
+            waitForDisk(request, inode)
             answer(request) { (request, store) throws(Errno) in
                 try store.sync(inode)
                 fuse_reply_err(request, 0)
@@ -245,6 +259,7 @@ enum LossyOperations {
         }
         table.flush = { request, _, _ in fuse_reply_err(request, 0) }
         table.read = { request, inode, size, offset, _ in
+            waitForDisk(request, inode)
             answer(request) { (request, store) throws(Errno) in
                 let data = store.contents[inode]?.read(size, at: offset) ?? []
                 data.withUnsafeBytes {
@@ -256,6 +271,7 @@ enum LossyOperations {
         table.write = { request, inode, data, size, offset, info in
             let flags = info!.pointee.flags
             let bytes = UnsafeRawBufferPointer(start: data, count: size)
+            waitForDisk(request, inode)
             answer(request) { (request, store) throws(Errno) in
                 if inode == LossyFileSystem.control {
                     try store.obey(String(decoding: bytes, as: UTF8.self))
@@ -267,12 +283,14 @@ enum LossyOperations {
             }
         }
         table.fsync = { request, inode, _, _ in
+            waitForDisk(request, inode)
             answer(request) { (request, store) throws(Errno) in
                 if inode != LossyFileSystem.control { try store.sync(inode) }
                 fuse_reply_err(request, 0)
             }
         }
         table.fallocate = { request, inode, mode, offset, length, _ in
+            waitForDisk(request, inode)
             answer(request) { (request, store) throws(Errno) in
                 guard store.contents[inode] != nil else { throw Errno(ESTALE) }
                 let (keeps, end) = (mode & 1 != 0, offset + length)

@@ -26,12 +26,13 @@ enum LossyServer {
         }
         _ = WorkerThread.start("input") {
             while readLine() != nil {}
+            try? fileSystem.with { (store) throws(Errno) in try store.obey("go") }
             if cfuse_umount(mountPoint, Int32(CFUSE_UMOUNT_LAZY)) != 0 {
                 unmountAsUser(mountPoint)
             }
         }
         say("ready")
-        let result = cfuse_loop(session, 8, 2)
+        let result = cfuse_loop(session, 64, 2)
         fuse_session_unmount(session)
         fuse_session_destroy(session)
         withExtendedLifetime(fileSystem) {}

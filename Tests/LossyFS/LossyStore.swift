@@ -177,6 +177,8 @@ struct LossyStore {
     private var failingSyncs = 0
     private var failingWrites = 0
     private var spaceBytes: Int?
+    /// Reading, writing and syncing wait until it is over.
+    private(set) var hangs = false
 
     init() {
         var node = LossyNode(kind: .folder, mode: 0o755)
@@ -366,6 +368,8 @@ struct LossyStore {
         case ("write-fails", 2):
             guard let count = Int(words[1]) else { throw Errno(EINVAL) }
             failingWrites = count
+        case ("hang", 1): hangs = true
+        case ("go", 1): hangs = false
         case ("space", 2):
             guard words[1] == "-" || Int(words[1]) != nil else { throw Errno(EINVAL) }
             spaceBytes = Int(words[1])

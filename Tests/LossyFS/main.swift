@@ -13,6 +13,7 @@
 //     sync-fails N    the next N syncs fail with EIO and lose what they were to write
 //     sync-passes N   after N more syncs one fails
 //     write-fails N   the next N writes fail with EIO
+//     hang, go        reads, writes and syncs wait for `go`
 //     space BYTES     writes beyond so much data get ENOSPC; `space -` lifts the limit
 //
 // Says `ready`; the end of its input takes the mount away.

@@ -38,6 +38,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     private var reach: (fromNs: Int64?, readAtNs: Int64) = (nil, 0)
     private var worker: ApplyWorker?
     private var failure: TargetError?
+    private var openedCatalog: (device: UInt64, inode: UInt64)?
     private(set) var hello: PrimaryHello?
     /// Begun on this connection.
     var staging: Staging?
@@ -96,6 +97,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             throw TargetError(.absent, "\(path) is a mirror of another pool")
         }
         if pool == nil {
+            openedCatalog = catalogFile()
             let opened = try open()
             lock.withLock { openPool = opened }
         }
@@ -217,6 +219,21 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         }
     }
 
+    /// Which file the open pool's catalog is.
+    private func catalogFile() -> (device: UInt64, inode: UInt64)? {
+        ((try? disk.status(path + "/catalog.sqlite")) ?? nil).map { ($0.device, $0.inode) }
+    }
+
+    /// Files that were deleted underfoot take and sync everything, for nobody.
+    private func requireInPlace() throws(TargetError) {
+        guard let now = catalogFile(), let opened = openedCatalog, now == opened else {
+            throw TargetError(
+                .absent,
+                "\(path) was removed or replaced while it was in use: nothing is written to what is "
+                    + "left of it")
+        }
+    }
+
     // MARK: Streaming
 
     package func append(_ batch: RecordBatch) throws(TargetError) {
@@ -235,7 +252,9 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         return try guarded { (pool) throws(TargetError) in
             noteReach(of: pool)
             if pool.state.staging != nil { return pool.checkpoint }
-            return try pool.flush()
+            let durable = try pool.flush()
+            try requireInPlace()
+            return durable
         }
     }
 

@@ -1,0 +1,132 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// A mirror's disk in trouble. For each: the guest goes on (an fsync waits for the timeout at most),
+/// status says what is the matter, and when the disk is well again the mirror is brought in step.
+@Suite(.enabled(if: hasFuse, "needs /dev/fuse")) struct MirrorTroubleTests {
+    /// Longer than any wait that is meant, on a machine that is busy with other things.
+    private static let patience = 10.0
+
+    /// Writes and flushes until the target is not in step.
+    /// - Returns: the longest time that one of them took, in seconds.
+    private func writeUntilDegraded(_ box: Sandbox, limit: Int = 2000) throws -> Double {
+        let file = try TestFile(box.mountPoint + "/a.img", O_RDWR)
+        var longest = 0.0
+        for number in 0..<limit {
+            let start = Date()
+            try file.write(
+                pattern(64 << 10, seed: UInt8(truncatingIfNeeded: number)),
+                at: number % 128 * (64 << 10))
+            try file.sync()
+            longest = max(longest, Date().timeIntervalSince(start))
+            if number % 4 == 0, try !box.target().isInStep { return longest }
+        }
+        throw Failure("the target was never degraded")
+    }
+
+    /// What every trouble has in common, once the target is degraded.
+    private func checkDegraded(_ box: Sandbox, reason words: String...) throws {
+        try box.until("the reason is told: \(words)", seconds: 30) {
+            let target = try box.target()
+            return words.contains { target.reason?.contains($0) == true }
+        }
+        let start = Date()
+        try box.write("meanwhile", to: box.mountPoint + "/a.img", at: 40_000)
+        #expect(Date().timeIntervalSince(start) < Self.patience)
+        let status = try box.status()
+        #expect(status.state == "degraded")
+        let target = try box.target()
+        #expect(target.modeInForce == "async")
+        #expect(target.staleSinceNs != nil)
+        #expect(target.atRiskBytes >= 4096)
+        #expect(try box.run("status", box.pool).code == 4)
+    }
+
+    private func checkInStepAgain(_ box: Sandbox) throws {
+        try box.settle()
+        try box.untilInStep()
+        #expect(try box.target().modeInForce == "flush")
+        #expect(try box.run("status", box.pool).code == 0)
+        try box.killDaemon()
+        try box.lookIntoMirror()
+        try box.mount("--no-targets")
+        try box.expectSame(box.mountPoint, box.look)
+    }
+
+    @Test func aMirrorOnADiskThatHangs() throws {
+        try LossyMount.with { lossy in
+            try Sandbox.withMirror("a.img", at: lossy.file("mirror")) { box in
+                try lossy.tell("hang")
+                defer { try? lossy.tell("go") }
+                let longest = try writeUntilDegraded(box)
+                #expect(longest < Self.patience)
+                try checkDegraded(box, reason: "no progress", "in use")
+                // Whoever asks is answered, although nothing answers there.
+                _ = try box.ok("list", box.pool)
+                try lossy.tell("go")
+                try checkInStepAgain(box)
+            }
+        }
+    }
+
+    @Test func aMirrorWhoseDiskIsFull() throws {
+        try LossyMount.with { lossy in
+            try Sandbox.withMirror("a.img", at: lossy.file("mirror")) { box in
+                try lossy.tell("space 400000")
+                _ = try writeUntilDegraded(box)
+                try checkDegraded(box, reason: "No space left")
+                // Its checkpoint can be looked at all the same, once there is room to open it.
+                try lossy.tell("space -")
+                try checkInStepAgain(box)
+            }
+        }
+    }
+
+    @Test func aMirrorWhoseDiskFailsASync() throws {
+        try LossyMount.with { lossy in
+            try Sandbox.withMirror("a.img", at: lossy.file("mirror")) { box in
+                try lossy.tell("sync-fails 1000000")
+                _ = try writeUntilDegraded(box)
+                try checkDegraded(box, reason: "Input/output error", "I/O error")
+                try lossy.tell("sync-fails 0")
+                try checkInStepAgain(box)
+            }
+        }
+    }
+
+    @Test func aMirrorThatIsDeletedUnderfoot() throws {
+        try Sandbox.withMirror("a.img") { box in
+            try #require(rename(box.mirror, box.folder + "/away") == 0)
+            _ = try writeUntilDegraded(box)
+            try checkDegraded(box, reason: box.mirror)
+            #expect(access(box.mirror, F_OK) != 0, "it was made anew")
+            try #require(rename(box.folder + "/away", box.mirror) == 0)
+            try checkInStepAgain(box)
+            try box.lookAway()
+            try box.ok("unmount", box.mountPoint)
+            // For good: the way out is a new one.
+            try box.mount()
+            try box.untilInStep()
+            try #require(try box.shell("rm -r '\(box.mirror)'").code == 0)
+            _ = try writeUntilDegraded(box)
+            try checkDegraded(box, reason: box.mirror)
+            try box.ok("target", "remove", box.pool, box.mirror)
+            try box.ok("target", "add", box.pool, box.mirror, "--timeout", "500ms")
+            try checkInStepAgain(box)
+        }
+    }
+
+    @Test(.enabled(if: Machine.canMountGuests, "needs loop devices"))
+    func aMirrorOnASmallDiskThatIsFull() throws {
+        try SmallStore.with(megabytes: 200) { store in
+            try Sandbox.withMirror("a.img", at: store.path + "/mirror") { box in
+                try store.fill()
+                _ = try writeUntilDegraded(box)
+                try checkDegraded(box, reason: "No space left")
+                store.empty()
+                try checkInStepAgain(box)
+            }
+        }
+    }
+}
