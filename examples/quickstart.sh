@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Doppel in two minutes: a real disk image, a pool, a mount, a snapshot, damage, a crash under load,
-# and both ways back. Runs as an ordinary user who may use FUSE; needs no loop device. Every claim is
+# both ways back, and a mirror that has everything when its primary dies. Runs as an ordinary user who may use FUSE; needs no loop device. Every claim is
 # checked; the first that fails ends the run with a message and exit code 1.
 #
 #   make quickstart            builds Doppel, installs what is missing, runs this
@@ -18,16 +18,17 @@ doppel=$(realpath "${DOPPEL:-.build/release/doppel}")
 }
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/doppel-quickstart.XXXXXX")
-pool=$folder/vms mnt=$folder/mnt
+pool=$folder/vms mnt=$folder/mnt mirror=$folder/mirror look=$folder/look
 writer= number=0
 
 clean_up() {
     code=$?
     trap - EXIT
     [ -z "$writer" ] || kill "$writer" 2>/dev/null || true
-    if grep -qs " $mnt " /proc/mounts; then
-        "$doppel" unmount "$mnt" --force >/dev/null 2>&1 || fusermount3 -uz "$mnt" || true
-    fi
+    for place in "$look" "$mnt"; do
+        grep -qs " $place " /proc/mounts || continue
+        "$doppel" unmount "$place" --force >/dev/null 2>&1 || fusermount3 -uz "$place" || true
+    done
     if [ -n "${KEEP:-}" ]; then echo "Kept: $folder"; else rm -rf "$folder"; fi
     [ "$code" -eq 0 ] || echo "The quickstart failed (exit code $code)." >&2
     exit "$code"
@@ -138,6 +139,44 @@ fsck "$mnt/disk.img" || fail "e2fsck after the restore: $(tail -n 3 "$folder/fsc
 copy_out "$mnt/disk.img" photos.bin "$folder/photos.bin"
 same "$(sum "$folder/photos.bin")" "$photos" "photos.bin inside it is intact, e2fsck is content"
 run "$doppel" snapshot list "$pool"
+
+step "A mirror: every write in a second place (best on another disk), in order, always mountable"
+mkdir -p "$look"
+run "$doppel" unmount "$mnt"
+run "$doppel" mount "$pool" "$mnt" --mirror "$mirror"
+run "$doppel" wait "$pool" --timeout 5m
+run "$doppel" target list "$pool"
+: >"$folder/mirrored"
+(
+    for ((i = 0; i < 16384; i++)); do
+        block_of "$i, again," | dd of="$mnt/db/data.raw" bs=4096 seek="$i" conv=notrunc,fsync \
+            status=none 2>/dev/null || exit 0
+        echo "$i" >>"$folder/mirrored"
+    done
+) &
+writer=$!
+for _ in $(seq 300); do
+    [ "$(wc -l <"$folder/mirrored")" -lt 100 ] || break
+    sleep 0.1
+done
+daemon=$("$doppel" status "$pool" --json | sed -nE 's/.*"ownerPID" ?: ?([0-9]+).*/\1/p' | head -n 1)
+[ -n "$daemon" ] || fail "doppel status names no daemon"
+run kill -KILL "$daemon"
+wait "$writer" || true
+writer=
+mirrored=$(wc -l <"$folder/mirrored")
+[ "$mirrored" -ge 100 ] || fail "only $mirrored writes came through before the primary died"
+run "$doppel" mount "$mirror" "$look"
+for ((i = 0; i < mirrored; i++)); do block_of "$i, again,"; done >"$folder/expected"
+cmp -n $((mirrored * 4096)) "$folder/expected" "$look/db/data.raw" ||
+    fail "a write that was flushed is not in the mirror"
+good "the primary is dead; all $mirrored flushed writes are in the mirror"
+same "$(sum "$look/disk.img")" "$at_snapshot" "and so is every byte of disk.img"
+run "$doppel" unmount "$look"
+run "$doppel" mount "$pool" "$mnt"
+run "$doppel" wait "$pool" --timeout 5m
+good "the primary is back, and its mirror is in step again"
+run "$doppel" target remove "$pool" "$mirror"
 
 step "Unmount: the pool is settled and clean"
 run "$doppel" unmount "$mnt"

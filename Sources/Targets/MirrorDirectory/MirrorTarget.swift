@@ -226,7 +226,9 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
 
     /// Files that were deleted underfoot take and sync everything, for nobody.
     private func requireInPlace() throws(TargetError) {
-        guard let now = catalogFile(), let opened = openedCatalog, now == opened else {
+        // Without one there would have been nothing to open, but for a store that is elsewhere.
+        guard let opened = openedCatalog else { return }
+        guard let now = catalogFile(), now == opened else {
             throw TargetError(
                 .absent,
                 "\(path) was removed or replaced while it was in use: nothing is written to what is "
