@@ -129,4 +129,56 @@ import Testing
             }
         }
     }
+
+    /// As a kernel does it to a disk with errors.
+    @Test(.enabled(if: Machine.canMountGuests, "needs loop devices"))
+    func aMirrorWhoseFileSystemTurnsReadOnly() throws {
+        try SmallStore.with(megabytes: 200) { store in
+            try Sandbox.withMirror("a.img", at: store.path + "/mirror") { box in
+                let device = try run(["findmnt", "-no", "SOURCE", store.path]).output
+                    .filter { $0 != "\n" }
+                try #require(run(["mount", "-o", "remount,abort", store.path]).code == 0)
+                _ = try writeUntilDegraded(box)
+                try checkDegraded(box, reason: "Read-only file system", "Input/output error")
+                // Between two tries nobody has a file of it open.
+                try box.until("it can be unmounted", seconds: 30) {
+                    try run(["umount", store.path]).code == 0
+                }
+                try #require(run(["mount", device, store.path]).code == 0)
+                try checkInStepAgain(box)
+            }
+        }
+    }
+
+    /// What was durable in it does not verify: it takes nothing more, and nothing of it is believed.
+    @Test func aMirrorWhoseJournalIsDamaged() throws {
+        try Sandbox.withMirror("a.img") { box in
+            for number in 0..<20 {
+                try box.write("number \(number)", to: box.mountPoint + "/a.img", at: number * 4096)
+            }
+            try box.settle()
+            try box.killDaemon()
+            let script = """
+                import os, sys
+                folder = sys.argv[1] + '/journal'
+                names = sorted(n for n in os.listdir(folder))
+                assert names
+                for name in names:
+                    with open(folder + '/' + name, 'r+b') as f:
+                        f.seek(4096 + 500); f.write(b'damage' * 100)
+                """
+            let damaged = try run(["python3", "-c", script, box.mirror])
+            try #require(damaged.code == 0, "\(damaged)")
+            try box.mount()
+            try box.until("it is degraded") { try box.target().modeInForce == "async" }
+            try checkDegraded(box, reason: "no longer verifies")
+            #expect(try box.target().reason?.contains("attach the mirror anew") == true)
+            // It is not shown to anybody as if it were whole.
+            #expect(try box.run("promote", box.mirror).code != 0)
+            try box.ok("target", "remove", box.pool, box.mirror)
+            try #require(rename(box.mirror, box.folder + "/damaged") == 0)
+            try box.ok("target", "add", box.pool, box.mirror, "--timeout", "500ms")
+            try checkInStepAgain(box)
+        }
+    }
 }
