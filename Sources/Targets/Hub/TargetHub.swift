@@ -389,7 +389,8 @@ extension TargetHub {
     }
 
     func tell(_ id: TargetID, kind: String, message: String) {
-        guard let target = target(id) else { return }
+        // That sessions end with their pool is no news.
+        guard let target = target(id), !lock.withLock({ isEnding }) else { return }
         let record = target.record
         log.notice("\(kind): \(record.address): \(message)")
         target.addEvent(
