@@ -2,7 +2,8 @@
 """Measures Doppel against peers in one run, interleaved, and prints Markdown tables.
 
     make bench                                  everything (about ten minutes)
-    make bench BENCH="--only throughput"        one part: throughput, fsync, snapshots, scale
+    make bench BENCH="--only throughput"        one part: throughput, fsync, snapshots, scale,
+                                                mirror, resync
     Benchmarks/bench.py --seconds 1 --rounds 1  a smoke run
 
 Each round runs each job once on every peer, so that a drift of the machine meets all of them; a cell
@@ -397,7 +398,166 @@ def scale(arguments):
             "idle MiB": [idle], "MiB a TiB": [each]}
 
 
-PARTS = {"throughput": throughput, "fsync": fsync, "snapshots": snapshots, "scale": scale}
+
+# --- Mirrors -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def mirrored_mount(folder, size, mode):
+    """A mount with a mirror on the same disk, in step, and its pool."""
+    with doppel_mount(folder, size) as path:
+        pool = os.path.join(folder, "pool")
+        doppel("target", "add", pool, os.path.join(folder, "mirror"), "--mode", mode)
+        doppel("wait", pool)
+        yield path, pool
+
+
+@contextlib.contextmanager
+def qemu_quorum(folder, size):
+    """Two raw files behind one FUSE export: each write goes to both."""
+    stores = [os.path.join(folder, f"store{number}.raw") for number in (1, 2)]
+    mount_point = os.path.join(folder, "disk.raw")
+    for store in stores:
+        fill(store, size)
+    open(mount_point, "wb").close()
+    command = ["qemu-storage-daemon"]
+    for number, store in enumerate(stores):
+        command += ["--blockdev", f"driver=file,node-name=file{number},filename={store}"]
+        command += ["--blockdev", f"driver=raw,node-name=raw{number},file=file{number}"]
+    command += [
+        "--blockdev",
+        "driver=quorum,node-name=both,vote-threshold=2,children.0=raw0,children.1=raw1",
+        "--export", f"type=fuse,id=disk,node-name=both,mountpoint={mount_point},writable=on",
+    ]
+    with served(command, mount_point, size) as path:
+        yield path
+
+
+class LagWatch(threading.Thread):
+    """The largest lag that status shows, in seconds and bytes."""
+
+    def __init__(self, pool):
+        super().__init__(daemon=True)
+        self.pool, self.stopped = pool, threading.Event()
+        self.seconds, self.bytes = 0.0, 0
+
+    def run(self):
+        while not self.stopped.wait(0.1):
+            for target in json.loads(doppel("target", "list", self.pool, "--json")):
+                self.seconds = max(self.seconds, target["lagMs"] / 1000)
+                self.bytes = max(self.bytes, target["lagBytes"])
+
+    def stop(self):
+        self.stopped.set()
+        self.join()
+
+
+MIRRORED = [
+    ("4 KiB write, depth 1", random_4k("write"), "0.85 x"),
+    ("4 KiB write + fsync", {"rw": "randwrite", "bs": "4k", "fsync": "1"}, "0.85 x"),
+    ("4 KiB write, 2 x depth 32", random_4k("write", 32, 2), "reported"),
+    ("sequential write 1 MiB", {"rw": "write", "bs": "1m"}, "reported"),
+]
+
+
+def mirror(arguments):
+    """A mirror in async beside the same mount without one; flush mode beside qemu's quorum."""
+    size, seen = arguments.size * MIB, {}
+    with contextlib.ExitStack() as stack:
+        homes = {}
+        for name in ("without", "async", "flush", "quorum"):
+            homes[name] = os.path.join(arguments.disk_folder, f"mirror-{name}")
+            os.makedirs(homes[name])
+            say(f"preparing {name}")
+        without = stack.enter_context(doppel_mount(homes["without"], size))
+        path, pool = stack.enter_context(mirrored_mount(homes["async"], size, "async"))
+        lag, drain = {}, {}
+        for _ in range(arguments.rounds):
+            for job, options, _ in MIRRORED:
+                seen.setdefault((job, "without"), []).append(fio(without, arguments.seconds, options))
+                watch = LagWatch(pool)
+                watch.start()
+                seen.setdefault((job, "async"), []).append(fio(path, arguments.seconds, options))
+                watch.stop()
+                start = time.monotonic()
+                doppel("wait", pool)
+                drain[job] = max(drain.get(job, 0), time.monotonic() - start)
+                lag[job] = max(lag.get(job, (0, 0)), (watch.seconds, watch.bytes))
+        flushed, _ = stack.enter_context(mirrored_mount(homes["flush"], size, "flush"))
+        quorum = stack.enter_context(qemu_quorum(homes["quorum"], size))
+        job = "4 KiB write + fsync, flush mode"
+        for _ in range(arguments.rounds):
+            for name, place in (("flush", flushed), ("quorum", quorum)):
+                seen.setdefault((job, name), []).append(fio(place, arguments.seconds, FSYNC[0][1]))
+    median = {key: statistics.median(rates) for key, rates in seen.items()}
+    print(f"### A mirror in async, both on one disk (operations a second, medians of {arguments.rounds})\n")
+    table(
+        ["job", "without", "with", "ratio", "reach", "largest lag", "time to drain"],
+        [[job, f"{median[job, 'without']:,.0f}", f"{median[job, 'async']:,.0f}",
+          f"{median[job, 'async'] / median[job, 'without']:.2f} x", wanted,
+          f"{lag[job][0]:.1f} s, {lag[job][1] / MIB:.1f} MiB", f"{drain[job]:.1f} s"]
+         for job, _, wanted in MIRRORED])
+    print("### A mirror in flush mode, against qemu's quorum of two raw files\n")
+    table(
+        ["job", "doppel", "qemu quorum", "ratio", "reach"],
+        [[job, f"{median[job, 'flush']:,.0f}", f"{median[job, 'quorum']:,.0f}",
+          f"{median[job, 'flush'] / median[job, 'quorum']:.2f} x", "1.0 x"]])
+    return {f"{job} / {name}": rates for (job, name), rates in seen.items()}
+
+
+def latency(path, seconds):
+    """The 99th percentile of 4 KiB writes, in microseconds."""
+    report = call(
+        "fio", "--output-format=json", "--name=job", f"--filename={path}", "--direct=1", "--rw=randwrite",
+        "--bs=4k", "--time_based=1", f"--runtime={seconds}", "--ioengine=psync", "--thread=1",
+        "--size=64m", "--rate_iops=500", "--allow_file_create=0")
+    job = json.loads(re.sub(r"^[^{]*", "", report, count=1))["jobs"][0]
+    return job["write"]["clat_ns"]["percentile"]["99.000000"] / 1000
+
+
+def resync(arguments):
+    """First copy beside cp, resync of 1 % of the blocks beside rsync, the guest's latency meanwhile."""
+    folder, size = arguments.disk_folder, arguments.size * MIB
+    rows = []
+    os.makedirs(os.path.join(folder, "resync"))
+    with doppel_mount(os.path.join(folder, "resync"), size) as path:
+        pool, target = os.path.join(folder, "resync", "pool"), os.path.join(folder, "resync", "mirror")
+        start = time.monotonic()
+        call("cp", "--sparse=always", path, os.path.join(folder, "copy.raw"))
+        call("sync", os.path.join(folder, "copy.raw"))
+        copied = time.monotonic() - start
+        quiet = latency(path, arguments.seconds)
+        start = time.monotonic()
+        doppel("target", "add", pool, target, "--mode", "async")
+        busy = latency(path, min(arguments.seconds, 3))
+        doppel("wait", pool)
+        first = time.monotonic() - start
+        rows.append(["first copy, against cp --sparse=always", f"{copied:.1f} s", f"{first:.1f} s",
+                     f"{copied / first:.2f} x", "at least 0.5 x"])
+        rows.append(["4 KiB write p99 meanwhile", f"{quiet:,.0f} us", f"{busy:,.0f} us",
+                     f"{busy / quiet:.2f} x", "at most 2 x"])
+        doppel("target", "pause", pool, target)
+        fio(path, 600, {"rw": "randwrite", "bs": "4k", "time_based": None, "norandommap": "0",
+                        "io_size": str(size // 100)})
+        start = time.monotonic()
+        doppel("target", "resume", pool, target)
+        doppel("wait", pool)
+        delta = time.monotonic() - start
+        if shutil.which("rsync"):
+            start = time.monotonic()
+            call("rsync", "-I", "--inplace", "--no-whole-file", path, os.path.join(folder, "copy.raw"))
+            plain = time.monotonic() - start
+            rows.append(["resync of 1 % of the blocks, against rsync", f"{plain:.1f} s", f"{delta:.1f} s",
+                         f"{delta / plain:.3f} x", "at most 0.1 x"])
+    print(f"### First copy and resync of an image of {arguments.size} MiB, store on disk\n")
+    table(["job", "peer, or without", "doppel", "ratio", "reach"], rows)
+    return {row[0]: row[1:] for row in rows}
+
+
+PARTS = {
+    "throughput": throughput, "fsync": fsync, "snapshots": snapshots, "scale": scale,
+    "mirror": mirror, "resync": resync,
+}
 
 
 def machine():
