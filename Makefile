@@ -33,6 +33,7 @@ build:
 # The same tests with long counts; DOPPEL_SOAK multiplies steps and seeds (docs/testing.md).
 soak:
 	.ci/scripts/ensure-packages build run test
+	swift run -c release -Xswiftc -enable-testing simulator --seeds $(or $(SEEDS),10000) --steps 1000
 	DOPPEL_SOAK=$(or $(DOPPEL_SOAK),50) .ci/scripts/run-tests
 
 bench: build

@@ -138,6 +138,22 @@ let package = Package(
                 "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "Targets", "TestSupport",
                 .product(name: "GRDB", package: "GRDB.swift"),
             ], swiftSettings: strict),
+        // A primary and its mirror in one thread, from one seed; `swift run simulator`.
+        .target(
+            name: "Simulation",
+            dependencies: [
+                "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "Targets", "TestSupport",
+                .product(name: "GRDB", package: "GRDB.swift"),
+            ], path: "Tests/Simulation", swiftSettings: strict),
+        .executableTarget(
+            name: "simulator",
+            dependencies: [
+                "Simulation", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+            ], path: "Tests/Simulator", swiftSettings: strict),
+        .testTarget(
+            name: "SimulationTests", dependencies: ["Simulation", "TestSupport"],
+            swiftSettings: strict),
         .testTarget(name: "ArchitectureTests", swiftSettings: strict),
     ]
 )

@@ -1,0 +1,186 @@
+// What a pool has to show, as plain values: whole states, each at its place in the sequence.
+
+import BlockCore
+import Pool
+
+package struct Violation: Error, CustomStringConvertible {
+    package var description: String
+    package init(_ description: String) { self.description = description }
+}
+
+/// One image; blocks that are not here are zeros.
+struct ModelImage: Hashable {
+    var sizeBytes = 0
+    var blocks: [UInt64: [UInt8]] = [:]
+
+    static let zeros = [UInt8](repeating: 0, count: 4096)
+
+    func block(_ index: UInt64) -> [UInt8] { blocks[index] ?? Self.zeros }
+    var blockCount: UInt64 { UInt64((sizeBytes + 4095) / 4096) }
+
+    mutating func write(_ bytes: ArraySlice<UInt8>, at offset: Int) {
+        sizeBytes = max(sizeBytes, offset + bytes.count)
+        var position = offset
+        var rest = bytes
+        while !rest.isEmpty {
+            let index = UInt64(position / 4096)
+            let inside = position % 4096
+            let part = rest.prefix(4096 - inside)
+            var content = block(index)
+            content.replaceSubrange(inside..<inside + part.count, with: part)
+            blocks[index] = content
+            position += part.count
+            rest = rest.dropFirst(part.count)
+        }
+    }
+
+    mutating func zero(from start: Int, to end: Int) {
+        let end = min(end, sizeBytes)
+        guard start < end else { return }
+        for index in UInt64(start / 4096)...UInt64((end - 1) / 4096) {
+            guard var content = blocks[index] else { continue }
+            let low = max(start - Int(index) * 4096, 0)
+            let high = min(end - Int(index) * 4096, 4096)
+            content.replaceSubrange(low..<high, with: repeatElement(0, count: high - low))
+            blocks[index] = content == Self.zeros ? nil : content
+        }
+    }
+
+    mutating func resize(to size: Int) {
+        if size < sizeBytes {
+            let old = sizeBytes
+            zero(from: size, to: old)
+            blocks = blocks.filter { Int($0.key) * 4096 < size }
+        }
+        sizeBytes = size
+    }
+
+    /// The same content, with zeros nowhere kept.
+    var normal: ModelImage {
+        var copy = self
+        copy.blocks = blocks.filter { $0.value != Self.zeros }
+        return copy
+    }
+}
+
+struct ModelPool: Hashable {
+    var images: [ImageID: ModelImage] = [:]
+    /// Times of modification are lazy, and not compared.
+    var names: [NodeID: NodeRecord] = [:]
+
+    /// The first thing in which `shown` differs.
+    func difference(from shown: ModelPool) -> String? {
+        if let text = namesDifference(from: shown) { return text }
+        // Images without a name may be there or not: nobody sees them.
+        for id in Set(names.values.compactMap(\.imageID)).sorted() {
+            guard let mine = images[id] else { continue }
+            guard let other = shown.images[id] else { return "image \(id.rawValue) is missing" }
+            if let text = mine.difference(from: other) { return "image \(id.rawValue) \(text)" }
+        }
+        return nil
+    }
+
+    func namesDifference(from shown: ModelPool) -> String? {
+        let (mine, other) = (plainNames, shown.plainNames)
+        guard mine != other else { return nil }
+        func text(_ names: [NodeID: NodeRecord]) -> String {
+            names.values.sorted { $0.id < $1.id }.map {
+                "\($0.id.rawValue) '\(String(decoding: $0.name, as: UTF8.self))' \($0.mode)"
+            }.joined(separator: ", ")
+        }
+        return "has the names [\(text(other))] instead of [\(text(mine))]"
+    }
+
+    private var plainNames: [NodeID: NodeRecord] {
+        names.mapValues { node in
+            var node = node
+            node.modifyNs = 0
+            node.changeNs = 0
+            return node
+        }
+    }
+}
+
+extension ModelImage {
+    func difference(from shown: ModelImage) -> String? {
+        if sizeBytes != shown.sizeBytes {
+            return "has \(shown.sizeBytes) bytes instead of \(sizeBytes)"
+        }
+        for index in 0..<blockCount where block(index) != shown.block(index) {
+            return "differs in block \(index)"
+        }
+        return nil
+    }
+}
+
+/// The states of a pool along its sequence.
+struct History {
+    struct Entry {
+        /// After the operation; its records have the places from `first` to `last`.
+        var first: UInt64
+        var last: UInt64
+        var state: ModelPool
+        var before: ModelPool
+    }
+
+    private(set) var entries: [Entry]
+    var current: ModelPool { entries[entries.count - 1].state }
+    var last: UInt64 { entries[entries.count - 1].last }
+
+    init(_ state: ModelPool, at sequence: UInt64) {
+        entries = [Entry(first: sequence, last: sequence, state: state, before: state)]
+    }
+
+    mutating func append(_ state: ModelPool, through sequence: UInt64) {
+        // What took no place changed nothing that anybody could see.
+        guard sequence > last else {
+            entries[entries.count - 1].state = state
+            return
+        }
+        entries.append(
+            Entry(first: last + 1, last: sequence, state: state, before: current))
+    }
+
+    /// Nobody asks for what was before.
+    mutating func forget(before sequence: UInt64) {
+        let count = entries.prefix { $0.last < sequence }.count
+        if count > 64 { entries.removeFirst(min(count, entries.count - 1)) }
+    }
+
+    /// Whether `shown` is the state at a place of the sequence.
+    /// - Returns: what is wrong; nil where nothing is.
+    func check(_ shown: ModelPool, at sequence: UInt64) -> String? {
+        guard let entry = entries.last(where: { $0.first <= sequence }) else {
+            return "is at \(sequence), which is longer ago than anybody may ask for"
+        }
+        // Between an operation's records: each block from before or after it.
+        guard sequence < entry.last else { return entry.state.difference(from: shown) }
+        return entry.isBetween(shown)
+    }
+}
+
+extension History.Entry {
+    fileprivate func isBetween(_ shown: ModelPool) -> String? {
+        if before.namesDifference(from: shown) != nil,
+            let text = state.namesDifference(from: shown)
+        {
+            return "inside an operation " + text
+        }
+        for (id, image) in shown.images {
+            let (old, new) = (before.images[id], state.images[id])
+            if old == nil, new == nil { return "has image \(id.rawValue), which never was" }
+            let (a, b) = (old ?? ModelImage(), new ?? ModelImage())
+            guard
+                (min(a.sizeBytes, b.sizeBytes)...max(a.sizeBytes, b.sizeBytes)).contains(
+                    image.sizeBytes)
+            else { return "inside an operation image \(id.rawValue) has \(image.sizeBytes) bytes" }
+            for index in 0..<image.blockCount {
+                let content = image.block(index)
+                if content != a.block(index), content != b.block(index) {
+                    return "inside an operation image \(id.rawValue) differs in block \(index)"
+                }
+            }
+        }
+        return nil
+    }
+}

@@ -1,0 +1,26 @@
+import Simulation
+import TestSupport
+import Testing
+
+/// Production code of primary and mirror on disks that forget, from one seed; a failure prints the seed
+/// and the steps it needs.
+@Suite struct SimulationTests {
+    @Test(arguments: Seeds.run(6))
+    func aMirrorIsAPrefixWhateverHappens(seed: UInt64) {
+        let failure = SimulationRun(seed: seed, steps: 400).run().failure
+        if let failure { Issue.record("\(Self.text(failure, seed))") }
+    }
+
+    /// A test that finds nothing proves nothing.
+    @Test(arguments: SimulatedBug.allCases)
+    func aSeededBugIsFound(bug: SimulatedBug) {
+        for seed in 1...200 as ClosedRange<UInt64> {
+            if SimulationRun(seed: seed, steps: 600, bug: bug).violation() != nil { return }
+        }
+        Issue.record("'\(bug.rawValue)' was not found within 200 seeds")
+    }
+
+    private static func text(_ failure: SimulationRun.Failure, _ seed: UInt64) -> String {
+        "seed \(seed): \(failure.violation)\n" + failure.trace.joined(separator: "\n")
+    }
+}
