@@ -276,10 +276,12 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         changed.store(true, ordering: .releasing)
     }
 
-    /// Nothing is left in the draining layer.
+    /// Nothing is left in the draining layer. Of a plain file the index is not followed any more:
+    /// what says zero in it, where the file has a hole, would hide what is written there.
     func endDraining() {
         draining = nil
         tracksBlocks = head.map != nil
+        if !tracksBlocks { chain.index.reset(to: headSlot) }
     }
 
     /// What is merged into the head makes it other than the layer below.

@@ -22,4 +22,23 @@ import Volume
             try pool.reopenCleanly()
         } catch { Issue.record("seed \(seed): \(error)") }
     }
+
+    /// What said zero while there were layers must not say so of the plain file they end as.
+    @Test func aBlockTrimmedBeforeAMergeShowsWhatIsWrittenAfterIt() throws {
+        let pool = try CheckedPool(seed: 1, options: .init(maxBytes: 100_000))
+        let id = try #require(pool.images.keys.min())
+        try pool.write(id, at: 0, length: 40_000)
+        try pool.snapshot()
+        try pool.trim(id, 8192..<16_384)
+        try pool.snapshot()
+        try pool.write(id, at: 100, length: 100)
+        for name in pool.snapshots.keys.sorted() { try pool.deleteSnapshot(name) }
+        try pool.mergeAll()
+        try pool.write(id, at: 8192, length: 6000)
+        try pool.compareAll()
+        try pool.resize(id, to: 3000)
+        try pool.write(id, at: 30_000, length: 6000)
+        try pool.compareAll()
+        try pool.reopenCleanly()
+    }
 }

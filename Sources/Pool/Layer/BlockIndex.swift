@@ -145,6 +145,16 @@ package final class BlockIndex: @unchecked Sendable {  // I1 and I2
         if old & 1 == 1 { retire(old) }
     }
 
+    /// Every block has this slot from now on. Nobody writes meanwhile (the cut lock is held).
+    package func reset(to slot: LayerSlot) {
+        let last = highestRegion.load(ordering: .relaxed)
+        guard last >= 0 else { return }
+        for region in 0...last
+        where words[region].load(ordering: .relaxed) != Self.word(slot) {
+            replaceRegion(region, with: slot)
+        }
+    }
+
     private func noteRegion(_ region: Int) {
         var seen = highestRegion.load(ordering: .relaxed)
         while seen < region {
