@@ -146,7 +146,11 @@ extension Volume {
                 }
                 try head.data.truncate(to: image.sizeBytes)
                 image.keepModified()
-                try head.data.sync()
+                do throws(SystemError) { try head.data.sync() } catch {
+                    // What it was to keep may be gone, and no later sync would say so.
+                    image.latch(VolumeError(error, image: image.id))
+                    throw error
+                }
                 try disk.removeFile(path)
                 try disk.syncDirectory(store.imageDirectory(head.imageID))
             } catch { throw .system(error) }
