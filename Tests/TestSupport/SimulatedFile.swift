@@ -35,13 +35,16 @@ final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under d
             node.unsynced.append(
                 .write(offset: sectors.lowerBound, bytes: node.now.bytes(sectors)))
         case .punch(let offset, let length):
-            node.unsynced.append(change)
-            // Bytes beside the hole in its first and last sector are those of this moment.
-            for edge in [offset, offset + length] where edge % Content.sectorBytes != 0 {
-                let sector = sectors(edge, edge + 1)
-                guard !sector.isEmpty else { continue }
-                node.unsynced.append(
-                    .write(offset: sector.lowerBound, bytes: node.now.bytes(sector)))
+            // Only whole sectors become a hole; beside it zeros are written into the page cache.
+            let (sector, end) = (Content.sectorBytes, offset + length)
+            let (first, last) = ((offset + sector - 1) / sector * sector, end / sector * sector)
+            if first < last {
+                node.unsynced.append(.punch(offset: first, length: last - first))
+            }
+            for edge in [offset, end] where edge % sector != 0 {
+                let part = sectors(edge, edge + 1)
+                if part.isEmpty { continue }
+                node.unsynced.append(.write(offset: part.lowerBound, bytes: node.now.bytes(part)))
             }
         }
     }

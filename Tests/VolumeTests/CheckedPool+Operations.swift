@@ -44,6 +44,7 @@ extension CheckedPool {
         model(&images[id]!)
         do { try run(try volume.image(id)) } catch let error as VolumeError {
             guard isTolerated(error) else { throw error }
+            trace("failed: \(error)")
             try images[id]!.failed(before: before, found: try read(id), "image \(id.rawValue)")
         }
     }
@@ -64,6 +65,7 @@ extension CheckedPool {
     private func restructure(_ what: UnderWay, _ run: () throws -> Void) throws -> Bool {
         underWay = what
         do { try interleaving(with: what, run) } catch let error as VolumeError {
+            trace("failed: \(error)")
             guard isTolerated(error), error.kind == .noSpace else { throw error }
             try findOutWhatHappened()
             try compareAll()
