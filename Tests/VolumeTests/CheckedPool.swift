@@ -68,7 +68,7 @@ final class CheckedPool {
     var snapshots: [String: [ImageID: [UInt8]]] = [:]
     var underWay = UnderWay.nothing
     /// How often, in percent, images are written while another operation waits for its syncs.
-    var interleaves = 40
+    var interleaves = 0
     /// Images with a flush that failed since the pool was opened.
     var suspects: Set<ImageID> = []
     /// Where the sequence was at the last clean end.

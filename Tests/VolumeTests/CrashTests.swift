@@ -13,6 +13,7 @@ import Volume
         if seed % 5 == 0 { options.originBytes = (4 << 20) - 100_000 }
         change(&options)
         let pool = try CheckedPool(seed: seed, options: options)
+        pool.interleaves = 40
         for _ in 0..<rounds {
             try pool.runToCrash(atSync: 1 + pool.random.below(60), stepLimit: 60)
         }

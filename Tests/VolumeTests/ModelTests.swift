@@ -11,6 +11,7 @@ import Volume
             // Over a border of regions.
             if seed % 3 == 0 { options.originBytes = (4 << 20) - 150_000 }
             let pool = try CheckedPool(seed: seed, options: options)
+            pool.interleaves = 40
             for number in 1...400 {
                 try pool.step()
                 if number % 100 == 0 { try pool.reopenCleanly() }

@@ -175,6 +175,7 @@ extension SyncWalkTests.Walk {
         var options = CheckedPool.Options(maxBytes: 100_000)
         change(&options)
         let pool = try CheckedPool(seed: seed, options: options)
+        pool.interleaves = 40
         try prepare(pool)
         // The operations are the same at every sync; what the disk forgets is not.
         pool.forgetting = SeededRandom(seed: seed &* 1000 &+ UInt64(count))
