@@ -344,9 +344,7 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
 
     private func flushUnlessLatched() throws(VolumeError) {
         if let failure = latchedFailure {
-            throw VolumeError(
-                .latched, image: id, errno: failure.errno,
-                "an earlier sync failed (\(failure.message)); check the disk, then remount")
+            throw VolumeError.latched(id, failure)
         }
         do throws(VolumeError) { try flushOnce() } catch {
             latch(error)

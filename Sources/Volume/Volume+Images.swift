@@ -14,37 +14,51 @@ extension Volume {
         _ insert: (CatalogTransaction) throws -> ImageID
     ) throws(VolumeError) -> Image {
         try structure.withLock { () throws(VolumeError) in
-            let (imageID, layerID) = try commit { tx in
-                let image = try insert(tx)
-                let layer = try tx.insertLayer(LayerRecord(imageID: image, parentID: nil))
-                return (image, layer)
+            var made = Prepared()
+            do throws(VolumeError) {
+                let image = try makeEmptyImage(insert, &made)
+                announce(image)
+                return image
+            } catch {
+                takeBack(made)
+                throw error
             }
-            let (data, activity) = try VolumeError.system(imageID) { () throws(SystemError) in
-                let directory = store.imageDirectory(imageID)
-                if try disk.status(directory) == nil {
-                    try disk.createDirectory(directory, mode: 0o700)
-                }
-                let data = try disk.open(
-                    store.dataPath(image: imageID, layer: layerID), [.readWrite, .create])
-                try data.sync()
-                let activity = try ActivityLog.create(
-                    disk: disk, path: store.activityPath(image: imageID))
-                try disk.syncDirectory(parentPath(directory))
-                return (data, activity)
-            }
-            try commit { try $0.setHead(imageID, layerID) }
-            let layer = Layer(
-                id: layerID, imageID: imageID, data: data, map: nil, isSealed: false, sums: nil)
-            let chain = LayerChain(epochs: core.epochs)
-            let slot = try chain.add(layer)
-            put(layer)
-            let image = makeImage(
-                imageID, activity: activity, chain: chain, head: layer, slot: slot, below: nil,
-                sizeBytes: 0,
-                modifiedNs: disk.now())
-            announce(image)
-            return image
         }
+    }
+
+    private func makeEmptyImage(
+        _ insert: (CatalogTransaction) throws -> ImageID, _ made: inout Prepared
+    ) throws(VolumeError) -> Image {
+        let row = try commit { tx in
+            var row = LayerRecord(imageID: try insert(tx), parentID: nil)
+            row.id = try tx.insertLayer(row)
+            return row
+        }
+        let imageID = row.imageID
+        made.rows = [row]
+        made.image = imageID
+        let (data, activity) = try VolumeError.system(imageID) { () throws(SystemError) in
+            let directory = store.imageDirectory(imageID)
+            if try disk.status(directory) == nil {
+                try disk.createDirectory(directory, mode: 0o700)
+            }
+            let data = try disk.open(
+                store.dataPath(image: imageID, layer: row.id), [.readWrite, .create])
+            try data.sync()
+            let activity = try ActivityLog.create(
+                disk: disk, path: store.activityPath(image: imageID))
+            try disk.syncDirectory(parentPath(directory))
+            return (data, activity)
+        }
+        let layer = Layer(
+            id: row.id, imageID: imageID, data: data, map: nil, isSealed: false, sums: nil)
+        let chain = LayerChain(epochs: core.epochs)
+        let slot = try chain.add(layer)
+        try commit { try $0.setHead(imageID, row.id) }
+        put(layer)
+        return makeImage(
+            imageID, activity: activity, chain: chain, head: layer, slot: slot, below: nil,
+            sizeBytes: 0, modifiedNs: disk.now())
     }
 
     /// Deletes an image that no name refers to, durably, and that nobody has open. Layers that

@@ -73,6 +73,9 @@ extension Volume {
     /// - Returns: false when nothing can be done now.
     package func mergeStep() throws(VolumeError) -> Bool {
         try structure.withLock { () throws(VolumeError) in
+            guard try orWait({ () throws(VolumeError) in try settleOverdue() }) else {
+                return false
+            }
             let rows = try read { try $0.layers() }
             for merge in try mergeCandidates(rows) where !merge.names(stoppedLayers) {
                 do throws(VolumeError) {
@@ -86,8 +89,7 @@ extension Volume {
                         stop(merge, error)
                         continue
                     }
-                    background.retryLater()
-                    noteWaiting(error)
+                    waitForRoom(error)
                     return false
                 }
             }
@@ -96,13 +98,14 @@ extension Volume {
         }
     }
 
-    /// A merge gives space back, and on a disk that is full to the last block it needs some first: the
-    /// reserve is for that.
-    private func withRoom<T>(_ body: () throws(VolumeError) -> T) throws(VolumeError) -> T {
-        do throws(VolumeError) { return try body() } catch {
-            guard error.kind == .noSpace, store.reserveBytes > 0 else { throw error }
-            return try store.withReserve(body)
+    /// - Returns: false on a full disk.
+    private func orWait(_ body: () throws(VolumeError) -> Void) throws(VolumeError) -> Bool {
+        do throws(VolumeError) { try body() } catch {
+            guard error.kind == .noSpace else { throw error }
+            waitForRoom(error)
+            return false
         }
+        return true
     }
 
     /// - Returns: false for layers that do not open, and while somebody has the lower one open as it
@@ -124,7 +127,8 @@ extension Volume {
         return true
     }
 
-    private func noteWaiting(_ error: VolumeError) {
+    private func waitForRoom(_ error: VolumeError) {
+        background.retryLater()
         if isMergeWaiting { return }
         isMergeWaiting = true
         tell("merge-waits", subject: store.path, error.message)
@@ -300,6 +304,7 @@ extension Volume {
     /// - Throws: when one is left that could be merged and was not: a full disk, damage.
     package func flattenHeads() throws(VolumeError) {
         try flushAll()
+        try structure.withLock { () throws(VolumeError) in try settleOverdue() }
         while try mergeStep() {}
         if let left = try mergeCandidates(try read { try $0.layers() }).first {
             throw VolumeError(

@@ -86,21 +86,15 @@ extension Volume {
         _ nodes: [SnapshotNode], also: (CatalogTransaction) throws -> Void
     ) throws(VolumeError) {
         try structure.withLock { () throws(VolumeError) in
-            let heads = try newHeads(on: nodes)
-            try commit { tx in
-                for image in try tx.images() where heads[image.id] == nil && !image.isDeleted {
-                    try tx.markImageDeleted(image.id)
-                }
-                let known = Set(try tx.images().map(\.id))
-                for (image, head) in heads {
-                    if known.contains(image) {
-                        try tx.reviveImage(image)
-                    } else {
-                        try tx.insertImage(image)
-                    }
-                    try tx.setHead(image, head)
-                }
-                try also(tx)
+            try settleOverdue()
+            var made = Prepared()
+            let heads: [ImageID: LayerID]
+            do throws(VolumeError) {
+                heads = try newHeads(on: nodes, &made)
+                try putBack(heads, also: also)
+            } catch {
+                takeBack(made)
+                throw error
             }
             for id in imageIDs { forget(image: id) }
             let rows = Dictionary(
@@ -114,10 +108,30 @@ extension Volume {
         background.wake()
     }
 
+    private func putBack(
+        _ heads: [ImageID: LayerID], also: (CatalogTransaction) throws -> Void
+    ) throws(VolumeError) {
+        try commit { tx in
+            for image in try tx.images() where heads[image.id] == nil && !image.isDeleted {
+                try tx.markImageDeleted(image.id)
+            }
+            let known = Set(try tx.images().map(\.id))
+            for (image, head) in heads {
+                if known.contains(image) {
+                    try tx.reviveImage(image)
+                } else {
+                    try tx.insertImage(image)
+                }
+                try tx.setHead(image, head)
+            }
+            try also(tx)
+        }
+    }
+
     private func newHeads(
-        on nodes: [SnapshotNode]
+        on nodes: [SnapshotNode], _ made: inout Prepared
     ) throws(VolumeError) -> [ImageID: LayerID] {
-        let made = try commit { tx in
+        let new = try commit { tx in
             try nodes.compactMap { node -> (row: LayerRecord, sizeBytes: UInt64)? in
                 guard let image = node.node.imageID, let layer = node.layerID else { return nil }
                 var row = LayerRecord(imageID: image, parentID: layer)
@@ -125,11 +139,12 @@ extension Volume {
                 return (row, node.sizeBytes)
             }
         }
-        for (row, sizeBytes) in made {
+        made.rows = new.map(\.row)
+        for (row, sizeBytes) in new {
             put(
                 try createLayerFiles(row, imageSizeBytes: sizeBytes, sequence: core.sequence))
         }
-        return Dictionary(uniqueKeysWithValues: made.map { ($0.row.imageID, $0.row.id) })
+        return Dictionary(uniqueKeysWithValues: new.map { ($0.row.imageID, $0.row.id) })
     }
 
     private func openAgain(

@@ -1,14 +1,30 @@
 // Snapshots: a cut over all images at one sequence number.
 //
-//   prepare   new heads: rows, files, synced                    crash: rows without children, removed
-//   pending   heads switched and the snapshot pending, in one   crash: the new heads are kept, the old
-//             catalog transaction                               ones sealed, the snapshot dropped
-//   cut       pointers switched in memory under the cut lock;
-//             names, sizes and the sequence taken
-//   settle    the old heads are committed and sealed            crash: as pending
-//   complete  sealed rows, the snapshot's names, in one         crash: it is there
-//             catalog transaction; only now success is returned
-
+//              what is done                           it fails         the power goes
+//   prepare    new heads: rows, files, synced         taken back       rows without children, removed
+//   heads      the catalog names them the heads,      taken back       the new heads are kept, empty, the
+//              in one transaction                                      old ones sealed below them
+//   pending    the snapshot, in one transaction       taken back       as heads; the snapshot is dropped
+//   late       prepare and heads once more, for an    taken back       as pending
+//              image that was written meanwhile
+//   cut        pointers switched in memory under the  cannot fail      as pending
+//              cut lock; names, sizes and the
+//              sequence taken, the targets told
+//   settle     the old heads committed and sealed     image latched,   as pending
+//              in their maps; targets secured         given up
+//   complete   sealed rows, the snapshot's names, in  given up         it is there
+//              one transaction; only now success is
+//              returned
+//
+// Taken back (Volume+TakingBack.swift): the catalog names the old heads again, and all that was made goes,
+// in one transaction. It must: while catalog and memory differ in what they call the head nothing
+// merges, and on a full disk deleting snapshots would free nothing (G9).
+//
+// Given up: after the cut the new heads take writes, and there is no way back. The old ones, durable and
+// sealed in their maps, are sealed in the catalog, and the pending snapshot goes, in one transaction: what
+// the next open would do. A layer that could not be made durable belongs to a latched image and is left to
+// the next open.
+//
 import BlockCore
 import Pool
 import SystemIO
@@ -39,7 +55,7 @@ extension Volume {
         return record
     }
 
-    private struct Cut {
+    struct Cut {
         var image: Image
         /// The new head; nil where the image did not change since its last cut.
         var newHead: Layer?
@@ -57,24 +73,15 @@ extension Volume {
     func createSnapshotLocked(
         name: String, origin: String, at place: SnapshotPlace? = nil, names: NameCapture
     ) throws(VolumeError) -> SnapshotRecord {
+        try settleOverdue()
         if origin != SnapshotRecord.internalOrigin { try refuseTaken(name) }
+        try refuseLatched()
         var cuts: [ImageID: Cut] = [:]
-        try prepareHeads(of: allImages.filter { !$0.isUnchangedSinceCut }, into: &cuts)
-        var record = try commit { tx in
-            try tx.insertSnapshot(
-                SnapshotRecord(
-                    name: name, createdNs: place?.createdNs ?? disk.now(),
-                    sequence: core.sequence, state: .pending, origin: origin))
-        }
-        core.cut.lockWrite()
-        while true {
-            // An image that was idle a moment ago may have been written since: it needs a head too.
-            let late = allImages.filter { !$0.isUnchangedSinceCut && cuts[$0.id] == nil }
-            if late.isEmpty { break }
-            core.cut.unlock()
-            try prepareHeads(of: late, into: &cuts)
-            core.cut.lockWrite()
-        }
+        var record = try prepareAndLock(
+            SnapshotRecord(
+                name: name, createdNs: place?.createdNs ?? disk.now(), sequence: core.sequence,
+                state: .pending, origin: origin),
+            into: &cuts)
         let sequence = cutPlace(record)
         for image in allImages {
             if var cut = cuts[image.id] {
@@ -91,15 +98,65 @@ extension Volume {
         core.cut.unlock()
 
         let all = cuts.values.sorted { $0.image.id < $1.image.id }
-        // Also images that did not change, as long as an earlier cut of theirs is not durable.
-        for cut in all where cut.newHead != nil || cut.image.hasUnsettledLayers {
-            try cut.image.flush()
-        }
-        try secure(upTo: sequence)
         record.sequence = place?.sequence ?? sequence
         record.state = .complete
-        try complete(record, cuts: all, nodes: unfold())
+        do throws(VolumeError) {
+            // Also images that did not change, as long as an earlier cut of theirs is not durable.
+            for cut in all where cut.newHead != nil || cut.image.hasUnsettledLayers {
+                try cut.image.flush()
+            }
+            try secure(upTo: sequence)
+            try complete(record, cuts: all, nodes: unfold())
+        } catch {
+            giveUp(record, cuts: all)
+            throw error
+        }
         return record
+    }
+
+    /// Everything up to the cut, whose lock is held exclusively on return. What fails is taken back.
+    /// - Parameter draft: asked for when the first heads are made.
+    private func prepareAndLock(
+        _ draft: @autoclosure () -> SnapshotRecord, into cuts: inout [ImageID: Cut]
+    ) throws(VolumeError) -> SnapshotRecord {
+        var made = Prepared()
+        do throws(VolumeError) {
+            try prepareHeads(
+                of: allImages.filter { !$0.isUnchangedSinceCut }, into: &cuts, &made)
+            let record = try commit { try $0.insertSnapshot(draft()) }
+            made.snapshot = record.id
+            while true {
+                core.cut.lockWrite()
+                // An image that was idle a moment ago may have been written since: it needs a head too.
+                let late = allImages.filter { !$0.isUnchangedSinceCut && cuts[$0.id] == nil }
+                if late.isEmpty { return record }
+                core.cut.unlock()
+                try prepareHeads(of: late, into: &cuts, &made)
+            }
+        } catch {
+            takeBack(made)
+            throw error
+        }
+    }
+
+    /// What an image cannot make durable no cut can complete; better told before there is one.
+    private func refuseLatched() throws(VolumeError) {
+        for image in allImages where !image.isUnchangedSinceCut || image.hasUnsettledLayers {
+            if let failure = image.latchedFailure { throw VolumeError.latched(image.id, failure) }
+        }
+    }
+
+    private func giveUp(_ record: SnapshotRecord, cuts: [Cut]) {
+        // One that fails is latched by it.
+        for cut in cuts where cut.image.hasUnsettledLayers { try? cut.image.flush() }
+        bringToEnd("giving up snapshot '\(record.name)'") { [unowned self] () throws(VolumeError) in
+            let durable = cuts.filter { !$0.image.hasUnsettledLayers }
+            try commit { tx in
+                try seal(durable, record.sequence, tx)
+                try tx.deleteSnapshot(record.id)
+            }
+            forgetCut(of: record)
+        }
     }
 
     func refuseTaken(_ name: String) throws(VolumeError) {
@@ -115,9 +172,9 @@ extension Volume {
     /// Makes new heads, gives them their slots (under the cut lock there are only pointers to
     /// switch) and names them the images' heads in the catalog: a crash from here on finds them
     /// empty on top of the old ones.
-    private func prepareHeads(of images: [Image], into cuts: inout [ImageID: Cut])
-        throws(VolumeError)
-    {
+    private func prepareHeads(
+        of images: [Image], into cuts: inout [ImageID: Cut], _ made: inout Prepared
+    ) throws(VolumeError) {
         guard !images.isEmpty else { return }
         let rows = try commit { tx in
             try images.map { image in
@@ -126,37 +183,35 @@ extension Volume {
                 return row
             }
         }
-        do throws(VolumeError) {
-            let made = try Parallel.map(
-                Array(zip(images, rows)), threads: options.runsInBackground ? 8 : 1
-            ) {
-                (pair) throws(VolumeError) in
-                try self.createLayerFiles(
-                    pair.1, imageSizeBytes: pair.0.sizeBytes, sequence: self.core.sequence)
-            }
-            var prepared: [Cut] = []
-            for (image, layer) in zip(images, made) {
-                prepared.append(
-                    Cut(
-                        image: image, newHead: layer, slot: try image.chain.add(layer),
-                        sealedID: image.topLayer.id, lowerID: image.lowerHead))
-            }
-            let heads = prepared.map { ($0.image.id, $0.newHead!.id) }
-            try commit { tx in for (image, head) in heads { try tx.setHead(image, head) } }
-            for cut in prepared {
-                put(cut.newHead!)
-                cuts[cut.image.id] = cut
-            }
-        } catch {
-            // Nothing refers to the new layers yet: they are the rows without children that the
-            // next open would remove.
-            _ = try? commit { tx in for row in rows { try tx.deleteLayer(row.id) } }
-            for row in rows { removeFiles(of: row) }
-            throw error
+        made.rows += rows
+        let layers = try Parallel.map(
+            Array(zip(images, rows)), threads: options.runsInBackground ? 8 : 1
+        ) {
+            (pair) throws(VolumeError) in
+            try self.createLayerFiles(
+                pair.1, imageSizeBytes: pair.0.sizeBytes, sequence: self.core.sequence)
+        }
+        var prepared: [Cut] = []
+        for (image, layer) in zip(images, layers) {
+            let slot = try image.chain.add(layer)
+            made.slots.append((image.chain, slot))
+            prepared.append(
+                Cut(
+                    image: image, newHead: layer, slot: slot, sealedID: image.topLayer.id,
+                    lowerID: image.lowerHead))
+        }
+        let heads = prepared.map {
+            Prepared.Head(image: $0.image.id, new: $0.newHead!.id, old: $0.sealedID)
+        }
+        made.heads += heads
+        try commit { tx in for head in heads { try tx.setHead(head.image, head.new) } }
+        for cut in prepared {
+            put(cut.newHead!)
+            cuts[cut.image.id] = cut
         }
     }
 
-    private func complete(
+    func complete(
         _ record: SnapshotRecord, cuts: [Cut], nodes: [NodeRecord]
     ) throws(VolumeError) {
         let byImage = Dictionary(uniqueKeysWithValues: cuts.map { ($0.image.id, $0) })
@@ -165,23 +220,31 @@ extension Volume {
             return SnapshotNode(node: node, layerID: cut?.sealedID, sizeBytes: cut?.sizeBytes ?? 0)
         }
         try commit { tx in
-            for cut in cuts {
-                for id in cut.sealed {
-                    guard var row = try tx.layer(id), !row.isSealed else { continue }
-                    row.isSealed = true
-                    row.sizeBytes = cut.sizeBytes
-                    row.sealedSequence = record.sequence
-                    try tx.updateLayer(row)
-                }
-            }
+            try seal(cuts, record.sequence, tx)
             try tx.replaceSnapshotNodes(record.id, snapshotNodes)
             try tx.setSnapshotComplete(record.id, sequence: record.sequence)
+        }
+    }
+
+    private func seal(
+        _ cuts: [Cut], _ sequence: SequenceNumber, _ tx: CatalogTransaction
+    ) throws {
+        for cut in cuts {
+            for id in cut.sealed {
+                guard var row = try tx.layer(id), !row.isSealed else { continue }
+                row.isSealed = true
+                row.sizeBytes = cut.sizeBytes
+                row.sealedSequence = sequence
+                try tx.updateLayer(row)
+            }
         }
     }
 
     /// Deletes a snapshot; its layers are removed or merged behind.
     package func deleteSnapshot(name: String) throws(VolumeError) {
         try structure.withLock { () throws(VolumeError) in
+            // What it frees may be what something overdue waits for.
+            try? settleOverdue()
             let record = try snapshot(named: name)
             letGo(of: record)
             try commit { tx in
@@ -192,123 +255,9 @@ extension Volume {
             }
             forgetCut(of: record)
             try collectGarbage()
+            try? settleOverdue()
             try freeHiddenBlocks()
         }
         background.wake()
-    }
-
-    // MARK: Restore and clone
-
-    /// Gives the image the content of a sealed layer at once. What it had stays as a snapshot of
-    /// this one image, named `keepAs`.
-    ///
-    /// From the catalog's one transaction on, the restore goes forward only: writes to the new head
-    /// may be flushed before it is complete. That transaction therefore holds all that the next open
-    /// needs to complete it.
-    package func restore(
-        image id: ImageID, to layer: LayerID, sizeBytes: UInt64, keepAs: String,
-        nodes: [NodeRecord]
-    ) throws(VolumeError) {
-        try structure.withLock { () throws(VolumeError) in
-            let image = try image(id)
-            try refuseTaken(keepAs)
-            try requireShown(layer)
-            let row = try insertLayer(
-                LayerRecord(imageID: id, parentID: layer), imageSizeBytes: sizeBytes)
-            let rows = Dictionary(
-                uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
-            let (chain, head, slot) = try buildChain(to: row.id, rows: rows)
-            noteWrites()
-            defer { endNotes() }
-            let differing = try markChanged(image, to: layer, rows: rows, sizeBytes: sizeBytes)
-            let replaced = nodes.map { node in
-                SnapshotNode(node: node, layerID: image.topLayer.id, sizeBytes: image.sizeBytes)
-            }
-            let record = try commit { tx in
-                try tx.setHead(id, row.id)
-                let pending = try tx.insertSnapshot(
-                    SnapshotRecord(
-                        name: keepAs, createdNs: disk.now(), sequence: core.sequence,
-                        state: .pending, origin: SnapshotRecord.restoreOrigin))
-                try tx.insertSnapshotNodes(pending.id, replaced)
-                return pending
-            }
-            core.cut.lockWrite()
-            let sequence = cutPlace(record)
-            let cut = Cut(
-                image: image, newHead: head, slot: slot, sealedID: image.topLayer.id,
-                lowerID: image.lowerHead, sizeBytes: image.sizeBytes)
-            image.replaceChain(
-                chain, head: head, slot: slot, below: layer, sizeBytes: sizeBytes,
-                sequence: sequence)
-            announceRestored(image, differing)
-            core.cut.unlock()
-            try image.flush()
-            try secure(upTo: core.sequence)
-            var completed = record
-            completed.sequence = sequence
-            try complete(completed, cuts: [cut], nodes: nodes)
-        }
-        background.wake()
-    }
-
-    /// Marks the regions that a restore changes, durably, before it does (G3). What is written to the
-    /// old head from here on marks itself, and nothing is settled under the structure lock.
-    private func markChanged(
-        _ image: Image, to layer: LayerID, rows: [LayerID: LayerRecord], sizeBytes: UInt64
-    ) throws(VolumeError) -> BlockSet {
-        try image.flush()
-        let changed = try differingBlocks(image.topLayer.id, layer, rows: rows)
-        var regions = Set(
-            changed.ranges.flatMap { range in
-                Int(
-                    range.start / Geometry.blocksPerRegion)...Int(
-                        (range.end - 1) / Geometry.blocksPerRegion)
-            })
-        let (low, high) = (min(image.sizeBytes, sizeBytes), max(image.sizeBytes, sizeBytes))
-        if low < high {
-            let (first, last) = (low >> Geometry.regionShift, (high - 1) >> Geometry.regionShift)
-            regions.formUnion(Int(first)...Int(last))
-        }
-        try VolumeError.system(image.id) { () throws(SystemError) in
-            try image.activity.activate(regions.sorted())
-        }
-        return changed
-    }
-
-    /// A new image whose content is a sealed layer's; nothing is copied.
-    package func clone(layer: LayerID, sizeBytes: UInt64) throws(VolumeError) -> Image {
-        try structure.withLock { () throws(VolumeError) in
-            try requireShown(layer)
-            let id = try commit { try $0.insertImage() }
-            let row = try insertLayer(
-                LayerRecord(imageID: id, parentID: layer), imageSizeBytes: sizeBytes)
-            let rows = Dictionary(
-                uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
-            let (chain, head, slot) = try buildChain(to: row.id, rows: rows)
-            let activity = try VolumeError.system(id) { () throws(SystemError) in
-                try ActivityLog.create(disk: disk, path: store.activityPath(image: id))
-            }
-            try commit { try $0.setHead(id, row.id) }
-            let image = makeImage(
-                id, activity: activity, chain: chain, head: head, slot: slot, below: layer,
-                sizeBytes: sizeBytes, modifiedNs: disk.now())
-            // Whoever attaches a target meanwhile asks for all there is after this.
-            let content =
-                core.stream == nil ? BlockSet() : try blocksDiffering(from: nil, to: layer)
-            announce(image, blocks: content)
-            // No region is marked for it: what targets lack of it has to be durable another way.
-            try secure(upTo: core.sequence)
-            return image
-        }
-    }
-
-    private func insertLayer(
-        _ record: LayerRecord, imageSizeBytes: UInt64
-    ) throws(VolumeError) -> LayerRecord {
-        var row = record
-        row.id = try commit { try $0.insertLayer(record) }
-        put(try createLayerFiles(row, imageSizeBytes: imageSizeBytes, sequence: core.sequence))
-        return row
     }
 }

@@ -49,6 +49,8 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     var drainTargets: Set<LayerID> = []
     /// Layers with a block that could not be moved or covered; under `structure`.
     var stoppedLayers: Set<LayerID> = []
+    /// What failed changes of structure still owe, the oldest first; under `structure`.
+    var overdue: [() throws(VolumeError) -> Void] = []
     /// A merge waits for space on the disk; under `structure`.
     var isMergeWaiting = false
     /// The layer that is being covered with checksums; under `structure`.
@@ -163,6 +165,7 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     package func close() throws(VolumeError) {
         background.stop()
         guard !options.isReadOnly else { return }
+        structure.withLock { try? settleOverdue() }
         try flushAll()
         for image in allImages { try settle(image, all: true) }
         for image in allImages { makePlain(image) }

@@ -43,6 +43,12 @@ package struct VolumeError: Error, CustomStringConvertible, Sendable {
         }
     }
 
+    static func latched(_ image: ImageID, _ failure: VolumeError) -> VolumeError {
+        VolumeError(
+            .latched, image: image, errno: failure.errno,
+            "an earlier sync failed (\(failure.message)); check the disk, then remount")
+    }
+
     /// Something is wrong with this image alone: the others can be served. A store that is full or a
     /// process without descriptors says nothing about an image.
     var isOfOneImage: Bool {

@@ -7,6 +7,44 @@ import Testing
 struct FullStoreTests {
     private static let pieceBytes = 65536
 
+    /// The pool's device is full. The write says so, at once and every time; what was acknowledged is
+    /// durable; and deleting snapshots makes room again, though the disk has not a block left.
+    @Test func theWriteSaysItAndDeletingSnapshotsIsTheWayOut() throws {
+        try SmallStore.with(megabytes: 64) { store in
+            try Sandbox.with(pool: store.path + "/pool") { box in
+                let file = try mountImage(box, megabytes: 200)
+                var pieces = try fill(file, limit: 200, seed: 1)
+                try file.sync()
+                try box.ok("snapshot", "create", box.pool, "one")
+                let more = try fill(file, limit: 3000, seed: 2)
+                #expect(more.count < 3000)
+                pieces.merge(more) { $1 }
+                #expect(try failure(of: file, at: 3000) == ENOSPC, "again")
+                try file.sync()
+                try verify(file, pieces)
+
+                let refused = try box.run("snapshot", "create", box.pool, "two")
+                #expect(refused.code == 1)
+                #expect(refused.errors.contains("full"), "\(refused)")
+                try verify(file, pieces)
+
+                try store.fill()
+                try box.ok("snapshot", "delete", box.pool, "one")
+                try box.until("room", seconds: 60) { store.freeBytes > 4 << 20 }
+                try verify(file, pieces)
+                pieces.merge(try fill(file, from: 3000, limit: 20, seed: 3)) { $1 }
+                try file.sync()
+                try box.ok("snapshot", "create", box.pool, "two")
+                try verify(file, pieces)
+                _ = consume file
+                try box.ok("unmount", box.mountPoint)
+                try box.mount()
+                try verify(try TestFile(box.mountPoint + "/a.img"), pieces)
+                try box.ok("scrub", box.pool)
+            }
+        }
+    }
+
     /// Space is found by the write: when somebody else takes the rest of the disk before the fsync, it
     /// succeeds all the same. The pool also opens again on that disk, after a kill.
     @Test func anFsyncFindsWhatItNeedsAndThePoolOpensOnAFullDisk() throws {

@@ -37,6 +37,11 @@ final class CatalogPower: TransactionObserver {
     }
 
     var disk: SimulatedDisk
+    /// Commits that go through before the disk is full, and how many then meet a full disk.
+    private var isFull: (after: Int, times: Int)?
+    /// Called with the number of each commit since it was set.
+    private var whenCommitting: ((Int) throws -> Void)?
+    private var commits = 0
     private let forgets: Forgets
     /// What a crash brings back.
     private var before: Tables?
@@ -49,7 +54,27 @@ final class CatalogPower: TransactionObserver {
 
     func observes(eventsOfKind eventKind: DatabaseEventKind) -> Bool { false }
     func databaseDidChange(with event: DatabaseEvent) {}
-    func databaseWillCommit() throws { try disk.commit("catalog") }
+    func databaseWillCommit() throws {
+        commits += 1
+        try whenCommitting?(commits)
+        if let isFull, commits > isFull.after, commits <= isFull.after + isFull.times {
+            throw DatabaseError(resultCode: .SQLITE_FULL, message: "for the test")
+        }
+        try disk.commit("catalog")
+    }
+
+    /// The catalog meets a full disk at some of its next commits.
+    func fill(
+        after: Int, times: Int, whenCommitting: ((Int) throws -> Void)? = nil
+    ) {
+        isFull = (after, times)
+        commits = 0
+        self.whenCommitting = whenCommitting
+    }
+    func makeRoom() {
+        isFull = nil
+        whenCommitting = nil
+    }
     func databaseDidCommit(_ db: Database) {
         guard forgets != .nothing, let now = try? Self.read(db) else { return }
         let isForgotten = latest.map { forgets.isForgotten($0, now) } ?? false
@@ -68,6 +93,7 @@ final class CatalogPower: TransactionObserver {
 
     /// What the next open finds in the catalog.
     func crash(_ catalog: Catalog) throws {
+        makeRoom()
         guard let before else { return }
         try catalog.write { tx in
             try tx.db.execute(sql: "PRAGMA defer_foreign_keys = ON")

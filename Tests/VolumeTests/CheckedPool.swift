@@ -61,7 +61,7 @@ final class CheckedPool {
     var forgetting: SeededRandom
     var disk: SimulatedDisk
     let catalog: Catalog
-    private let power: CatalogPower
+    let power: CatalogPower
     private(set) var store: PoolStore
     private(set) var volume: Volume
     var images: [ImageID: SectorModel] = [:]

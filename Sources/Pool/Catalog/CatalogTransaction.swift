@@ -93,6 +93,14 @@ package final class CatalogTransaction {
             sql: "UPDATE images SET head = ? WHERE id = ?",
             arguments: [layer.rawValue, image.rawValue])
     }
+    /// Only where the head is `other` still.
+    package func setHead(
+        _ image: ImageID, _ layer: LayerID, insteadOf other: LayerID
+    ) throws {
+        try db.execute(
+            sql: "UPDATE images SET head = ? WHERE id = ? AND head = ?",
+            arguments: [layer.rawValue, image.rawValue, other.rawValue])
+    }
     package func clearHead(ofImagesWith layer: LayerID) throws {
         try db.execute(
             sql: "UPDATE images SET head = NULL WHERE head = ?", arguments: [layer.rawValue])
