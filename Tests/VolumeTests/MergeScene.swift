@@ -34,6 +34,10 @@ struct MergeScene {
         var options = CheckedPool.Options(imageCount: 1, maxBytes: (Self.blocks + 8) * 4096)
         options.volume.mergeBatchBlocks = batchBlocks
         let pool = try CheckedPool(seed: seed, options: options)
+        // Nobody else writes, so that the layers are what the name says.
+        let interleaves = pool.interleaves
+        pool.interleaves = 0
+        defer { pool.interleaves = interleaves }
         let id = try pool.anyImage()
         if lower == .mapped {
             try fill(pool, id, chance: 50)
