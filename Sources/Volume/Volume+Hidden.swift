@@ -19,7 +19,9 @@ extension Volume {
         for merge in try mergeCandidates(try read { try $0.layers() }) {
             guard let lower = layer(merge.lower.id), let upper = layer(merge.upper.id),
                 lower.isSealed, merge.image != nil || upper.isSealed,
-                !isPinned(lower, below: upper)
+                !isPinned(lower, below: upper), !merge.names(stoppedLayers),
+                // Its file may name blocks that it does not have durably, and that are read below it.
+                upper.latchedFailure == nil, lower.latchedFailure == nil
             else { continue }
             if let image = merge.image {
                 // What drains down is hidden by the layer that it leaves.
