@@ -126,16 +126,28 @@ struct Content {
         for change in changes {
             let fate = random.below(3)
             if fate == 0 { continue }
-            guard fate == 2, case .write(let offset, let bytes) = change else {
+            guard case .write(let offset, let bytes) = change else {
                 result.apply(change)
+                continue
+            }
+            if fate == 1 {
+                result.keep(bytes, at: offset)
                 continue
             }
             for start in stride(from: 0, to: bytes.count, by: Int(sectorBytes))
             where random.chance(50) {
                 let sector = bytes[start..<min(start + Int(sectorBytes), bytes.count)]
-                result.apply(.write(offset: offset + UInt64(start), bytes: Array(sector)))
+                result.keep(Array(sector), at: offset + UInt64(start))
             }
         }
         return result
+    }
+
+    /// Sectors as the page cache wrote them: behind the end that the file had then, they are zero.
+    private mutating func keep(_ bytes: [UInt8], at offset: UInt64) {
+        apply(.write(offset: offset, bytes: bytes))
+        let end = offset + UInt64(bytes.count)
+        let rest = (Self.sectorBytes - end % Self.sectorBytes) % Self.sectorBytes
+        if rest > 0 { apply(.punch(offset: end, length: rest)) }
     }
 }
