@@ -54,7 +54,7 @@ extension SimulatedWorld {
     }
 
     private var isMirrorIll: Bool {
-        mirrorPool.disk.isPoweredOff || mirrorPool.disk.spaceLeftBytes < 1 << 40 || failsSyncs
+        mirrorPool.disk.isPoweredOff || mirrorPool.disk.spaceLeftBytes < 1 << 40 || isLatched
     }
 
     private func check(_ view: MirrorView, _ who: String) throws {

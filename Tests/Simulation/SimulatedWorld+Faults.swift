@@ -41,6 +41,7 @@ extension SimulatedWorld {
             trace("syncs of the mirror's \(part) fail")
             mirrorPool.disk.failSyncs { $0.contains(part) }
             failsSyncs = true
+            isLatched = true
         } else {
             trace("the mirror's disk is nearly full")
             mirrorPool.disk.limitSpace(toBytes: random.below(40) * 4096)
@@ -187,11 +188,8 @@ extension SimulatedWorld {
                 let range = sector..<min(sector + 512, end)
                 let part = content[range]
                 if old.contains(where: { sameBytes($0[range], part) }) { continue }
-                // Where the image ended inside a sector, what was written up to there may be kept
-                // and the shrink before it lost.
-                let start = Int(index) * 4096 + sector
-                let hasEnd = states.contains { start < $0.sizeBytes && $0.sizeBytes < start + 512 }
-                guard hasEnd, range.allSatisfy({ at in old.contains { $0[at] == content[at] } })
+                // A trim or an end inside a sector: what is on either side may be kept or lost.
+                guard range.allSatisfy({ at in old.contains { $0[at] == content[at] } })
                 else {
                     throw Violation(
                         "block \(index) of image \(id.rawValue) holds after a crash what was never "

@@ -68,6 +68,9 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
     enum End { case clean, killed, power }
     var end = End.clean
     var failsSyncs = false
+    /// A sync of the mirror failed, or may have, since it was opened: it stays out until it is opened
+    /// anew.
+    var isLatched = false
     /// Fsyncs that were answered in this step.
     var answers: [(sequence: SequenceNumber?, errno: Int32)] = []
     var nextNode: UInt64 = 2
@@ -246,6 +249,7 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
             options: mirrorOptions
         ) { () throws(PoolError) in try pool.openStore() }
         mirror = opened
+        isLatched = failsSyncs
         guard let bug = options.bug else { return opened }
         return BuggyTarget(opened, bug)
     }
