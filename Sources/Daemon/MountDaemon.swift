@@ -45,6 +45,7 @@ package enum MountDaemon {
         var options = request.session
         options.mountPoint = request.mountPoint
         options.isReadOnly = options.isReadOnly || request.mount.isReadOnly
+        options.cachesWrites = request.mount.cache == .writeback
         let session = try PoolSession(path: request.poolPath, options: options)
         do {
             try serve(request, session, stopper, whenReady)

@@ -20,6 +20,9 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     /// Sessions connect; otherwise what targets lack is kept track of alone.
     private let runs: Bool
     private let mounts: MirrorMounts
+    /// The kernel keeps writes back: an fsync that waits for a target would promise what the guest's
+    /// other writes do not have.
+    private let allowsAsyncOnly: Bool
     private let lock = Lock()
     /// One change of targets at a time; held across I/O.
     private let changing = Lock()
@@ -28,12 +31,23 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private var mirrors: [TargetID: MirrorTarget] = [:]
 
     /// Attaches the targets that the catalog knows, before the pool takes its first change.
-    init(volume: Volume, runs: Bool, mounts: MirrorMounts) throws {
+    init(volume: Volume, runs: Bool, mounts: MirrorMounts, allowsAsyncOnly: Bool) throws {
         self.volume = volume
         self.runs = runs
         self.mounts = mounts
+        self.allowsAsyncOnly = allowsAsyncOnly
         let records = try volume.store.catalog.read { try $0.targets() }
+        for record in records { try refuseWaiting(record.mode, record.address) }
         if !records.isEmpty { try attach() }
+    }
+
+    private func refuseWaiting(_ mode: TargetRecord.Mode, _ address: String) throws {
+        guard allowsAsyncOnly, mode != .async else { return }
+        throw ControlFailure(
+            .usage,
+            "--cache writeback keeps writes in the kernel, where no target gets them: it goes with "
+                + "async targets alone, and \(address) is in mode \(mode.rawValue). Mount with "
+                + "--cache none, or `doppel target set ... --mode async`")
     }
 
     private var store: PoolStore { volume.store }
@@ -130,7 +144,10 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private func update(
         _ target: TargetSpecification, _ change: (inout TargetRecord) -> Void
     ) throws {
-        try hub?.update(try known(target).id, change)
+        var record = try known(target)
+        change(&record)
+        try refuseWaiting(record.mode, record.address)
+        try hub?.update(record.id, change)
     }
 
     /// Adds a target, or changes one that there is: what `--mirror` asks for.
@@ -153,6 +170,8 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             throw ControlFailure(
                 .failed, "\(target.address) is a target already; `doppel target set` changes it")
         }
+        try refuseWaiting(
+            target.mode.flatMap(TargetRecord.Mode.init(rawValue:)) ?? .flush, target.address)
         let poolID = try MirrorPlace.prepare(target.address, for: store)
         if hub == nil {
             try attach()

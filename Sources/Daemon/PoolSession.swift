@@ -18,6 +18,8 @@ package final class PoolSession: Sendable {
         package var drainTimeoutMs: Int64 = 30_000
         package var mountPoint: String?
         package var socketPath: String?
+        /// The kernel keeps writes back.
+        package var cachesWrites = false
         /// A target to add, or to change, with the mount.
         package var mirror: TargetSpecification?
         /// Connects to targets, although the pool is not mounted; or does not, although it is: then what
@@ -97,7 +99,7 @@ package final class PoolSession: Sendable {
             ? nil
             : try PoolReplication(
                 volume: volume, runs: options.connectsTargets ?? (options.mountPoint != nil),
-                mounts: mounts)
+                mounts: mounts, allowsAsyncOnly: options.cachesWrites)
         let fileSystem = try VirtualFS(volume: volume, options: fsOptions)
         replication?.start(names: { [fileSystem] in fileSystem.captureNames() })
         return (volume, fileSystem, replication, nil)

@@ -36,6 +36,24 @@ import Testing
         }
     }
 
+    /// What the kernel keeps back no target has: an fsync could not promise it.
+    @Test func writebackGoesWithAsyncTargetsAlone() throws {
+        try Sandbox.withMirror("a.img") { box in
+            try box.ok("unmount", box.mountPoint)
+            func mount() throws -> Outcome {
+                try box.run("mount", box.pool, box.mountPoint, "--cache", "writeback")
+            }
+            let refused = try mount()
+            #expect(refused.code == 2, "\(refused)")
+            #expect(refused.errors.contains("async targets alone"), "\(refused)")
+            try box.ok("target", "set", box.pool, box.mirror, "--mode", "async")
+            #expect(try mount().code == 0)
+            let set = try box.run("target", "set", box.pool, box.mirror, "--mode", "flush")
+            #expect(set.code == 2, "\(set)")
+            #expect(try box.target().mode == "async")
+        }
+    }
+
     @Test func aPausedTargetIsDegradedAndNobodyWaitsForIt() throws {
         try Sandbox.withMirror("a.img") { box in
             try box.ok("target", "pause", box.mountPoint, box.mirror)
