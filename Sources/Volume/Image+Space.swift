@@ -134,6 +134,8 @@ extension Image {
 
     /// Whole blocks become zero; the caller holds their stripes.
     func zeroLocked(_ range: BlockRange) throws(SystemError) {
+        // What is changed first must not be all that is changed.
+        try draining?.reserveNotes()
         if head.map == nil {
             // A plain file says zero by a hole.
             try head.data.punchHole(at: range.startByte, length: range.lengthBytes)

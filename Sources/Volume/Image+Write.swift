@@ -96,6 +96,8 @@ extension Image {
     /// The blocks' data is in the head's file; from here on they are found there (V5).
     @inline(__always)
     func noteInHead(_ blocks: BlockRange) throws(SystemError) {
+        // Both maps or none: what the head's alone says would show after the next open.
+        try draining?.reserveNotes()
         try head.note(blocks, .data)
         try draining?.note(blocks, .absent)
         chain.index.set(blocks, to: headSlot)

@@ -84,6 +84,17 @@ package final class Layer: @unchecked Sendable {  // fields below are under `loc
         }
     }
 
+    /// Room for the records of more changes than can be under way at once: after it ``note(_:_:)``
+    /// does not fail for want of space.
+    package func reserveNotes() throws(SystemError) {
+        guard let map else { return }
+        try lock.withLock { () throws(SystemError) in
+            try map.reserve(
+                to: LayerMapFile.bytesNeeded(
+                    after: mapEndBytes, extentCount: committingExtents + pending.count + 256))
+        }
+    }
+
     package func noteSize() { lock.withLock { isSizeDirty = true } }
 
     /// Blocks whose old data may be freed once their new state is durable.
