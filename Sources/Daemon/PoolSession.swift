@@ -64,7 +64,11 @@ package final class PoolSession: Sendable {
             let parts = try Self.open(store, options, status, mirrorMounts)
             (volume, fileSystem, replication, mirror) = parts
             let (sessions, target) = (parts.replication, options.mirror)
-            warning = try target.flatMap { try sessions?.ensure($0) }
+            do { warning = try target.flatMap { try sessions?.ensure($0) } } catch {
+                _ = sessions?.close()
+                parts.volume.abandon()
+                throw error
+            }
         } catch {
             try? store.close(clean: false, lastSequence: .zero)
             throw Self.failure(error)
@@ -93,6 +97,17 @@ package final class PoolSession: Sendable {
             store: store,
             options: VolumeOptions(
                 runsInBackground: options.mountPoint != nil, isReadOnly: options.isReadOnly))
+        do { return try open(volume, options, fsOptions, mounts) } catch {
+            // Its work behind must not outlive the store, which is closed next.
+            volume.abandon()
+            throw error
+        }
+    }
+
+    private static func open(
+        _ volume: Volume, _ options: Options, _ fsOptions: VirtualFS.Options,
+        _ mounts: MirrorMounts
+    ) throws -> Parts {
         // Attached before the first change: what the file system does first is one.
         let replication =
             options.isReadOnly
