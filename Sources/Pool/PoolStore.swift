@@ -180,11 +180,15 @@ package final class PoolStore: @unchecked Sendable {
 
     package static func initializeRows(_ tx: CatalogTransaction, root: NodeRecord) throws {
         try tx.upsertNode(root)
+        let generation = Generation(
+            number: 1, id: randomID(), parentID: nil, startSequence: .zero)
+        try tx.addGeneration(
+            .init(
+                generation: generation, poolID: try tx.identity().id, begunNs: root.changeNs,
+                cause: .initial))
         try tx.setPoolState(
             PoolState(
-                cleanlyClosed: true,
-                generation: Generation(
-                    number: 1, id: randomID(), parentID: nil, startSequence: .zero),
+                cleanlyClosed: true, generation: generation,
                 incarnation: 1, incarnationID: randomID(), lastSequence: .zero))
         try tx.setSetting("pool.complete", "1")
     }

@@ -28,6 +28,13 @@ import Testing
         #expect(try catalog.read { try $0.replica() } == replica)
         replica.staging!.shapeSequence = SequenceNumber(rawValue: 9)
         replica.generation!.parentID = nil
+        replica.primaryAddress = "/primary"
+        replica.heardNs = 5
+        replica.contentGenerationID = "c"
+        replica.divergence = .unknown
+        try catalog.write { try $0.setReplica(replica) }
+        #expect(try catalog.read { try $0.replica() } == replica)
+        replica.divergence = .tracked(TargetID(rawValue: 4))
         try catalog.write { try $0.setReplica(replica) }
         #expect(try catalog.read { try $0.replica() } == replica)
     }
@@ -46,6 +53,15 @@ import Testing
         target.historyMs = 3_600_000
         target.stale = TargetRecord.Stale(
             sinceNs: 7, sequence: SequenceNumber(rawValue: .max), reason: "it was silent")
+        target.onTimeout = .block
+        target.intervalMs = 30_000
+        target.latencyBudgetUs = 5000
+        target.rateBytesPerSecond = 20 << 20
+        target.rpoMs = 10_000
+        target.rpoBytes = 64 << 20
+        target.onRPO = .throttle
+        target.rejoins = true
+        target.keepsDiverged = true
         try catalog.write { try $0.updateTarget(target) }
         #expect(try catalog.read { try $0.targets() } == [target])
         try catalog.write { try $0.deleteTarget(target.id) }
@@ -64,8 +80,62 @@ import Testing
         #expect(try catalog.write { try $0.insertImage() } == ImageID(rawValue: 42))
     }
 
-    /// A catalog of the first format gets the new tables and keeps its rows.
-    @Test func anOlderCatalogIsBroughtUpToDate() throws {
+    @Test func generationsPeersAndImagesOfTargetsComeBack() throws {
+        let catalog = try catalog()
+        let history = GenerationHistory([
+            .init(
+                generation: Generation(
+                    number: 1, id: "a", parentID: nil, startSequence: .zero), poolID: "p",
+                begunNs: 1, cause: .initial),
+            .init(
+                generation: Generation(
+                    number: 2, id: "b", parentID: "a", startSequence: SequenceNumber(rawValue: .max)
+                ), poolID: "q", begunNs: 2, cause: .planned),
+        ])
+        try catalog.write { try $0.setHistory(history) }
+        #expect(try catalog.read { try $0.history() } == history)
+        var peer = PeerRecord(poolID: "q", address: "/q", seenNs: 3)
+        try catalog.write { try $0.setPeer(peer) }
+        peer.stale = TargetRecord.Stale(
+            sinceNs: 7, sequence: SequenceNumber(rawValue: 8), reason: "silent")
+        try catalog.write { try $0.setPeer(peer) }
+        #expect(try catalog.read { try $0.peers() } == [peer])
+        try catalog.write { try $0.deletePeer("q") }
+        #expect(try catalog.read { try $0.peers() } == [])
+
+        let target = try catalog.write {
+            try $0.insertTarget(
+                TargetRecord(address: "/mirror", mode: .flush, timeoutMs: 5000, addedNs: 3))
+        }
+        var image = TargetImageRecord(
+            targetID: target, imageID: ImageID(rawValue: 9), mode: "sync", onTimeout: nil)
+        try catalog.write { try $0.setTargetImage(image) }
+        #expect(try catalog.read { try $0.targetImages() } == [image])
+        image.mode = nil
+        try catalog.write { try $0.setTargetImage(image) }
+        #expect(try catalog.read { try $0.targetImages() } == [])
+        image.onTimeout = "fail"
+        try catalog.write { tx in
+            try tx.setTargetImage(image)
+            try tx.deleteTarget(target)
+        }
+        #expect(try catalog.read { try $0.targetImages() } == [], "they go with their target")
+    }
+
+    @Test func idsThatFollowAJumpAreAboveAllThatAPoolGaveBefore() throws {
+        let catalog = try catalog()
+        let first = try catalog.write { try $0.insertImage() }
+        try catalog.write { try $0.jumpIDs() }
+        let image = try catalog.write { try $0.insertImage() }
+        #expect(image == ImageID(rawValue: 1 << 32 + 1))
+        #expect(image > first)
+        try catalog.write { try $0.jumpIDs() }
+        #expect(try catalog.write { try $0.insertImage() } == ImageID(rawValue: 2 << 32 + 1))
+        #expect(try catalog.read { try $0.nextNodeID() } == NodeID(rawValue: 2 << 32 + 1))
+    }
+
+    /// A catalog of an older format gets the new tables and keeps its rows.
+    @Test(arguments: [1, 2]) func anOlderCatalogIsBroughtUpToDate(version: Int) throws {
         let path = NSTemporaryDirectory() + "doppel-catalog-\(UUID().uuidString)"
         defer {
             for suffix in ["", "-wal"] {
@@ -73,18 +143,54 @@ import Testing
             }
         }
         let old = try Catalog.create(at: path, identity: PoolIdentity(id: "p", createdNs: 5))
+        let generation = Generation(
+            number: 4, id: "g", parentID: "f", startSequence: SequenceNumber(rawValue: 77))
+        let target = TargetRecord(address: "/mirror", mode: .async, timeoutMs: 1, addedNs: 2)
         try old.write { tx in
+            try tx.setSetting("pool.complete", "1")
+            try tx.setPoolState(
+                PoolState(
+                    cleanlyClosed: true, generation: generation, incarnation: 1, incarnationID: "i",
+                    lastSequence: .zero))
+            _ = try tx.insertTarget(target)
             try tx.db.execute(
-                sql: "DROP TABLE replica; DROP TABLE targets; PRAGMA user_version = 1")
+                sql: "DROP TABLE generations; DROP TABLE peers; DROP TABLE target_images")
+            for (table, columns) in [
+                (
+                    "targets",
+                    [
+                        "on_timeout", "interval_ms", "latency_budget_us", "rate", "rpo_ms",
+                        "rpo_bytes", "on_rpo", "rejoins", "keep_diverged",
+                    ]
+                ),
+                (
+                    "replica",
+                    [
+                        "primary_address", "heard_ns", "content_generation", "divergence",
+                        "divergence_target",
+                    ]
+                ),
+            ] {
+                for column in columns {
+                    try tx.db.execute(sql: "ALTER TABLE \(table) DROP COLUMN \(column)")
+                }
+            }
+            if version == 1 {
+                try tx.db.execute(sql: "DROP TABLE replica; DROP TABLE targets")
+            }
+            try tx.db.execute(sql: "PRAGMA user_version = \(version)")
         }
         old.close()
         let new = try Catalog.open(at: path)
         #expect(try new.read { try $0.replica() } == nil)
         #expect(try new.read { try $0.identity().id } == "p")
-        #expect(try new.read { try Int.fetchOne($0.db, sql: "PRAGMA user_version") } == 2)
+        #expect(try new.read { try Int.fetchOne($0.db, sql: "PRAGMA user_version") } == 3)
+        #expect(try new.read { try $0.history() }.entries.map(\.generation.id) == ["f", "g"])
+        #expect(try new.read { try $0.history() }.current == generation)
         new.close()
         let again = try Catalog.open(at: path)
-        #expect(try again.read { try $0.targets() } == [])
+        #expect(
+            try again.read { try $0.targets() }.map(\.address) == (version == 1 ? [] : ["/mirror"]))
         again.close()
     }
 }

@@ -2,11 +2,15 @@ import GRDB
 
 /// The tables; `docs/disk-format.md` explains them to people.
 enum CatalogSchema {
-    static let version = 2
+    static let version = 3
 
     /// Brings an older catalog up to this version, in the caller's transaction.
     static func upgrade(_ db: Database, from version: Int) throws {
         if version < 2 { try db.execute(sql: replicationTables) }
+        if version < 3 {
+            try db.execute(sql: roleTables)
+            try CatalogTransaction(db).noteKnownGenerations()
+        }
         try db.execute(sql: "PRAGMA user_version = \(Self.version)")
     }
 
@@ -38,6 +42,34 @@ enum CatalogSchema {
             added_ns INTEGER NOT NULL,
             paused INTEGER NOT NULL DEFAULT 0,
             stale_ns INTEGER, stale_sequence INTEGER, stale_reason TEXT);
+        """
+
+    /// Since version 3.
+    private static let roleTables = """
+        CREATE TABLE generations (
+            number INTEGER NOT NULL, id TEXT PRIMARY KEY, parent TEXT, start INTEGER NOT NULL,
+            pool TEXT NOT NULL, begun_ns INTEGER NOT NULL, cause TEXT NOT NULL) WITHOUT ROWID;
+        CREATE TABLE peers (
+            pool TEXT PRIMARY KEY, address TEXT NOT NULL, seen_ns INTEGER NOT NULL,
+            stale_ns INTEGER, stale_sequence INTEGER, stale_reason TEXT) WITHOUT ROWID;
+        CREATE TABLE target_images (
+            target INTEGER NOT NULL REFERENCES targets(id) ON DELETE CASCADE,
+            image INTEGER NOT NULL, mode TEXT, on_timeout TEXT,
+            PRIMARY KEY (target, image)) WITHOUT ROWID;
+        ALTER TABLE targets ADD COLUMN on_timeout TEXT NOT NULL DEFAULT 'degrade';
+        ALTER TABLE targets ADD COLUMN interval_ms INTEGER;
+        ALTER TABLE targets ADD COLUMN latency_budget_us INTEGER;
+        ALTER TABLE targets ADD COLUMN rate INTEGER;
+        ALTER TABLE targets ADD COLUMN rpo_ms INTEGER;
+        ALTER TABLE targets ADD COLUMN rpo_bytes INTEGER;
+        ALTER TABLE targets ADD COLUMN on_rpo TEXT NOT NULL DEFAULT 'alarm';
+        ALTER TABLE targets ADD COLUMN rejoins INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE targets ADD COLUMN keep_diverged INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE replica ADD COLUMN primary_address TEXT;
+        ALTER TABLE replica ADD COLUMN heard_ns INTEGER;
+        ALTER TABLE replica ADD COLUMN content_generation TEXT;
+        ALTER TABLE replica ADD COLUMN divergence TEXT;
+        ALTER TABLE replica ADD COLUMN divergence_target INTEGER;
         """
 
     private static func createFirstTables(in db: Database) throws {

@@ -20,6 +20,16 @@ extension CatalogTransaction {
                 startSequence: Self.sequence(row["generation_start"] as Int64?) ?? .zero)
         }
         replica.incarnationID = row["incarnation_id"]
+        replica.primaryAddress = row["primary_address"]
+        replica.heardNs = row["heard_ns"]
+        replica.contentGenerationID = row["content_generation"]
+        switch row["divergence"] as String? {
+        case nil: break
+        case "tracked":
+            let target = row["divergence_target"] as Int64?
+            replica.divergence = target.map { .tracked(TargetID(rawValue: $0)) } ?? .unknown
+        default: replica.divergence = .unknown
+        }
         replica.appliedSequence = Self.sequence(row["applied"] as Int64?) ?? .zero
         replica.structureSequence = Self.sequence(row["structure"] as Int64?) ?? .zero
         replica.journalSegment = UInt64(bitPattern: row["journal_segment"] as Int64)
@@ -35,12 +45,19 @@ extension CatalogTransaction {
     package func setReplica(_ replica: ReplicaRecord) throws {
         let generation = replica.generation
         let staging = replica.staging
+        var (divergence, divergenceTarget): (String?, Int64?)
+        switch replica.divergence {
+        case nil: break
+        case .tracked(let target): (divergence, divergenceTarget) = ("tracked", target.rawValue)
+        case .unknown: divergence = "unknown"
+        }
         try db.execute(
             sql: """
                 INSERT OR REPLACE INTO replica (id, role, primary_pool, generation, generation_id,
                     generation_parent, generation_start, incarnation_id, applied, structure,
-                    journal_segment, staging, staging_batch, staging_shape)
-                VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                    journal_segment, staging, staging_batch, staging_shape, primary_address,
+                    heard_ns, content_generation, divergence, divergence_target)
+                VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                 """,
             arguments: [
                 replica.role.rawValue, replica.primaryPoolID,
@@ -51,47 +68,53 @@ extension CatalogTransaction {
                 Int64(bitPattern: replica.journalSegment),
                 (staging?.id).map(Int64.init(bitPattern:)),
                 (staging?.durableBatch).map(Int64.init(bitPattern:)),
-                Self.number(staging?.shapeSequence),
+                Self.number(staging?.shapeSequence), replica.primaryAddress, replica.heardNs,
+                replica.contentGenerationID, divergence, divergenceTarget,
             ])
     }
 
-    private static func sequence(_ number: Int64?) -> SequenceNumber? {
+    static func sequence(_ number: Int64?) -> SequenceNumber? {
         number.map { SequenceNumber(rawValue: UInt64(bitPattern: $0)) }
     }
-    private static func number(_ sequence: SequenceNumber?) -> Int64? {
+    static func number(_ sequence: SequenceNumber?) -> Int64? {
         (sequence?.rawValue).map(Int64.init(bitPattern:))
     }
 
     // MARK: The primary's side
 
+    private static let targetColumns = [
+        "address", "pool", "mode", "timeout_ms", "history_ms", "added_ns", "paused", "stale_ns",
+        "stale_sequence", "stale_reason", "on_timeout", "interval_ms", "latency_budget_us", "rate",
+        "rpo_ms", "rpo_bytes", "on_rpo", "rejoins", "keep_diverged",
+    ]
+    private static func arguments(_ target: TargetRecord) -> StatementArguments {
+        [
+            target.address, target.poolID, target.mode.rawValue, target.timeoutMs,
+            target.historyMs, target.addedNs, target.isPaused, target.stale?.sinceNs,
+            number(target.stale?.sequence), target.stale?.reason,
+        ] + [
+            target.onTimeout.rawValue, target.intervalMs, target.latencyBudgetUs,
+            target.rateBytesPerSecond, target.rpoMs, target.rpoBytes, target.onRPO.rawValue,
+            target.rejoins, target.keepsDiverged,
+        ]
+    }
+
     package func insertTarget(_ target: TargetRecord) throws -> TargetID {
+        let marks = Self.targetColumns.map { _ in "?" }.joined(separator: ", ")
         try db.execute(
             sql: """
-                INSERT INTO targets (address, pool, mode, timeout_ms, history_ms, added_ns, paused,
-                    stale_ns, stale_sequence, stale_reason)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-                """,
-            arguments: [
-                target.address, target.poolID, target.mode.rawValue, target.timeoutMs,
-                target.historyMs, target.addedNs, target.isPaused, target.stale?.sinceNs,
-                Self.number(target.stale?.sequence), target.stale?.reason,
-            ])
+                INSERT INTO targets (\(Self.targetColumns.joined(separator: ", ")))
+                VALUES (\(marks))
+                """, arguments: Self.arguments(target))
         return TargetID(rawValue: db.lastInsertedRowID)
     }
     package func updateTarget(_ target: TargetRecord) throws {
+        let changes = Self.targetColumns.map { $0 + " = ?" }.joined(separator: ", ")
         try db.execute(
-            sql: """
-                UPDATE targets SET address = ?, pool = ?, mode = ?, timeout_ms = ?, history_ms = ?,
-                    added_ns = ?, paused = ?, stale_ns = ?, stale_sequence = ?, stale_reason = ?
-                    WHERE id = ?
-                """,
-            arguments: [
-                target.address, target.poolID, target.mode.rawValue, target.timeoutMs,
-                target.historyMs, target.addedNs, target.isPaused, target.stale?.sinceNs,
-                Self.number(target.stale?.sequence), target.stale?.reason, target.id.rawValue,
-            ])
+            sql: "UPDATE targets SET \(changes) WHERE id = ?",
+            arguments: Self.arguments(target) + [target.id.rawValue])
     }
-    private static func stale(_ row: Row) -> TargetRecord.Stale? {
+    static func stale(_ row: Row) -> TargetRecord.Stale? {
         guard let sinceNs = row["stale_ns"] as Int64? else { return nil }
         return TargetRecord.Stale(
             sinceNs: sinceNs, sequence: sequence(row["stale_sequence"] as Int64?) ?? .zero,
@@ -118,10 +141,32 @@ extension CatalogTransaction {
                 throw CatalogError(
                     message: "target \(address) has the unknown mode '\(modeText)'", cause: "")
             }
-            return TargetRecord(
+            var target = TargetRecord(
                 id: TargetID(rawValue: row["id"]), address: address, poolID: row["pool"],
                 mode: mode, timeoutMs: row["timeout_ms"], historyMs: row["history_ms"],
                 addedNs: row["added_ns"], isPaused: row["paused"], stale: Self.stale(row))
+            target.onTimeout = try Self.choice(row, "on_timeout")
+            target.intervalMs = row["interval_ms"]
+            target.latencyBudgetUs = row["latency_budget_us"]
+            target.rateBytesPerSecond = row["rate"]
+            target.rpoMs = row["rpo_ms"]
+            target.rpoBytes = row["rpo_bytes"]
+            target.onRPO = try Self.choice(row, "on_rpo")
+            target.rejoins = row["rejoins"]
+            target.keepsDiverged = row["keep_diverged"]
+            return target
         }
+    }
+
+    private static func choice<T: RawRepresentable>(
+        _ row: Row, _ column: String
+    ) throws -> T where T.RawValue == String {
+        let text: String = row[column]
+        guard let choice = T(rawValue: text) else {
+            throw CatalogError(
+                message: "target \(row["address"] as String) has the unknown \(column) '\(text)'",
+                cause: "")
+        }
+        return choice
     }
 }

@@ -39,6 +39,21 @@ package struct ReplicaRecord: Sendable, Hashable {
     /// Segments of the journal before this one are history, never replayed.
     package var journalSegment: UInt64
     package var staging: Staging?
+    /// Where the primary was when it connected last, for who looks for it.
+    package var primaryAddress: String?
+    /// When the primary was heard of last, by this side's clock.
+    package var heardNs: Int64?
+    /// The generation that the content is of; nil before the first checkpoint.
+    package var contentGenerationID: String?
+    /// It was a primary itself, and what it did then its primary does not have; nil from the first
+    /// checkpoint on that came from there.
+    package var divergence: Divergence?
+
+    package enum Divergence: Sendable, Hashable {
+        /// What was changed is in the dirty file of this target of its own, which was its primary later.
+        case tracked(TargetID)
+        case unknown
+    }
 
     package init(primaryPoolID: String) {
         role = .replica
@@ -66,6 +81,25 @@ package struct TargetRecord: Sendable, Hashable {
     package var isPaused: Bool
     /// Acknowledgements were given without it; nil while it is in step.
     package var stale: Stale?
+    package var onTimeout = OnTimeout.degrade
+    /// Ships what changed once in so long; nil: as it comes.
+    package var intervalMs: Int64?
+    package var latencyBudgetUs: Int64?
+    package var rateBytesPerSecond: Int64?
+    package var rpoMs: Int64?
+    package var rpoBytes: Int64?
+    package var onRPO = OnRPO.alarm
+    /// It was a primary, or followed another: what changes here is kept track of until it is a replica
+    /// of this pool.
+    package var rejoins = false
+    /// The pool went on after a crash without what this target may have had of it: that is kept there
+    /// before it is written over.
+    package var keepsDiverged = false
+
+    /// What happens when a target that is waited for makes no progress.
+    package enum OnTimeout: String, Sendable, CaseIterable { case degrade, block, fail }
+    /// What happens when more is at risk than was asked for.
+    package enum OnRPO: String, Sendable, CaseIterable { case alarm, throttle, stop }
 
     /// Since when a target lacks something.
     package struct Stale: Sendable, Hashable {

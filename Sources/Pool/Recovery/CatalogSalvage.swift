@@ -12,7 +12,7 @@ enum CatalogSalvage {
     private static let tables: [(name: String, key: String)] = [
         ("settings", "key"), ("images", "id"), ("layers", "id"), ("snapshots", "id"),
         ("nodes", "id"), ("snapshot_nodes", "snapshot, node"), ("merges", "layer"),
-        ("events", "id"),
+        ("events", "id"), ("generations", "id"),
     ]
 
     /// - Parameters:
