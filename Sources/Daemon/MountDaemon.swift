@@ -29,9 +29,10 @@ package struct MountRequest: Sendable {
 
 package enum MountDaemon {
     /// Serves the mount until it is gone. Call on the process's first thread, before others start.
-    /// - Parameter whenReady: called once the mount answers.
+    /// - Parameter whenReady: called once the mount answers, with what the person should know all the
+    ///   same.
     package static func run(
-        _ request: MountRequest, whenReady: @escaping @Sendable () -> Void
+        _ request: MountRequest, whenReady: @escaping @Sendable (_ warning: String?) -> Void
     ) throws {
         let stopper = Stopper()
         // Signals first: every thread that starts later inherits the mask.
@@ -78,7 +79,7 @@ package enum MountDaemon {
 
     private static func serve(
         _ request: MountRequest, _ session: PoolSession, _ stopper: Stopper,
-        _ whenReady: @escaping @Sendable () -> Void
+        _ whenReady: @escaping @Sendable (String?) -> Void
     ) throws {
         let mount = try mounting { () throws(MountError) in
             let mount = try MountSession(
@@ -110,7 +111,7 @@ package enum MountDaemon {
         defer { socket.close() }
         try mounting { () throws(MountError) in
             try mount.run {
-                whenReady()
+                whenReady(session.warning)
                 ProcessControl.notifyServiceManager("READY=1")
             }
         }

@@ -235,7 +235,10 @@ extension TargetInfo {
         lagMs = status.lagMs
         checkpointNs = status.checkpointNs
         dirtyBytes = status.dirtyBytes
+        suspectBytes = status.suspectBytes
         atRiskBytes = status.atRiskBytes
+        comparedBytes = status.figures.comparedBlocks * Geometry.blockSizeBytes
+        resyncedBytes = status.figures.stagedBytes
         rateBytesPerSecond = status.bytesPerSecond
         resyncDoneBytes = status.resyncDoneBytes
         resyncTotalBytes = status.resyncTotalBytes

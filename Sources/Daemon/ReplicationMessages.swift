@@ -25,8 +25,14 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     package var lagMs: Int64
     /// Blocks that may differ, beside what is on its way.
     package var dirtyBytes: UInt64
-    /// What would be lost if this machine were lost now.
+    /// In regions that were being written when this machine or the pool's process died: nobody knows
+    /// whether they differ before they were compared.
+    package var suspectBytes: UInt64
+    /// What would be lost if this machine were lost now, as far as it is known.
     package var atRiskBytes: UInt64
+    /// Since the pool was opened: what was held against the target by hash, and what resyncs sent.
+    package var comparedBytes: UInt64
+    package var resyncedBytes: UInt64
     package var rateBytesPerSecond: UInt64
     package var resyncDoneBytes: UInt64?
     package var resyncTotalBytes: UInt64?
@@ -46,7 +52,10 @@ package struct TargetInfo: Codable, Sendable, Hashable {
         lagBytes = 0
         lagMs = 0
         dirtyBytes = 0
+        suspectBytes = 0
         atRiskBytes = 0
+        comparedBytes = 0
+        resyncedBytes = 0
         rateBytesPerSecond = 0
     }
 }

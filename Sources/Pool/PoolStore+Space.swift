@@ -32,12 +32,28 @@ extension PoolStore {
             let file = try disk.open(reservePath, [.readWrite, .create])
             let now = try file.status().allocatedBytes
             if now < lengthBytes {
-                try file.allocate(at: 0, length: lengthBytes, keepSize: false)
+                try grow(file, from: now, to: lengthBytes)
             } else if now > lengthBytes + (1 << 20) {
                 try file.truncate(to: lengthBytes)
             }
             return try file.status().allocatedBytes
         } catch { return reserveBytes }
+    }
+
+    /// As far as there is room: whoever is refused all of it would leave the rest to others.
+    private func grow(_ file: DiskFile, from now: UInt64, to length: UInt64) throws(SystemError) {
+        var end = now
+        var step = length - now
+        while end < length, step >= 4096 {
+            let count = min(step, length - end)
+            do throws(SystemError) {
+                try file.allocate(at: end, length: count, keepSize: false)
+                end += count
+            } catch {
+                guard error.isNoSpace else { throw error }
+                step /= 2
+            }
+        }
     }
 
     package var reserveBytes: UInt64 {

@@ -27,7 +27,8 @@ public enum ProcessControl {
     public struct Readiness: Sendable {
         let fd: Int32
 
-        /// Tells the waiting parent; an empty text means ready, any other is why not.
+        /// Tells the waiting parent, once.
+        /// - Parameter text: one line; what it means is between the two.
         public func report(_ text: String) {
             let bytes = Array(text.utf8) + [0x0a]
             _ = bytes.withUnsafeBytes { write(fd, $0.baseAddress, $0.count) }
@@ -44,7 +45,7 @@ public enum ProcessControl {
     /// Runs the program in a session of its own, with standard output and error going to `logPath`,
     /// and waits for its word.
     /// - Parameter arguments: made from the descriptor the child must report on.
-    /// - Returns: "" when ready, else why not.
+    /// - Returns: what it reported, or that it ended without a word.
     public static func spawnDaemon(
         program: String, logPath: String, arguments: (Int32) -> [String]
     ) throws(SystemError) -> String {

@@ -68,14 +68,15 @@ struct Mount: ParsableCommand {
             let word = try ProcessControl.spawnDaemon(program: program, logPath: log) { ready in
                 daemonArguments(request, ready: ready)
             }
-            guard word.isEmpty else {
-                let parts = word.split(separator: "|", maxSplits: 1)
-                let code = parts.count == 2 ? Int32(parts[0]) : nil
-                let kind = code.flatMap(ExitKind.init) ?? .failed
+            let parts = word.split(separator: "|", maxSplits: 1)
+            let code = parts.count == 2 ? Int32(parts[0]) : nil
+            let kind = code.flatMap(ExitKind.init) ?? (word.isEmpty ? .ok : .failed)
+            guard kind == .ok else {
                 // What fusermount3 says goes there.
                 let more = kind == .failed ? "; \(log) may say more" : ""
                 throw ControlFailure(kind, String(parts.last ?? "") + more)
             }
+            if let warning = parts.last { Output.error("doppel: \(warning)") }
             if let notice = SharedMmap.notice(
                 release: HostSystem.kernelRelease, cache: request.mount.cache)
             {
@@ -120,7 +121,10 @@ struct Mount: ParsableCommand {
         if let readyDescriptor { InheritedFiles.close(except: readyDescriptor) }
         let ready = readyDescriptor.map { ProcessControl.inheritedReadiness(descriptor: $0) }
         do {
-            try MountDaemon.run(request) { ready?.report("") }
+            try MountDaemon.run(request) { warning in
+                ready?.report(warning.map { "\(ExitKind.ok.rawValue)|\($0)" } ?? "")
+                if ready == nil, let warning { Output.error("doppel: \(warning)") }
+            }
         } catch {
             let failure = PoolSession.failure(error)
             ready?.report("\(failure.exitCode)|\(failure.message)")

@@ -226,6 +226,11 @@ enum TargetText {
             "               lag \(Output.size(target.lagBytes)), \(seconds(target.lagMs)); differs "
                 + "in \(Output.size(target.dirtyBytes)); at risk \(Output.size(target.atRiskBytes))"
         )
+        if target.suspectBytes > 0 {
+            lines.append(
+                "               to be compared after an unclean end: up to "
+                    + Output.size(target.suspectBytes))
+        }
         if let checkpoint = target.checkpointNs {
             var line = "               holds everything up to \(Output.time(checkpoint))"
             if let reach = target.reachFromNs {

@@ -114,6 +114,13 @@ import Testing
             #expect(try box.status(of: box.mirror).replica?.role == "primary")
             #expect(try box.run("promote", box.mirror).code != 0)
             #expect(try box.run("promote", box.pool).code != 0)
+            // The journal went, and with it the looking back.
+            try box.lookAway()
+            let back = try box.run("mount", box.mirror, box.look, "--at", "1m")
+            #expect(back.code == 2, "\(back)")
+            #expect(
+                try FileManager.default.contentsOfDirectory(atPath: box.mirror + "/journal").isEmpty
+            )
         }
     }
 

@@ -184,6 +184,16 @@ import Testing
             let again = try box.run("target", "add", box.pool, box.mirror)
             #expect(again.code == 1)
             #expect(again.errors.contains("target set"))
+            // So does the mount that adds one; afterwards it is known.
+            try box.ok("unmount", box.mountPoint)
+            let other = box.folder + "/other"
+            let mount = ["mount", box.pool, box.mountPoint, "--mirror", other]
+            for isNew in [true, false] {
+                let mounted = try box.execute([Sandbox.binary] + mount, input: "/dev/null")
+                #expect(mounted.code == 0, "\(mounted)")
+                #expect(mounted.errors.contains("same file system") == isNew, "\(mounted)")
+                try box.ok("unmount", box.mountPoint)
+            }
         }
     }
 

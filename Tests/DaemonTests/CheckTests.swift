@@ -240,6 +240,7 @@ import TestSupport
     @Test func aDamagedCatalogIsWrittenAnew() throws {
         try withPool { pool in
             let catalog = pool.path + "/catalog.sqlite"
+            try pool.addTarget()
             let pages = try pool.size(catalog) / 4096
             var rebuilt = 0
             for page in 1..<pages {
@@ -250,6 +251,9 @@ import TestSupport
                     rebuilt += 1
                     let after = try pool.check(repairs: true)
                     #expect(!after.findings.contains { $0.kind == .catalog }, "page \(page)")
+                    // The pool is replicated still, and all of it will be compared.
+                    #expect(try pool.targets().map(\.address) == ["/nowhere"], "page \(page)")
+                    #expect(try pool.disk.status(pool.path + "/targets/1/dirty") == nil)
                     // Rows may be lost, and with them files; what is there is what it was.
                     let contents = try pool.contents()
                     for (name, bytes) in contents where !name.contains("lost") {

@@ -47,6 +47,27 @@ final class DamagedPool {
         catalog.close()
     }
 
+    /// A target that is not there now, and that lacks nothing.
+    func addTarget() throws {
+        let catalog = try Catalog.open(at: path + "/catalog.sqlite")
+        defer { catalog.close() }
+        let target = try catalog.write {
+            try $0.insertTarget(
+                TargetRecord(
+                    address: "/nowhere", poolID: nil, mode: .async, timeoutMs: 5000, addedNs: 0))
+        }
+        try DirtyFile.create(
+            disk: disk, path: "\(path)/targets/\(target.rawValue)/dirty", target: target,
+            DirtyFileState(acknowledged: .zero, incarnation: 1, legs: [])
+        ).close()
+    }
+
+    func targets() throws -> [TargetRecord] {
+        let catalog = try Catalog.open(at: path + "/catalog.sqlite")
+        defer { catalog.close() }
+        return try catalog.read { try $0.targets() }
+    }
+
     private func create(
         _ name: String, _ session: PoolSession, _ random: inout SeededRandom
     ) throws {

@@ -22,6 +22,14 @@ final class LossyFileSystem: @unchecked Sendable {  // `store` is under `lock`
         lock.withLock { while store.hangs { changed.wait(lock) } }
     }
 
+    /// As a slow disk has it.
+    func waitForWrite(_ inode: UInt64) {
+        waitForDisk(inode)
+        guard inode != Self.control else { return }
+        let writeMs = lock.withLock { store.writeMs }
+        if writeMs > 0 { usleep(writeMs * 1000) }
+    }
+
     static func of(_ request: fuse_req_t) -> LossyFileSystem {
         Unmanaged<LossyFileSystem>.fromOpaque(fuse_req_userdata(request)).takeUnretainedValue()
     }
@@ -271,7 +279,7 @@ enum LossyOperations {
         table.write = { request, inode, data, size, offset, info in
             let flags = info!.pointee.flags
             let bytes = UnsafeRawBufferPointer(start: data, count: size)
-            waitForDisk(request, inode)
+            LossyFileSystem.of(request!).waitForWrite(inode)
             answer(request) { (request, store) throws(Errno) in
                 if inode == LossyFileSystem.control {
                     try store.obey(String(decoding: bytes, as: UTF8.self))

@@ -179,6 +179,8 @@ struct LossyStore {
     private var spaceBytes: Int?
     /// Reading, writing and syncing wait until it is over.
     private(set) var hangs = false
+    /// How long each write takes.
+    private(set) var writeMs: UInt32 = 0
 
     init() {
         var node = LossyNode(kind: .folder, mode: 0o755)
@@ -368,6 +370,9 @@ struct LossyStore {
         case ("write-fails", 2):
             guard let count = Int(words[1]) else { throw Errno(EINVAL) }
             failingWrites = count
+        case ("slow", 2):
+            guard let ms = UInt32(words[1]) else { throw Errno(EINVAL) }
+            writeMs = ms
         case ("hang", 1): hangs = true
         case ("go", 1): hangs = false
         case ("space", 2):

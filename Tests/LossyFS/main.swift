@@ -14,6 +14,7 @@
 //     sync-passes N   after N more syncs one fails
 //     write-fails N   the next N writes fail with EIO
 //     hang, go        reads, writes and syncs wait for `go`
+//     slow MS         each write takes so long; `slow 0` ends it
 //     space BYTES     writes beyond so much data get ENOSPC; `space -` lifts the limit
 //
 // Says `ready`; the end of its input takes the mount away.

@@ -18,7 +18,13 @@ package struct TargetLine: Decodable {
     package var lagBytes: UInt64
     package var lagMs: Int64
     package var dirtyBytes: UInt64
+    package var suspectBytes: UInt64
     package var atRiskBytes: UInt64
+    package var comparedBytes: UInt64
+    package var resyncedBytes: UInt64
+    package var rateBytesPerSecond: UInt64
+    package var resyncDoneBytes: UInt64?
+    package var resyncTotalBytes: UInt64?
     package var etaMs: Int64?
 }
 package struct ReplicaLine: Decodable {

@@ -22,6 +22,10 @@ package enum DirtyFileError: Error, Sendable, CustomStringConvertible {
     /// Something known durable does not verify: nobody knows what the target lacks.
     case damaged(path: String, reason: String)
 
+    package var isNoSpace: Bool {
+        if case .system(let error) = self { error.isNoSpace } else { false }
+    }
+
     package var description: String {
         switch self {
         case .system(let error): error.description

@@ -9,11 +9,15 @@ import Foundation
 import GRDB
 
 enum CatalogSalvage {
-    private static let tables: [(name: String, key: String)] = [
-        ("settings", "key"), ("images", "id"), ("layers", "id"), ("snapshots", "id"),
-        ("nodes", "id"), ("snapshot_nodes", "snapshot, node"), ("merges", "layer"),
-        ("events", "id"), ("generations", "id"),
-    ]
+    /// Every table of a new catalog, with the columns that its rows are ordered by.
+    private static func tables(_ db: Database) throws -> [(name: String, key: String)] {
+        let names = try String.fetchAll(
+            db, sql: "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rootpage"
+        ).filter { !$0.hasPrefix("sqlite_") }
+        return try names.map { name in
+            (name, try db.primaryKey(name).columns.joined(separator: ", "))
+        }
+    }
 
     /// - Parameters:
     ///   - source: a copy; it is opened for writing, as SQLite wants it after a crash.
@@ -34,7 +38,7 @@ enum CatalogSalvage {
         var incomplete: [String] = []
         do {
             try new.write { try CatalogSchema.create(in: $0) }
-            for table in tables {
+            for table in try new.read(tables) where isThere(table.name, in: old) {
                 let (rows, isWhole) = walk(table, in: old)
                 if !isWhole { incomplete.append(table.name) }
                 try new.write { db in
@@ -51,7 +55,7 @@ enum CatalogSalvage {
             return try new.write { db in
                 for (table, floor) in [
                     ("images", atLeast.image), ("layers", atLeast.layer), ("nodes", 0),
-                    ("snapshots", 0),
+                    ("snapshots", 0), ("targets", 0),
                 ] {
                     let known =
                         sequence.first { ($0["name"] as String?) == table }?["seq"] as Int64? ?? 0
@@ -66,6 +70,11 @@ enum CatalogSalvage {
                 return try isPool(db) ? incomplete : nil
             }
         } catch { return nil }
+    }
+
+    /// A catalog of an earlier version lacks tables, and nothing of it is lost by that.
+    private static func isThere(_ table: String, in queue: DatabaseQueue) -> Bool {
+        (try? queue.read { try $0.tableExists(table) }) ?? true
     }
 
     private static func isPool(_ db: Database) throws -> Bool {

@@ -33,8 +33,27 @@ package enum PoolCheck {
                 report.findings = examined.map(\.finding)
                 return report
             }
+            if examined.contains(where: { $0.action != nil }) { try refuseMirror(path, disk) }
             return try repair(path, disk, examined, progress)
         }
+    }
+
+    /// A mirror is a copy up to some moment, or it is none: with something missing, or under another
+    /// name, it would pass for what it is not, and its primary would go on with it.
+    private static func refuseMirror(_ path: String, _ disk: Disk) throws(PoolError) {
+        let scratch = try Scratch(disk)
+        defer { scratch.remove() }
+        let copy = try CatalogCopy(path, disk, scratch)
+        let hasJournal = ((try? disk.list(path + "/journal")) ?? []).isEmpty == false
+        guard
+            copy.rows?.isMirror ?? false || copy.incomplete.contains("replica") && hasJournal
+        else { return }
+        throw PoolError(
+            .refused,
+            "\(path) is a mirror, and is not repaired but copied anew: `doppel target remove` and, with "
+                + "another directory or once this one is set aside, `doppel target add`. Where its "
+                + "primary is lost, `doppel promote \(path)` first; then it is a pool and can be "
+                + "repaired")
     }
 
     private static func repair(
@@ -152,6 +171,8 @@ struct CatalogCopy {
     private(set) var finding: Diagnosis?
     /// A new catalog with everything that could be saved; nil where the old one is sound.
     private(set) var salvagedPath: String?
+    /// Tables of which rows are lost.
+    private(set) var incomplete: [String] = []
 
     init(_ path: String, _ disk: Disk, _ scratch: Scratch) throws(PoolError) {
         let copy = scratch.path + "/catalog.sqlite"
@@ -177,6 +198,7 @@ struct CatalogCopy {
             from: copy, to: salvaged, atLeast: Self.highestIDs(path, disk))
         if let lost, let catalog = try? Catalog.open(at: salvaged) {
             defer { catalog.close() }
+            incomplete = lost
             rows = try? catalog.read { try PoolRows($0) }
             if rows != nil { salvagedPath = salvaged }
             finding = Self.diagnosis(

@@ -54,6 +54,7 @@ struct PoolRepair {
                 try disk.copyFile(catalog + suffix, to: kept + suffix)
             }
             try disk.syncDirectory(path + "/quarantine")
+            try forgetWhatTargetsHave()
             try disk.copyFile(salvaged, to: catalog + ".new")
             // A log that is still there would be played into the new catalog.
             for suffix in ["-wal", "-journal", "-shm"]
@@ -65,6 +66,19 @@ struct PoolRepair {
             try disk.syncDirectory(path)
             note("the catalog", "written anew from what could be read; the old one is \(kept)")
         } catch { throw PoolError(error) }
+    }
+
+    /// Rows that are lost are changes that no dirty set has: without its file a target is compared as a
+    /// whole.
+    private func forgetWhatTargetsHave() throws(SystemError) {
+        let targets = path + "/targets"
+        guard try disk.status(targets) != nil else { return }
+        for entry in try disk.list(targets) {
+            let folder = targets + "/" + entry.name
+            guard try disk.status(folder + "/dirty") != nil else { continue }
+            try disk.removeFile(folder + "/dirty")
+            try disk.syncDirectory(folder)
+        }
     }
 
     // MARK: Everything else

@@ -3,6 +3,7 @@ import BlockCore
 /// The catalog's rows as values, with what a check asks of them.
 struct PoolRows: Sendable {
     var isClean = false
+    var isMirror = false
     var images: [ImageRecord] = []
     var layers: [LayerID: LayerRecord] = [:]
     var snapshots: [SnapshotRecord] = []
@@ -14,6 +15,7 @@ struct PoolRows: Sendable {
 
     init(_ tx: CatalogTransaction) throws {
         isClean = try tx.poolState().cleanlyClosed
+        isMirror = try tx.replica()?.role == .replica
         images = try tx.images()
         for row in try tx.layers() { layers[row.id] = row }
         snapshots = try tx.snapshots()

@@ -53,22 +53,42 @@ extension SessionDriver {
         defer { if let first { source.release(first) } }
         let target = try connected()
         let unknown: [ImageID: BlockSet]? = stream.withLegs(id) { $0.unknown }
+        let rottenBefore = tally.figures.rottenBlocks
         for (image, blocks) in unknown ?? [:] {
             for region in blocks.regionNumbers {
                 let range = BlockRange(
                     start: region * Geometry.blocksPerRegion, count: Geometry.blocksPerRegion)
-                var differing = BlockSet()
                 let here = try source.blockHashes(of: image, in: range, of: first)
                 let there = try target.blockHashes(of: image, in: range)
-                for (offset, hash) in here.enumerated()
-                where offset >= there.count || there[offset] != hash {
-                    differing.insert(BlockRange(start: range.start + UInt64(offset), count: 1))
-                }
+                let differing = self.differing(here, there, in: range)
                 _ = stream.withLegs(id) { $0.resolve(range, of: image, differing: differing) }
             }
         }
+        tellRotten(tally.figures.rottenBlocks - rottenBefore)
         source.legsChanged(of: id)
         return .compared
+    }
+
+    private func differing(_ here: [UInt64], _ there: [UInt64], in range: BlockRange) -> BlockSet {
+        var result = BlockSet()
+        var rotten: UInt64 = 0
+        for (offset, hash) in here.enumerated() {
+            let other = offset < there.count ? there[offset] : unreadableBlockHash
+            if offset < there.count, other == unreadableBlockHash { rotten += 1 }
+            guard other != hash || other == unreadableBlockHash else { continue }
+            result.insert(BlockRange(start: range.start + UInt64(offset), count: 1))
+        }
+        tally.compared.add(range.count, ordering: .relaxed)
+        tally.rotten.add(rotten, ordering: .relaxed)
+        return result
+    }
+
+    private func tellRotten(_ blocks: UInt64) {
+        guard blocks > 0 else { return }
+        let size = ByteSize(bytes: blocks * Geometry.blockSizeBytes)
+        source.tell(
+            id, kind: "target-damaged",
+            message: "\(size) on it did not verify and are copied anew; its disk may be failing")
     }
 
     // MARK: Legs
@@ -202,6 +222,7 @@ extension SessionDriver {
     private func stage(_ batch: RecordBatch) throws(TargetError) {
         leg?.batchNumber += 1
         try connected().stage(batch, number: leg?.batchNumber ?? 0)
+        tally.stagedBytes.add(UInt64(batch.lengthBytes), ordering: .relaxed)
     }
 
     /// Blocks of the head are read without a lock. What was written meanwhile may be in them, wholly or

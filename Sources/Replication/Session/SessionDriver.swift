@@ -11,6 +11,7 @@ import SystemIO
 // Unchecked: fields are under `lock`, or the thread's own.
 package final class SessionDriver: @unchecked Sendable {
     package let id: TargetID
+    package let tally = SessionTally()
     let stream: WriteStream
     let source: any SessionSource
     private let connect: @Sendable () throws(TargetError) -> any ReplicaTarget

@@ -104,9 +104,12 @@ package struct DirtyLegs: Sendable {
     }
 
     package var isClean: Bool { legs.count == 1 && legs[0].isClean && unknown.isEmpty }
+    /// Known to differ, shipped or not.
     package var dirtyBlocks: UInt64 {
-        legs.reduce(unknown.blockCount) { $0 + $1.blocks.blockCount + $1.taken.blockCount }
+        legs.reduce(0) { $0 + $1.blocks.blockCount + $1.taken.blockCount }
     }
+    /// To be compared: whole regions, of which most may be alike.
+    package var unknownBlocks: UInt64 { unknown.blockCount }
 
     private mutating func takeNumber() -> UInt64 {
         nextNumber += 1

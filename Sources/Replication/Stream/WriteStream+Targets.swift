@@ -15,6 +15,8 @@ extension WriteStream {
         package var lagBytes: UInt64 = 0
         /// Blocks in its legs, shipped or not.
         package var dirtyBlocks: UInt64 = 0
+        /// Blocks that an unclean end left unknown.
+        package var unknownBlocks: UInt64 = 0
         package var isClean = true
         /// What its legs hold came from records alone.
         package var isFromRecordsOnly = true
@@ -27,7 +29,8 @@ extension WriteStream {
                 isStreaming: target.isStreaming, hasOverflowed: target.hasOverflowed,
                 durable: target.durable, taken: target.takenSequence,
                 lagBytes: target.isStreaming ? ring.end - target.cursor : 0,
-                dirtyBlocks: target.legs.dirtyBlocks, isClean: target.legs.isClean,
+                dirtyBlocks: target.legs.dirtyBlocks,
+                unknownBlocks: target.legs.unknownBlocks, isClean: target.legs.isClean,
                 isFromRecordsOnly: target.legs.isFromRecordsOnly)
         }
     }

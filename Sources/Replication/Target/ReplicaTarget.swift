@@ -137,6 +137,9 @@ package struct PoolShape: Sendable, Hashable {
     }
 }
 
+/// In place of the hash of a block that does not verify: it counts as different from every other.
+package let unreadableBlockHash: UInt64 = 0
+
 package protocol ReplicaTarget: AnyObject, Sendable {
     /// - Throws: `.absent`, `.fenced`, `.splitBrain`, `.damaged`, `.io`.
     func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport
@@ -166,7 +169,7 @@ package protocol ReplicaTarget: AnyObject, Sendable {
     ) throws(TargetError)
 
     /// XXH3-64 of each block as the checkpoint shows it, or the staging that was begun since the
-    /// last `connect`.
+    /// last `connect`; ``unreadableBlockHash`` for one that fails its checksum there.
     func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64]
 
     func disconnect()

@@ -16,6 +16,8 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     private var events: [EventRecord] = []
     private var fence: String?
     private var rate = RateMeter()
+    /// Of the sessions before.
+    private var past = SessionTally.Figures()
     /// Held across I/O: one writer of the dirty file at a time.
     private let filing = Lock()
     private let file: DirtyFile
@@ -85,10 +87,31 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     }
 
     /// On return the target holds everything up to `sequence` durably, or its file says what it lacks
-    /// of that; and the file says how far the target said it was.
-    func secure(upTo sequence: SequenceNumber, _ stream: WriteStream) throws(TargetError) {
+    /// of that; and the file says how far the target said it was. On a full disk with the reserve's help:
+    /// what a target lacks is among what recovery cannot do without (G9).
+    func secure(
+        upTo sequence: SequenceNumber, _ stream: WriteStream, _ store: PoolStore
+    ) throws(TargetError) {
         filing.lock()
         defer { filing.unlock() }
+        do throws(DirtyFileError) { try write(upTo: sequence, stream) } catch {
+            let first = error
+            do throws(DirtyFileError) {
+                guard first.isNoSpace, store.reserveBytes > 0 else { throw first }
+                try store.withReserve { () throws(DirtyFileError) in
+                    try write(upTo: sequence, stream)
+                }
+            } catch {
+                throw TargetError(
+                    error.isNoSpace ? .noSpace : .io,
+                    "what target \(record.address) lacks cannot be written down: \(error)")
+            }
+        }
+    }
+
+    private func write(
+        upTo sequence: SequenceNumber, _ stream: WriteStream
+    ) throws(DirtyFileError) {
         let id = record.id
         guard let standing = stream.standing(id) else { return }
         do throws(DirtyFileError) {
@@ -101,8 +124,7 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
             }
         } catch {
             stream.markUnwritten(id)
-            throw TargetError(
-                .io, "what target \(record.address) lacks cannot be written down: \(error)")
+            throw error
         }
     }
 
@@ -120,7 +142,16 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
 
     package var record: TargetRecord { lock.withLock { currentRecord } }
     package var driver: SessionDriver? { lock.withLock { currentDriver } }
-    func setDriver(_ driver: SessionDriver?) { lock.withLock { currentDriver = driver } }
+    func setDriver(_ driver: SessionDriver?) {
+        lock.withLock {
+            if let ended = currentDriver { past = past + ended.tally.figures }
+            currentDriver = driver
+        }
+    }
+    /// What was done for it since the pool was opened.
+    package var figures: SessionTally.Figures {
+        lock.withLock { past + (currentDriver?.tally.figures ?? SessionTally.Figures()) }
+    }
     func update(_ change: (inout TargetRecord) -> Void) { lock.withLock { change(&currentRecord) } }
 
     // MARK: What the keeper has to do

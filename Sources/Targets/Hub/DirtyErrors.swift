@@ -4,7 +4,7 @@ import Replication
 extension TargetError {
     static func dirty<T>(_ body: () throws(DirtyFileError) -> T) throws(TargetError) -> T {
         do throws(DirtyFileError) { return try body() } catch {
-            throw TargetError(.io, error.description)
+            throw TargetError(error.isNoSpace ? .noSpace : .io, error.description)
         }
     }
 }

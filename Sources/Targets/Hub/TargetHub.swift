@@ -29,6 +29,8 @@ package struct HubOptions: Sendable {
     package var session = SessionOptions()
     /// How long a clean end waits for targets that are nearly in step.
     package var drainTimeoutMs: Int64 = 10_000
+    /// How long a clean end waits at least for a target to let go.
+    package var stopTimeoutMs: Int64 = 5000
     package var tickMs: Int64 = 100
     package init() {}
 }
@@ -85,7 +87,18 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         }
     }
 
+    /// On a full disk with the reserve's help: nobody is answered without a target before it is written
+    /// down that it is stale.
     func write<T>(_ body: (CatalogTransaction) throws -> T) throws(TargetError) -> T {
+        do throws(TargetError) { return try writeOnce(body) } catch {
+            guard error.kind == .noSpace, store.reserveBytes > 0 else { throw error }
+            return try store.withReserve { () throws(TargetError) in try writeOnce(body) }
+        }
+    }
+
+    private func writeOnce<T>(
+        _ body: (CatalogTransaction) throws -> T
+    ) throws(TargetError) -> T {
         do { return try store.catalog.write(body) } catch {
             let isFull = (error as? CatalogError)?.isNoSpace ?? false
             throw TargetError(
@@ -162,7 +175,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             recordFence(target)
             recordEvents(target)
             if target.takeDirtyWork() {
-                do throws(TargetError) { try target.secure(upTo: .zero, stream) } catch {
+                do throws(TargetError) { try target.secure(upTo: .zero, stream, store) } catch {
                     log.error("target \(target.record.address): \(error)")
                 }
             }
@@ -202,7 +215,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         record.stale = nil
         let new = record
         do throws(TargetError) {
-            try write { try $0.updateTarget(new) }
+            try writeOnce { try $0.updateTarget(new) }
             target.update { $0 = new }
         } catch { log.error("target \(record.address): \(error)") }
     }
@@ -221,7 +234,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     private func recordEvents(_ target: AttachedTarget) {
         let events = target.takeEvents()
         guard !events.isEmpty else { return }
-        _ = try? write { tx in for event in events { try tx.addEvent(event) } }
+        _ = try? writeOnce { tx in for event in events { try tx.addEvent(event) } }
     }
 
     func wakeKeeper() { lock.withLock { changed.broadcast() } }
@@ -336,11 +349,12 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         for target in all {
             let isLevel = (stream.standing(target.record.id)?.durable ?? .zero) >= last
             if let driver = target.driver {
-                _ = driver.stop(timeoutMs: target.record.timeoutMs)
+                // A target that is well has a mirror to close behind it.
+                _ = driver.stop(timeoutMs: max(target.record.timeoutMs, options.stopTimeoutMs))
                 // One that has everything is not stale because its primary ended.
                 if !isLevel { recordStale(target) }
             }
-            do throws(TargetError) { try target.secure(upTo: last, stream) } catch {
+            do throws(TargetError) { try target.secure(upTo: last, stream, store) } catch {
                 log.error("target \(target.record.address): \(error)")
                 isSound = false
             }
@@ -354,8 +368,8 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
 extension TargetHub: TargetKeeper {
     package func secure(upTo sequence: SequenceNumber) throws(VolumeError) {
         for target in all {
-            do throws(TargetError) { try target.secure(upTo: sequence, stream) } catch {
-                throw VolumeError(.io, error.message)
+            do throws(TargetError) { try target.secure(upTo: sequence, stream, store) } catch {
+                throw VolumeError(error.kind == .noSpace ? .noSpace : .io, error.message)
             }
         }
     }

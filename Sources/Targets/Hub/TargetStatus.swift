@@ -15,6 +15,9 @@ package struct TargetStatus: Sendable {
     package var lagBytes: UInt64
     package var lagMs: Int64
     package var dirtyBytes: UInt64
+    /// In regions that an unclean end left unknown: to be compared, most of it may be alike.
+    package var suspectBytes: UInt64
+    package var figures: SessionTally.Figures
     package var bytesPerSecond: UInt64
     /// Of the leg under way.
     package var resyncDoneBytes: UInt64?
@@ -24,7 +27,9 @@ package struct TargetStatus: Sendable {
     package var atRiskBytes: UInt64 { lagBytes + dirtyBytes }
     package var isInStep: Bool { state == .streaming }
     /// Nobody sends anything, and nothing is missing.
-    package var isLevel: Bool { state == nil && atRiskBytes == 0 }
+    package var isLevel: Bool { state == nil && !lacks }
+    /// Something is missing, or may be.
+    var lacks: Bool { atRiskBytes + suspectBytes > 0 }
     /// Since when it is not in step.
     package var sinceNs: Int64?
     /// When the pool was what the target holds durably; nil where that was before it was opened.
@@ -51,11 +56,13 @@ extension TargetHub {
             reason: session?.outage?.reason ?? record.stale?.reason, durable: durable,
             lagBytes: standing?.lagBytes ?? 0, lagMs: lagMs(behind: durable),
             dirtyBytes: (standing?.dirtyBlocks ?? 0) * Geometry.blockSizeBytes,
+            suspectBytes: (standing?.unknownBlocks ?? 0) * Geometry.blockSizeBytes,
+            figures: target.figures,
             bytesPerSecond: target.bytesPerSecond)
         result.sinceNs =
             record.stale?.sinceNs
             ?? session?.outage.map { disk.now() - (disk.monotonic() - $0.sinceNs) }
-        if !result.isInStep, result.atRiskBytes > 0, let sinceNs = result.sinceNs {
+        if !result.isInStep, result.lacks, let sinceNs = result.sinceNs {
             result.lagMs = max(result.lagMs, (disk.now() - sinceNs) / 1_000_000)
         }
         result.checkpointNs = moment(of: durable)

@@ -279,7 +279,8 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
                 let content = try node.flatMap { (node) throws(TargetError) in
                     try view.open(node)
                 }
-                return try BlockHashes.of(range) { (buffer, offset) throws(VolumeError) in
+                return try BlockHashes.of(range, toleratesRot: true) {
+                    (buffer, offset) throws(VolumeError) in
                     try content?.read(into: buffer, at: offset) ?? 0
                 }
             }
@@ -287,7 +288,8 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
                 try pool.applyAll()
             }
             let image = pool.volume.hasImage(id) ? try? pool.volume.image(id) : nil
-            return try BlockHashes.of(range) { (buffer, offset) throws(VolumeError) in
+            return try BlockHashes.of(range, toleratesRot: true) {
+                (buffer, offset) throws(VolumeError) in
                 try image?.read(into: buffer, at: offset) ?? 0
             }
         }

@@ -41,7 +41,11 @@ package final class MirrorView: @unchecked Sendable {  // changed only before an
         let view = try TargetError.volume { () throws(VolumeError) in
             try volume.openView(of: node.node.id, in: pin.id)
         }
-        return view.map { LeasedView($0, pool.lease) }
+        guard let view else {
+            throw TargetError(
+                .damaged, "image \(image.rawValue) of \(pool.store.path) does not verify")
+        }
+        return LeasedView(view, pool.lease)
     }
 
     /// Lets go of what the view holds; it must not be read any more.
