@@ -169,6 +169,8 @@ package struct StatusInfo: Codable, Sendable, Hashable {
     package var problems: [String]
     package var replica: ReplicaInfo
     package var targets: [TargetInfo]
+    /// Writes and fsyncs that wait for targets now.
+    package var waitingRequests: Int
 }
 
 package struct ScrubInfo: Codable, Sendable, Hashable {

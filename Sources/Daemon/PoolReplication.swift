@@ -225,7 +225,7 @@ extension TargetInfo {
         self.init(
             id: status.record.id.rawValue, address: status.record.address,
             mode: status.record.mode.rawValue, timeoutMs: status.record.timeoutMs)
-        modeInForce = status.counts ? "flush" : "async"
+        modeInForce = status.counts ? status.record.mode.rawValue : "async"
         state = status.state?.rawValue ?? (status.isLevel ? "level" : "idle")
         isInStep = status.isInStep
         staleSinceNs = status.isInStep || status.isLevel ? nil : status.sinceNs

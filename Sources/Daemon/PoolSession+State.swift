@@ -42,7 +42,8 @@ extension PoolSession {
             reserveBytes: store.reserveBytes,
             uncoveredLayers: (try? volume.uncoveredLayers().count) ?? 0, latchedImages: latched,
             damagedImages: damaged, pendingMerges: (try? volume.pendingMerges()) ?? 0,
-            jobs: jobs.list, problems: problems, replica: replicaInfo, targets: targets)
+            jobs: jobs.list, problems: problems, replica: replicaInfo, targets: targets,
+            waitingRequests: volume.gate.waitingCount)
     }
 
     private var replicaInfo: ReplicaInfo {

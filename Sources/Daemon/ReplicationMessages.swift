@@ -1,12 +1,14 @@
 // What the control socket says of targets.
 
+import Pool
+
 /// How one target stands.
 package struct TargetInfo: Codable, Sendable, Hashable {
     package var id: Int64
     package var address: String
     /// As it was asked for; see ``modeInForce``.
     package var mode: String
-    /// What an fsync waits for now: "async" while the target is not in step.
+    /// What is waited for now: "async" while the target is not in step.
     package var modeInForce: String
     package var timeoutMs: Int64
     /// paused, connecting, negotiating, resyncing, streaming, disconnected, fenced; while nothing is
@@ -89,7 +91,7 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
         self.timeoutMs = timeoutMs
     }
 
-    /// `DIR[,mode=async|flush][,timeout=5s][,history=1h]`; a comma in DIR is written `\,`.
+    /// `DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,history=1h]`; a comma in DIR is written `\,`.
     /// - Returns: nil for what is no target; then `problem` says why.
     package static func parse(_ text: String) -> (TargetSpecification?, problem: String) {
         var parts: [String] = [""]
@@ -107,12 +109,14 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
         guard let address = parts.first, !address.isEmpty else {
             return (nil, "a target begins with its directory: DIR[,mode=flush][,timeout=5s]")
         }
+        let modes = TargetRecord.Mode.allCases.map(\.rawValue)
         var result = TargetSpecification(address: address)
         for word in parts.dropFirst() {
             let pair = word.split(separator: "=", maxSplits: 1).map(String.init)
             switch (pair.first, pair.count == 2 ? pair[1] : nil) {
-            case ("mode", let mode?) where ["async", "flush"].contains(mode): result.mode = mode
-            case ("mode", _): return (nil, "'\(word)': the mode is async or flush")
+            case ("mode", let mode?) where modes.contains(mode): result.mode = mode
+            case ("mode", _):
+                return (nil, "'\(word)': the mode is one of \(modes.joined(separator: ", "))")
             case ("timeout", let text?):
                 guard let timeoutMs = Duration.milliseconds(parsing: text), timeoutMs >= 100 else {
                     return (nil, "'\(word)': a timeout is such as 5s or 500ms, at least 100ms")

@@ -1,6 +1,7 @@
 import CFuse
 import Glibc
 import VirtualFS
+import Volume
 
 /// Requests about attributes, extended attributes and the file system's figures.
 enum AttributeOperations {
@@ -34,7 +35,18 @@ enum AttributeOperations {
             if changes.uid != nil || changes.gid != nil, changes.mode == nil {
                 changes.mode = try modeWithoutPrivileges(fileSystem, inode)
             }
-            request.reply(attributes: try fileSystem.setAttributes(inode, changes))
+            guard changes.sizeBytes != nil else {
+                return request.reply(attributes: try fileSystem.setAttributes(inode, changes))
+            }
+            try fileSystem.setAttributes(inode, changes) { attributes in
+                PendingReply { errno in
+                    if errno == 0 {
+                        request.reply(attributes: attributes)
+                    } else {
+                        request.fail(errno)
+                    }
+                }
+            }
         }
     }
 

@@ -15,11 +15,23 @@ enum FileOperations {
             let file = try fileSystem.open(
                 inode, access: access(flags), truncates: flags & O_TRUNC != 0,
                 clientPID: request.callingProcess(flags))
-            let handle = Unmanaged.passRetained(file)
-            let result = cfuse_reply_open(
-                request.raw, bits(handle), request.server.openFlags(for: file))
-            if result != 0 { giveUp(handle) }
+            guard flags & O_TRUNC == 0 else {
+                return file.finishChange(
+                    PendingReply { errno in
+                        if errno == 0 { return reply(request, file) }
+                        file.close()
+                        request.fail(errno)
+                    })
+            }
+            reply(request, file)
         }
+    }
+
+    private static func reply(_ request: Request, _ file: OpenFile) {
+        let handle = Unmanaged.passRetained(file)
+        let result = cfuse_reply_open(
+            request.raw, bits(handle), request.server.openFlags(for: file))
+        if result != 0 { giveUp(handle) }
     }
 
     static func create(
@@ -80,13 +92,13 @@ enum FileOperations {
     ) {
         handle(info)._withUnsafeGuaranteedRef { file in
             do throws(FSError) {
-                try file.write(data, at: UInt64(offset))
                 // The kernel hands O_SYNC, O_DSYNC and RWF_DSYNC down with each direct write and
                 // sends no FSYNC of its own for them. O_SYNC contains O_DSYNC.
                 guard info.pointee.flags & O_DSYNC == 0 else {
+                    try file.write(data, at: UInt64(offset))
                     return try file.flush(request.replyWritten(data.count))
                 }
-                fuse_reply_write(request.raw, data.count)
+                try file.write(data, at: UInt64(offset), request.replyWritten(data.count))
             } catch { request.fail(error) }
         }
     }
@@ -120,7 +132,7 @@ enum FileOperations {
             guard info.pointee.flags & O_DSYNC == 0 else {
                 return try file.flush(request.replyDone)
             }
-            request.succeed()
+            file.finishChange(request.replyDone)
         }
     }
 

@@ -4,7 +4,8 @@ import VirtualFS
 import Volume
 
 /// One request of the kernel, and the forms of its answer.
-struct Request {
+// Unchecked: libfuse keeps the request until it is answered, which any thread may do, once.
+struct Request: @unchecked Sendable {
     let raw: fuse_req_t
 
     @inline(__always)

@@ -67,13 +67,35 @@ package final class OpenFile: Sendable {
         }
     }
 
+    /// - Parameter reply: sent once, when the targets that a write waits for have it, by whichever
+    ///   thread learns of it; not when this throws.
     @inline(__always)
+    package func write(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64, _ reply: PendingReply
+    ) throws(FSError) {
+        guard case .image(let image) = backing else { throw FSError(.readOnly) }
+        guard isWritable else { throw FSError(.badHandle) }
+        do throws(VolumeError) {
+            let place = try image.placedWrite(buffer, at: offset)
+            fileSystem.volume.gate.finishWrite(place, of: image.id, reply)
+        } catch { throw FSError(error) }
+    }
+
+    /// As the other, for who does not ask what targets have.
     package func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(FSError) {
         guard case .image(let image) = backing else { throw FSError(.readOnly) }
         guard isWritable else { throw FSError(.badHandle) }
         do throws(VolumeError) { try image.write(buffer, at: offset) } catch {
             throw FSError(error)
         }
+    }
+
+    /// Replies when the targets that a write waits for have what was changed before the call: the end
+    /// of a trim, an allocation or a resize.
+    package func finishChange(_ reply: PendingReply) {
+        guard let imageID else { return reply.send(reply.context, reply.value, 0) }
+        let volume = fileSystem.volume
+        volume.gate.finishWrite(volume.sequence, of: imageID, reply)
     }
 
     /// As ``flush()``, and on the targets that count. Returns when this machine has done its part.
@@ -84,7 +106,7 @@ package final class OpenFile: Sendable {
         let gate = fileSystem.volume.gate
         let sequence = gate.begin(fileSystem.volume.sequence)
         try flush()
-        gate.finish(sequence, reply)
+        gate.finish(sequence, of: imageID, reply)
     }
 
     /// Makes the data, and the name where it is not durable yet, survive power loss here.
@@ -94,6 +116,9 @@ package final class OpenFile: Sendable {
         try fileSystem.journal.waitDurable(shared.ticket.load(ordering: .acquiring))
         do throws(VolumeError) { try image.flush() } catch { throw FSError(error) }
     }
+
+    @inline(__always)
+    private var imageID: ImageID? { if case .image(let image) = backing { image.id } else { nil } }
 
     package func image() throws(FSError) -> Image {
         guard case .image(let image) = backing else { throw FSError(.readOnly) }

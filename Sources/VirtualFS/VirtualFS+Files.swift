@@ -180,6 +180,20 @@ extension VirtualFS {
         return liveAttributes(updated)
     }
 
+    /// As ``setAttributes(_:_:)``.
+    /// - Parameter reply: makes the reply, which is sent when the targets that a write waits for have a
+    ///   new size; not when this throws.
+    package func setAttributes(
+        _ inode: UInt64, _ changes: AttributeChanges, _ reply: (Attributes) -> PendingReply
+    ) throws(FSError) {
+        let attributes = try setAttributes(inode, changes)
+        let pending = reply(attributes)
+        guard changes.sizeBytes != nil,
+            let image = lock.withLock({ tree[NodeID(rawValue: inode)]?.imageID })
+        else { return pending.send(pending.context, pending.value, 0) }
+        volume.gate.finishWrite(volume.sequence, of: image, pending)
+    }
+
     // MARK: Extended attributes
 
     private static let userPrefix = "user."

@@ -1,12 +1,14 @@
-// Where an fsync waits for targets, when the local disk has done its part.
+// Where requests wait for targets, when the local disk has done its part.
 //
-//   begin ──► the targets that count are asked for it ──► local sync ──► finish
-//                                                                          │ they have it: replied
-//                                                                          └ else parked
-//   parked ── a target's acknowledgement, or none counts any more ──► replied, by that thread
+//   write    changed here ──► finishWrite ──► done: replied, or parked
+//   flush    begin ──► the targets are asked for it ──► local sync ──► finish ──► the same
+//   parked   ── a target's acknowledgement, or none is waited for any more ──► replied, by that thread
 //
 // Nobody sleeps here: a parked request is a few words in a table, so a slow target holds no thread of
-// the mount. Without targets that count, both calls are one load.
+// the mount. Where no target asks a request to wait, each of these calls is one load.
+//
+// Before a change begins, `obstacle` tells whether a target that is lost keeps it from beginning
+// (`on-timeout` block and fail).
 
 import BlockCore
 import Replication
@@ -30,8 +32,28 @@ package struct PendingReply: Sendable {
     }
 }
 
-package final class AckGate: @unchecked Sendable {  // all but the atomic is under `lock`
-    private let isCounting = Atomic<Bool>(false)
+extension PendingReply {
+    /// For replies that carry more than a number. Costs an allocation, and must be sent.
+    package init(_ body: @escaping @Sendable (_ errno: Int32) -> Void) {
+        let box = Unmanaged.passRetained(ReplyBox(body))
+        self.init(context: UInt(bitPattern: box.toOpaque())) { context, _, errno in
+            let box = Unmanaged<ReplyBox>.fromOpaque(
+                UnsafeRawPointer(bitPattern: context).unsafelyUnwrapped
+            ).takeRetainedValue()
+            box.body(errno)
+        }
+    }
+}
+
+private final class ReplyBox: Sendable {
+    let body: @Sendable (Int32) -> Void
+    init(_ body: @escaping @Sendable (Int32) -> Void) { self.body = body }
+}
+
+package final class AckGate: @unchecked Sendable {  // all but the atomics is under `lock`
+    private let flushesWait = Atomic<Bool>(false)
+    private let writesWait = Atomic<Bool>(false)
+    private let hasObstacles = Atomic<Bool>(false)
     private let lock = Lock()
     private var tracker = AckTracker<PendingReply>()
     private let hasSent = Condition()
@@ -39,11 +61,12 @@ package final class AckGate: @unchecked Sendable {  // all but the atomic is und
     private var sending = 0
     private var isRefusing = false
     private var ask: (@Sendable (SequenceNumber) -> Void)?
+    private var needsAsking = false
 
     package init() {}
 
-    /// - Parameter ask: tells the targets that count that somebody waits for everything up to here;
-    ///   called from the threads that flush, so it must not block.
+    /// - Parameter ask: tells the targets that count that somebody waits until everything up to here
+    ///   is durable; called from the threads that flush, so it must not block.
     package func attach(ask: @escaping @Sendable (SequenceNumber) -> Void) {
         lock.withLock { self.ask = ask }
     }
@@ -51,85 +74,147 @@ package final class AckGate: @unchecked Sendable {  // all but the atomic is und
     // MARK: The side of a flush
 
     /// - Parameter sequence: everything that the flush covers.
-    /// - Returns: what ``finish(_:_:)`` needs; nil when no target counts.
+    /// - Returns: what ``finish(_:of:_:)`` needs; nil when no target is waited for.
     @inline(__always)
     package func begin(_ sequence: @autoclosure () -> SequenceNumber) -> SequenceNumber? {
-        guard isCounting.load(ordering: .acquiring) else { return nil }
+        guard flushesWait.load(ordering: .acquiring) else { return nil }
         let sequence = sequence()
-        lock.withLock { ask }?(sequence)
+        lock.withLock { needsAsking ? ask : nil }?(sequence)
         return sequence
     }
 
-    /// Replies now, or when every target that counts holds what the flush covers.
+    /// Replies now, or when the targets hold what the flush covers.
+    /// - Parameter image: nil for a folder's.
     @inline(__always)
-    package func finish(_ sequence: SequenceNumber?, _ reply: PendingReply) {
-        var errno: Int32 = 0
-        if let sequence {
-            guard let verdict = verdict(sequence, reply) else { return }
-            errno = verdict
-        }
-        reply.send(reply.context, reply.value, errno)
+    package func finish(
+        _ sequence: SequenceNumber?, of image: ImageID? = nil, _ reply: PendingReply
+    ) {
+        guard let sequence else { return reply.send(reply.context, reply.value, 0) }
+        finish(sequence, isFlush: true, image, reply)
     }
 
-    /// - Returns: the errno to reply with; nil for a request that was parked.
-    private func verdict(_ sequence: SequenceNumber, _ reply: PendingReply) -> Int32? {
-        lock.withLock {
+    // MARK: The side of a write
+
+    /// Replies now, or when the targets hold the change at `sequence` as their modes ask.
+    @inline(__always)
+    package func finishWrite(
+        _ sequence: @autoclosure () -> SequenceNumber, of image: ImageID, _ reply: PendingReply
+    ) {
+        guard writesWait.load(ordering: .acquiring) else {
+            return reply.send(reply.context, reply.value, 0)
+        }
+        finish(sequence(), isFlush: false, image, reply)
+    }
+
+    private func finish(
+        _ sequence: SequenceNumber, isFlush: Bool, _ image: ImageID?, _ reply: PendingReply
+    ) {
+        let errno: Int32? = lock.withLock {
             if isRefusing { return Self.readOnlyError }
-            if tracker.isDone(sequence) { return 0 }
-            tracker.wait(for: sequence, reply)
+            if tracker.isDone(sequence, isFlush: isFlush, image: image) { return 0 }
+            if hasObstacles.load(ordering: .relaxed), tracker.obstacle(for: image) == .fail {
+                return Self.ioError
+            }
+            tracker.wait(for: sequence, isFlush: isFlush, image: image, reply)
             return nil
         }
+        if let errno { reply.send(reply.context, reply.value, errno) }
     }
 
     // MARK: The side of the targets
 
-    package func count(_ target: TargetID, durable: SequenceNumber) {
-        lock.withLock {
-            tracker.count(target, durable: durable)
-            isCounting.store(true, ordering: .releasing)
-        }
+    package func count(
+        _ target: TargetID, _ policy: TargetPolicy = TargetPolicy(AckPolicy(.flush)),
+        durable: SequenceNumber, as standing: AckTracker<PendingReply>.Standing = .counting
+    ) {
+        change { $0.count(target, policy, durable: durable, as: standing) }
+        answer()
     }
 
-    package func acknowledge(_ target: TargetID, durable: SequenceNumber) {
-        send { $0.acknowledge(target, durable: durable) }
+    /// Whose wait is over by that hears of it by ``answer()``.
+    package func acknowledge(
+        _ target: TargetID, _ point: AckPoint = .durable, _ sequence: SequenceNumber
+    ) {
+        lock.withLock { tracker.acknowledge(target, point, sequence) }
     }
 
-    package func stopCounting(_ target: TargetID) { send { $0.stopCounting(target) } }
+    /// See ``AckTracker/retract(_:)``.
+    package func retract(_ target: TargetID) { lock.withLock { tracker.retract(target) } }
+
+    /// Replies to those whose wait is over.
+    package func answer() { send { $0.takeDone() } }
+
+    /// The target made no progress for too long: everybody is treated as their `on-timeout` says.
+    package func isLost(_ target: TargetID) {
+        change { $0.isLost(target) }
+        send(errno: Self.ioError) { $0.takeFailed() }
+        answer()
+    }
+
+    /// See ``AckTracker/isInStep(_:)``.
+    package func isInStep(_ target: TargetID) {
+        change { $0.isInStep(target) }
+        answer()
+    }
+
+    /// Nobody waits for it any more.
+    package func stopCounting(_ target: TargetID) {
+        change { $0.forget(target) }
+        answer()
+    }
 
     /// The mount is about to go: nobody hears the replies, but what they refer to must not go first.
     package func abandon() {
-        send { tracker in tracker.counting.flatMap { tracker.stopCounting($0) } }
+        change { tracker in for target in tracker.known { tracker.forget(target) } }
+        answer()
         lock.withLock { while sending > 0 { hasSent.wait(lock) } }
     }
 
     /// That a target is stale cannot be written down: who waits for it must not be told that all is
     /// well, and cannot wait for ever. It goes on counting.
-    package func fail() { send(errno: Self.ioError) { $0.takeAll() } }
+    package func fail() { send(errno: Self.ioError) { $0.takeAny() } }
     private static let ioError: Int32 = 5
 
     /// The pool was fenced: who waits, or comes to wait for a target that counted, hears that.
     package func refuse() {
         lock.withLock { isRefusing = true }
-        send(errno: Self.readOnlyError) { $0.takeAll() }
+        send(errno: Self.readOnlyError) { $0.takeAny() }
     }
     private static let readOnlyError: Int32 = 30
 
     package var waitingCount: Int { lock.withLock { tracker.waitingCount } }
 
-    private func send(
-        errno: Int32 = 0, _ take: (inout AckTracker<PendingReply>) -> [PendingReply]
-    ) {
-        let replies = lock.withLock {
-            let replies = take(&tracker)
-            isCounting.store(!tracker.counting.isEmpty, ordering: .releasing)
-            if !replies.isEmpty { sending += 1 }
-            return replies
-        }
-        guard !replies.isEmpty else { return }
-        for reply in replies { reply.send(reply.context, reply.value, errno) }
+    private func change(_ body: (inout AckTracker<PendingReply>) -> Void) {
         lock.withLock {
-            sending -= 1
-            hasSent.broadcast()
+            body(&tracker)
+            flushesWait.store(tracker.holdsFlushes, ordering: .releasing)
+            writesWait.store(tracker.holdsWrites, ordering: .releasing)
+            hasObstacles.store(tracker.hasObstacles, ordering: .releasing)
+            needsAsking = tracker.needsDurable
+        }
+    }
+
+    private func send(
+        errno: Int32 = 0, _ take: (inout AckTracker<PendingReply>) -> PendingReply?
+    ) {
+        // Trivial values: nothing to destroy.
+        withUnsafeTemporaryAllocation(of: PendingReply.self, capacity: 32) { replies in
+            while true {
+                var count = 0
+                lock.withLock {
+                    while count < replies.count, let reply = take(&tracker) {
+                        replies.initializeElement(at: count, to: reply)
+                        count += 1
+                    }
+                    if count > 0 { sending += 1 }
+                }
+                guard count > 0 else { return }
+                for reply in replies[..<count] { reply.send(reply.context, reply.value, errno) }
+                lock.withLock {
+                    sending -= 1
+                    if sending == 0 { hasSent.broadcast() }
+                }
+            }
         }
     }
 }

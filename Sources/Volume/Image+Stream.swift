@@ -20,13 +20,13 @@ extension Image {
     // MARK: What happened
 
     /// The bytes were written. What else is in their first and last block is in the head, too.
+    /// - Returns: their place in the sequence, the last one where they have several.
     @inline(__always)
-    func tellWritten(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, blocks: BlockRange) {
-        if let stream = core.stream {
-            append(buffer, at: offset, blocks: blocks, to: stream)
-        } else {
-            _ = core.nextSequence()
-        }
+    func tellWritten(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64, blocks: BlockRange
+    ) -> SequenceNumber {
+        guard let stream = core.stream else { return core.nextSequence() }
+        return append(buffer, at: offset, blocks: blocks, to: stream)
     }
 
     /// The bytes read as zeros, in blocks of the head.
@@ -94,11 +94,12 @@ extension Image {
     private func append(
         _ buffer: UnsafeRawBufferPointer, at offset: UInt64, blocks: BlockRange,
         to stream: WriteStream
-    ) {
+    ) -> SequenceNumber {
         let head = Int(offset & 4095)
         let tail = Int(blocks.lengthBytes) - head - buffer.count
         guard head > 0 || tail > 0 else { return appendWhole(buffer, blocks, to: stream) }
-        withUnsafeTemporaryAllocation(byteCount: 2 * Self.blockBytes, alignment: 4096) { scratch in
+        return withUnsafeTemporaryAllocation(byteCount: 2 * Self.blockBytes, alignment: 4096) {
+            scratch -> SequenceNumber in
             let first = UnsafeMutableRawBufferPointer(rebasing: scratch[..<Self.blockBytes])
             let last = UnsafeMutableRawBufferPointer(rebasing: scratch[Self.blockBytes...])
             let hasFirst = head > 0 || blocks.count == 1
@@ -106,14 +107,14 @@ extension Image {
             guard !hasFirst || readBack(BlockRange(start: blocks.start, count: 1), into: first),
                 !hasLast || readBack(BlockRange(start: blocks.end - 1, count: 1), into: last)
             else {
-                stream.dirty([id: BlockSet([blocks])])
-                return
+                return stream.dirty([id: BlockSet([blocks])])
             }
+            var place = SequenceNumber.zero
             // Ends of the buffer that are not in an edge block.
             var middle = buffer
             var range = blocks
             if hasFirst {
-                appendWhole(
+                place = appendWhole(
                     UnsafeRawBufferPointer(first), BlockRange(start: range.start, count: 1),
                     to: stream)
                 let used = min(middle.count, Self.blockBytes - head)
@@ -125,19 +126,23 @@ extension Image {
                 middle = UnsafeRawBufferPointer(rebasing: middle[..<(middle.count - used)])
                 range.count -= 1
             }
-            if !range.isEmpty { appendWhole(middle, range, to: stream) }
+            if !range.isEmpty { place = appendWhole(middle, range, to: stream) }
             if hasLast {
-                appendWhole(
+                place = appendWhole(
                     UnsafeRawBufferPointer(last), BlockRange(start: blocks.end - 1, count: 1),
                     to: stream)
             }
+            return place
         }
     }
 
     /// - Parameter content: of all the blocks.
+    /// - Returns: the last record's place.
+    @discardableResult
     private func appendWhole(
         _ content: UnsafeRawBufferPointer, _ blocks: BlockRange, to stream: WriteStream
-    ) {
+    ) -> SequenceNumber {
+        var place = SequenceNumber.zero
         let limit = UInt64(stream.maxPayloadBytes / Self.blockBytes)
         var done: UInt64 = 0
         while done < blocks.count {
@@ -145,12 +150,13 @@ extension Image {
             let from = Int(done) * Self.blockBytes
             let piece = UnsafeRawBufferPointer(
                 rebasing: content[from..<from + Int(count) * Self.blockBytes])
-            stream.append(
+            place = stream.append(
                 .data, image: id, range: BlockRange(start: blocks.start + done, count: count),
                 imageSizeBytes: sizeBytes, atNs: modifiedNs, payloadBytes: piece.count
             ) { $0.copyMemory(from: piece) }
             done += count
         }
+        return place
     }
 
     /// What the image shows there; where that cannot be read the blocks are dirty for every target.

@@ -8,7 +8,16 @@ extension Image {
 
     /// Writes all of the buffer, growing the image where it passes its end.
     package func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(VolumeError) {
-        guard buffer.count > 0 else { return }
+        _ = try placedWrite(buffer, at: offset)
+    }
+
+    /// The same.
+    /// - Returns: the write's place in the sequence; zero for nothing at all.
+    @inline(__always)
+    package func placedWrite(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64
+    ) throws(VolumeError) -> SequenceNumber {
+        guard buffer.count > 0 else { return .zero }
         let length = UInt64(buffer.count)
         guard offset <= Geometry.maxImageSizeBytes, length <= Geometry.maxImageSizeBytes - offset
         else {
@@ -23,7 +32,7 @@ extension Image {
                 return try writeLocked(buffer, at: offset, blocks: blocks)
             }
             unlock(blocks)
-            if try writeMerging(buffer, at: offset, blocks: blocks) { return }
+            if let place = try writeMerging(buffer, at: offset, blocks: blocks) { return place }
         }
     }
 
@@ -72,7 +81,7 @@ extension Image {
     @inline(__always)
     private func writeLocked(
         _ buffer: UnsafeRawBufferPointer, at offset: UInt64, blocks: BlockRange
-    ) throws(VolumeError) {
+    ) throws(VolumeError) -> SequenceNumber {
         do throws(SystemError) {
             try head.data.write(buffer, at: offset)
             try noteWritten(blocks)
@@ -83,7 +92,7 @@ extension Image {
         }
         grow(to: offset + UInt64(buffer.count))
         noteChange()
-        tellWritten(buffer, at: offset, blocks: blocks)
+        return tellWritten(buffer, at: offset, blocks: blocks)
     }
 
     /// After the data: a commit that takes the record must find the data written (Layer's L1).
@@ -118,11 +127,11 @@ extension Image {
     // MARK: Merging edges with what lies below
 
     /// Reads the edges' old content without a lock, then writes whole blocks under the locks.
-    /// - Returns: false when an edge changed meanwhile; the caller starts over.
+    /// - Returns: the write's place; nil when an edge changed meanwhile: the caller starts over.
     private func writeMerging(
         _ buffer: UnsafeRawBufferPointer, at offset: UInt64, blocks: BlockRange
-    ) throws(VolumeError) -> Bool {
-        var result = Result<Bool, VolumeError>.success(false)
+    ) throws(VolumeError) -> SequenceNumber? {
+        var result = Result<SequenceNumber?, VolumeError>.success(nil)
         withUnsafeTemporaryAllocation(byteCount: 8192, alignment: 4096) { scratch in
             result = Result { () throws(VolumeError) in
                 try writeMerging(buffer, at: offset, blocks: blocks, scratch: scratch)
@@ -134,7 +143,7 @@ extension Image {
     private func writeMerging(
         _ buffer: UnsafeRawBufferPointer, at offset: UInt64, blocks: BlockRange,
         scratch: UnsafeMutableRawBufferPointer
-    ) throws(VolumeError) -> Bool {
+    ) throws(VolumeError) -> SequenceNumber? {
         let end = offset + UInt64(buffer.count)
         let firstIsPartial = offset & 4095 != 0 || (blocks.count == 1 && end & 4095 != 0)
         let lastIsPartial = end & 4095 != 0 && blocks.count > 1
@@ -154,7 +163,7 @@ extension Image {
         guard self.headSlot == headSlot, chain === chainBefore,
             !firstIsPartial || chain.index.slot(of: blocks.start) == firstSlot,
             !lastIsPartial || chain.index.slot(of: blocks.end - 1) == lastSlot
-        else { return false }
+        else { return nil }
         do throws(SystemError) {
             var from = 0
             var to = buffer.count
@@ -189,8 +198,7 @@ extension Image {
         }
         grow(to: end)
         noteChange()
-        tellWritten(buffer, at: offset, blocks: blocks)
-        return true
+        return tellWritten(buffer, at: offset, blocks: blocks)
     }
 
     private func first(of scratch: UnsafeMutableRawBufferPointer) -> UnsafeMutableRawBufferPointer {

@@ -26,6 +26,7 @@ final class VolumeCore: Sendable {
     let disk: Disk
     let cut = ReadWriteLock()
     let epochs = ReadEpochs()
+    let gate = AckGate()
     /// Regions are marked before they are written. Not on a replica: its journal tells what may
     /// differ.
     let marksActivity: Bool

@@ -58,8 +58,8 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     /// Records of a head's map when it was last looked at and not rewritten; under `structure`.
     var mapBytesSeen: [LayerID: UInt64] = [:]
     let background = BackgroundWork()
-    /// Where flushes wait for targets.
-    package let gate = AckGate()
+    /// Where writes and flushes wait for targets.
+    package var gate: AckGate { core.gate }
     let keeperBox = TargetKeeperBox()
     /// Images that do not open: EIO to whoever asks for them, while the others are served.
     private var damaged: [ImageID: DamagedImage] = [:]

@@ -40,7 +40,7 @@ struct Mount: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             "A mirror to replicate to, from now on.",
-            discussion: "DIR[,mode=async|flush][,timeout=5s][,history=1h]",
+            discussion: "DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,history=1h]",
             valueName: "target"))
     var mirror: String?
     @Flag(help: "Send nothing to the pool's targets; what they lack is kept track of.")

@@ -23,12 +23,21 @@ struct Target: ParsableCommand {
         ])
 }
 
-enum TargetMode: String, ExpressibleByArgument, CaseIterable { case async, flush }
+enum TargetMode: String, ExpressibleByArgument, CaseIterable {
+    case async, flush
+    case semiSync = "semi-sync"
+    case sync
+}
 
 struct TargetSettings: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "What an fsync waits for: flush (this machine and the target), or async (this machine).",
+            "What is waited for: async, flush, semi-sync or sync.",
+            discussion: """
+                async: this machine. flush: an fsync, until the target has it durably. semi-sync: every \
+                write, until the target has received it. sync: every write, until it is in the \
+                target's journal, and an fsync, until it is durable there.
+                """,
             valueName: "mode"))
     var mode: TargetMode?
     @Option(help: "How long a silent target is waited for before the pool goes on without it.")

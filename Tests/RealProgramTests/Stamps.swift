@@ -39,16 +39,18 @@ final class Stamps: @unchecked Sendable {  // what was written is under `lock`
 
     // MARK: Writing
 
+    /// What returns is a promise of the mirror, too.
+    enum Promise { case nothing, flushes, writes }
+
     /// Writes until `body` has returned, or nobody takes it any more.
-    /// - Parameter covers: an fsync that returns is a promise of the mirror, too.
     func write(
-        _ paths: [String], seed: UInt64, covers: Bool, until body: () throws -> Void
+        _ paths: [String], seed: UInt64, promise: Promise, until body: () throws -> Void
     ) throws {
         isOver.store(false, ordering: .sequentiallyConsistent)
         let writers = (0..<Self.writerCount).map { writer in
             TestThread<Void> { [self] in
                 var random = SeededRandom(seed: seed &+ UInt64(writer))
-                try run(writer, paths, covers, &random)
+                try run(writer, paths, promise, &random)
             }
         }
         defer {
@@ -59,7 +61,7 @@ final class Stamps: @unchecked Sendable {  // what was written is under `lock`
     }
 
     private func run(
-        _ writer: Int, _ paths: [String], _ covers: Bool, _ random: inout SeededRandom
+        _ writer: Int, _ paths: [String], _ promise: Promise, _ random: inout SeededRandom
     ) throws {
         let files = try paths.map { try TestFile($0, O_RDWR) }
         while !isOver.load(ordering: .sequentiallyConsistent) {
@@ -77,10 +79,11 @@ final class Stamps: @unchecked Sendable {  // what was written is under `lock`
             if isWritten { write.ended = tick() }
             note(write)
             guard isWritten else { return }
+            if promise == .writes { noteFlush(image: image, began: tick()) }
             if random.chance(15) {
                 let began = tick()
                 guard fsync(files[image].fd) == 0 else { return }
-                if covers { noteFlush(image: image, began: began) }
+                if promise != .nothing { noteFlush(image: image, began: began) }
             }
         }
     }
@@ -124,7 +127,7 @@ final class Stamps: @unchecked Sendable {  // what was written is under `lock`
                 "write \(write.stamp) (ended \(ended), image \(write.image), sector \(write.sector))"
             if ended < newest { return "\(missing) is missing, and write \(newest) is there" }
             if let flush = flushes.first(where: { $0.image == write.image && $0.began > ended }) {
-                return "\(missing) is missing, and was flushed by the fsync begun at \(flush.began)"
+                return "\(missing) is missing, and was promised at \(flush.began)"
             }
         }
         return nil

@@ -42,6 +42,19 @@ enum ModelBug: CaseIterable {
     case coversTooEarly
     /// What comes after a barrier is sent as if nothing lacked.
     case passesBarrier
+    /// A target that lost what it had not made durable is believed to have it.
+    case believesWhatWasLost
+    /// What the target has written is taken for durable.
+    case takesWrittenForDurable
+    /// Who waits goes on before it is written down that the target is stale.
+    case releasesBeforeStale
+}
+
+/// A write or an fsync that waits for the target.
+struct ModelRequest: Sendable {
+    var sequence: UInt64
+    /// What the target has to have it as.
+    var point: AckPoint
 }
 
 struct ModelTarget {

@@ -42,7 +42,11 @@ struct SessionWorld {
     var takenBlocks: Set<Int> = []
     var takenEnd: LegEnd?
     var acknowledged: UInt64 = 0
-    var acks = AckTracker<UInt64>()
+    var acks = AckTracker<ModelRequest>()
+    /// It is written down that the target is stale.
+    var isStale = false
+    /// Requests that were done, by what they asked for.
+    var doneCounts: [AckPoint: Int] = [:]
     let targetID = TargetID(rawValue: 1)
 
     /// What every cut had, also of snapshots that are gone.
@@ -91,13 +95,26 @@ struct SessionWorld {
         case .run(let next):
             guard operation == nil else { throw Violation("two operations at once") }
             operation = next
-        case .acknowledge(let through):
-            try acknowledge(through.rawValue)
+        case .acknowledge(let point, let through):
+            try acknowledge(point, through.rawValue)
+        case .retract:
+            if bug != .believesWhatWasLost { acks.retract(targetID) }
         case .stopStreaming: stopHolding()
-        case .recordStale: staleRecordWanted = true
+        case .recordStale:
+            staleRecordWanted = true
+            if bug == .releasesBeforeStale { acks.forget(targetID) }
+            try checkDone()
         case .countForAcknowledgements:
-            acks.count(targetID, durable: SequenceNumber(rawValue: acknowledged))
-        case .releaseWaiters: _ = acks.stopCounting(targetID)
+            acks.count(
+                targetID, session.options.policy, durable: SequenceNumber(rawValue: acknowledged))
+            isStale = false
+            try checkDone()
+        case .lose:
+            acks.isLost(targetID)
+            try checkDone()
+        case .releaseWaiters:
+            acks.forget(targetID)
+            try checkDone()
         case .joinLegs(let through):
             while let end = legs[0].end, end.sequence <= through {
                 legs[1].blocks.formUnion(legs[0].blocks)
@@ -114,19 +131,56 @@ struct SessionWorld {
         }
     }
 
-    private mutating func acknowledge(_ through: UInt64) throws {
-        guard target.checkpoint >= through else {
-            throw Violation("\(through) is confirmed; the target is at \(target.checkpoint)")
+    private mutating func acknowledge(_ point: AckPoint, _ through: UInt64) throws {
+        guard has(ModelRequest(sequence: through, point: point)) else {
+            throw Violation(
+                "\(through) is confirmed as \(point); the target is at \(target.checkpoint)")
         }
-        acknowledged = through
-        if isHeld {
-            heldFrom = max(heldFrom, through)
-            ring.removeAll { $0.sequence <= heldFrom }
+        if point == .durable {
+            acknowledged = through
+            if isHeld {
+                heldFrom = max(heldFrom, through)
+                ring.removeAll { $0.sequence <= heldFrom }
+            }
         }
-        for done in acks.acknowledge(targetID, durable: SequenceNumber(rawValue: through))
-        where done > target.checkpoint {
-            throw Violation("an fsync of \(done) is done; the target is at \(target.checkpoint)")
+        acks.acknowledge(
+            targetID, bug == .takesWrittenForDurable ? .durable : point,
+            SequenceNumber(rawValue: through))
+        try checkDone()
+    }
+
+    /// The target has it as it was asked for.
+    private func has(_ request: ModelRequest) -> Bool {
+        if target.checkpoint >= request.sequence { return true }
+        guard request.point < .durable, let last = target.unsynced.last else { return false }
+        return last.sequence >= request.sequence
+    }
+
+    /// Whoever is told that all is well: it is, or it is written down that the target is stale.
+    private mutating func checkDone() throws {
+        while let request = acks.takeDone() {
+            guard isStale || has(request) else {
+                throw Violation(
+                    "\(request) is done; the target is at \(target.checkpoint) and not stale")
+            }
+            doneCounts[request.point, default: 0] += 1
         }
+    }
+
+    /// A request that comes now.
+    private mutating func wait(isFlush: Bool) throws {
+        let mode = session.options.mode
+        guard session.counts, let point = isFlush ? mode.flushPoint : mode.writePoint else {
+            return
+        }
+        let request = ModelRequest(sequence: sequence, point: point)
+        let place = SequenceNumber(rawValue: sequence)
+        if acks.isDone(place, isFlush: isFlush) {
+            guard isStale || has(request) else { throw Violation("\(request) need not wait") }
+            return
+        }
+        acks.wait(for: place, isFlush: isFlush, request)
+        if isFlush { try tell(.flushWanted(place)) }
     }
 
     private mutating func stopHolding() {
@@ -183,6 +237,7 @@ struct SessionWorld {
     mutating func write() throws {
         try append(
             .write(image: random.below(Self.imageCount), block: random.below(Self.blockCount)))
+        try wait(isFlush: false)
     }
 
     mutating func cut() throws {
@@ -223,15 +278,12 @@ struct SessionWorld {
         }
     }
 
-    mutating func fsync() throws {
-        let wanted = SequenceNumber(rawValue: sequence)
-        if session.counts {
-            if acks.isDone(wanted), target.checkpoint < sequence {
-                throw Violation("an fsync of \(sequence) is done; target at \(target.checkpoint)")
-            }
-            acks.wait(for: wanted, sequence)
-            try tell(.flushWanted(wanted))
-        }
+    mutating func fsync() throws { try wait(isFlush: true) }
+
+    mutating func recordStale() throws {
+        staleRecordWanted = false
+        isStale = true
+        try tell(.staleRecorded)
     }
 
     /// The pool's process and memory are gone; it comes back as of some moment since it was last
@@ -254,6 +306,7 @@ struct SessionWorld {
         operation = nil
         staleRecordWanted = false
         acks = AckTracker()
+        isStale = true
         target.crash(&random)
         session = TargetSession(options: session.options, seed: random.next())
         try tell(.start)

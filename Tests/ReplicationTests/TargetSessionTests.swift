@@ -5,10 +5,14 @@ import Testing
 
 /// The session core against a pool and a target that are plain values.
 @Suite struct TargetSessionTests {
+    private static func mode(of seed: UInt64) -> ReplicationMode {
+        ReplicationMode.allCases[Int(seed % UInt64(ReplicationMode.allCases.count))]
+    }
+
     static func run(
         seed: UInt64, steps: Int, bug: ModelBug? = nil
     ) throws -> Set<String> {
-        var world = SessionWorld(seed: seed, mode: seed % 2 == 0 ? .async : .flush, bug: bug)
+        var world = SessionWorld(seed: seed, mode: mode(of: seed), bug: bug)
         try world.tell(.start)
         do {
             for _ in 0..<steps { try world.step() }
@@ -85,10 +89,7 @@ extension SessionWorld {
         case 962..<970: settleActivity()
         default: try tell(.tick)
         }
-        if staleRecordWanted, random.chance(50) {
-            staleRecordWanted = false
-            try tell(.staleRecorded)
-        }
+        if staleRecordWanted, random.chance(50) { try recordStale() }
         try checkTarget()
     }
 
@@ -109,10 +110,7 @@ extension SessionWorld {
         target.isAbsent = false
         try tell(.resume)
         for _ in 0..<2000 {
-            if staleRecordWanted {
-                staleRecordWanted = false
-                try tell(.staleRecorded)
-            }
+            if staleRecordWanted { try recordStale() }
             now += 20_000_000
             if operation != nil {
                 try answer(canFail: false)

@@ -304,6 +304,7 @@ package struct StatusLine: Decodable {
     package var problems: [String]
     package var replica: ReplicaLine?
     package var targets: [TargetLine]?
+    package var waitingRequests: Int?
 }
 package struct ImageLine: Decodable {
     package var path: String

@@ -1,4 +1,5 @@
 import BlockCore
+import Replication
 import SystemIO
 import Testing
 import Volume
@@ -38,6 +39,13 @@ import Volume
         gate.finish(gate.begin(sequence(at)), replies.pending(value))
     }
 
+    private func acknowledge(
+        _ target: TargetID, _ sequence: SequenceNumber, _ point: AckPoint = .durable
+    ) {
+        gate.acknowledge(target, point, sequence)
+        gate.answer()
+    }
+
     @Test func withoutTargetsAFlushIsRepliedAtOnce() {
         flush(5, 1)
         #expect(replies.all == [1])
@@ -50,11 +58,11 @@ import Volume
         flush(5, 1)
         flush(8, 2)
         #expect(replies.all == [])
-        gate.acknowledge(target(1), durable: sequence(6))
+        acknowledge(target(1), sequence(6))
         #expect(replies.all == [1])
-        gate.acknowledge(target(2), durable: sequence(20))
+        acknowledge(target(2), sequence(20))
         #expect(replies.all == [1])
-        gate.acknowledge(target(1), durable: sequence(8))
+        acknowledge(target(1), sequence(8))
         #expect(replies.all == [1, 2])
         flush(8, 3)
         #expect(replies.all == [1, 2, 3])
@@ -79,7 +87,7 @@ import Volume
         gate.count(target(2), durable: sequence(0))
         flush(5, 1)
         flush(6, 2)
-        gate.acknowledge(target(2), durable: sequence(5))
+        acknowledge(target(2), sequence(5))
         gate.stopCounting(target(1))
         #expect(replies.all == [1])
         gate.stopCounting(target(2))
@@ -100,6 +108,73 @@ import Volume
         #expect(asked.all == [4])
     }
 
+    // MARK: Modes
+
+    private func write(_ at: UInt64, _ value: UInt, image: Int64 = 1) {
+        gate.finishWrite(sequence(at), of: ImageID(rawValue: image), replies.pending(value))
+    }
+    private func policy(
+        _ mode: ReplicationMode, _ onTimeout: TimeoutReaction = .degrade,
+        images: [ImageID: AckPolicy] = [:]
+    ) -> TargetPolicy {
+        TargetPolicy(AckPolicy(mode, onTimeout: onTimeout), images: images)
+    }
+
+    /// Each mode waits for what its table says, and for no more.
+    @Test(arguments: ReplicationMode.allCases) func eachModeWaitsForItsPoints(
+        mode: ReplicationMode
+    ) {
+        for point in AckPoint.allCases {
+            let (gate, replies) = (AckGate(), Replies())
+            gate.count(target(1), policy(mode), durable: sequence(0))
+            gate.finishWrite(sequence(5), of: ImageID(rawValue: 1), replies.pending(1))
+            gate.finish(gate.begin(sequence(5)), replies.pending(2))
+            var expected: [UInt] = []
+            if mode.writePoint == nil { expected.append(1) }
+            if mode.flushPoint == nil { expected.append(2) }
+            #expect(replies.all == expected)
+            gate.acknowledge(target(1), point, sequence(4))
+            gate.answer()
+            #expect(replies.all == expected)
+            gate.acknowledge(target(1), point, sequence(5))
+            gate.answer()
+            if let needed = mode.writePoint, needed <= point { expected.append(1) }
+            if let needed = mode.flushPoint, needed <= point { expected.append(2) }
+            #expect(replies.all == expected, "\(point)")
+            gate.abandon()
+            #expect(replies.all.sorted() == [1, 2])
+        }
+    }
+
+    @Test func aWriteWaitsForTheSlowestTargetThatItsModeAsks() {
+        gate.count(target(1), policy(.sync), durable: sequence(0))
+        gate.count(target(2), policy(.semiSync), durable: sequence(0))
+        gate.count(target(3), policy(.flush), durable: sequence(0))
+        write(5, 1)
+        acknowledge(target(1), sequence(5), .written)
+        #expect(replies.all == [])
+        acknowledge(target(2), sequence(5), .received)
+        #expect(replies.all == [1])
+        flush(5, 2)
+        acknowledge(target(1), sequence(5), .durable)
+        #expect(replies.all == [1])
+        acknowledge(target(3), sequence(5), .durable)
+        #expect(replies.all == [1, 2])
+    }
+
+    /// What a target only had in memory, or in its file's cache, is not there after it was away.
+    @Test func whatATargetMayHaveLostIsWaitedForAgain() {
+        gate.count(target(1), policy(.semiSync), durable: sequence(0))
+        acknowledge(target(1), sequence(3), .durable)
+        acknowledge(target(1), sequence(5), .written)
+        gate.retract(target(1))
+        flush(3, 1)
+        flush(5, 2)
+        #expect(replies.all == [1])
+        acknowledge(target(1), sequence(5), .received)
+        #expect(replies.all == [1, 2])
+    }
+
     @Test func manyThreadsGetEveryReplyOnce() {
         gate.count(target(1), durable: sequence(0))
         let flushers = (0..<4).map { thread in
@@ -108,7 +183,7 @@ import Volume
             }
         }
         let acknowledger = WorkerThread.start("target") {
-            for value in 1...2000 { gate.acknowledge(target(1), durable: sequence(UInt64(value))) }
+            for value in 1...2000 { acknowledge(target(1), sequence(UInt64(value))) }
         }
         for each in flushers { each.join() }
         acknowledger.join()

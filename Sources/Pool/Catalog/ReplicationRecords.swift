@@ -66,7 +66,10 @@ package struct ReplicaRecord: Sendable, Hashable {
 
 /// A place that the pool is replicated to.
 package struct TargetRecord: Sendable, Hashable {
-    package enum Mode: String, Sendable, CaseIterable { case async, flush }
+    package enum Mode: String, Sendable, CaseIterable {
+        case async, flush, sync
+        case semiSync = "semi-sync"
+    }
 
     /// 0 before it was inserted.
     package var id: TargetID

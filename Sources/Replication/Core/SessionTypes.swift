@@ -3,16 +3,8 @@
 
 import BlockCore
 
-/// What an acknowledgement waits for.
-package enum ReplicationMode: String, Sendable, Codable, CaseIterable {
-    /// Nothing; the target follows behind.
-    case async
-    /// An fsync returns when the target, too, holds what came before it durably.
-    case flush
-}
-
 package struct SessionOptions: Sendable, Hashable {
-    package var mode = ReplicationMode.flush
+    package var policy = TargetPolicy(AckPolicy(.flush))
     /// How long a target that is waited for may make no progress before it is degraded.
     package var timeoutMs: Int64 = 5000
     /// Longest time that a target's journal stays unsynced.
@@ -24,6 +16,12 @@ package struct SessionOptions: Sendable, Hashable {
     /// Chunks between two syncs of the staging.
     package var chunksPerSync = 128
     package init() {}
+
+    /// For who has no image otherwise.
+    package var mode: ReplicationMode {
+        get { policy.all.mode }
+        set { policy.all.mode = newValue }
+    }
 }
 
 /// The end of a leg: what the target is a copy of when the leg is committed.
@@ -149,9 +147,11 @@ package enum SessionEvent: Sendable {
 
 package enum SessionEffect: Sendable, Hashable {
     case run(SessionOperation)
-    /// The target holds everything up to here durably: the ring need not, and who waited for it
-    /// goes on.
-    case acknowledge(SequenceNumber)
+    /// The target has everything up to here, so far as it said: who waited for that goes on. What is
+    /// durable there the ring need not hold.
+    case acknowledge(AckPoint, SequenceNumber)
+    /// The connection is gone: what the target had and did not say is durable it may have lost.
+    case retract
     /// The stream is not held for the target any more: what it lacks is dirty.
     case stopStreaming
     /// Writes down, before anybody is told that an fsync is done without this target, that it lacks
@@ -159,7 +159,9 @@ package enum SessionEffect: Sendable, Hashable {
     case recordStale(since: SequenceNumber, reason: String)
     /// The target is in step again: it is not stale, and acknowledgements wait for it.
     case countForAcknowledgements
-    /// It is not waited for.
+    /// It is not waited for by those who go on without it; the others are held, or fail.
+    case lose
+    /// It is not waited for by anybody.
     case releaseWaiters
     /// The target follows a newer generation: this pool was replaced and must take no change.
     case fence(reason: String)

@@ -17,7 +17,8 @@
 // staged `advance`, legCommitted `commit`, failed `fail`, tick `watch`, barrier `nextWhenStreaming`.
 //
 // Invariants
-//   S1 What was acknowledged is what the target said it flushed: never more.
+//   S1 What was acknowledged is what the target said it has: written what its append returned for,
+//      durable what it flushed or committed. Never more.
 //   S2 While `counts`, everything after `durable` is held for the target in the ring, also while it
 //      is away for less than the timeout. It stops counting only after `recordStale` was answered.
 //   S3 A staging is committed only when nothing of its leg is left, at a sequence that the stream
@@ -74,7 +75,7 @@ package struct TargetSession: Sendable {
     ///     answered without it before it is written down that it is stale.
     package init(options: SessionOptions, seed: UInt64, counts: Bool = false) {
         self.options = options
-        self.counts = counts && options.mode == .flush
+        self.counts = counts && options.policy.isWaitedFor
         random = seed
     }
 
@@ -120,7 +121,7 @@ package struct TargetSession: Sendable {
             negotiate(report, position, now, &effects)
         case (.negotiating, .compared): state = .resyncing
         case (.streaming, .sent(let through, let isBarrierNext)):
-            noteSent(through, now)
+            noteSent(through, now, &effects)
             if isBarrierNext { metBarrier = true }
         case (.streaming, .flushed(let through)): noteFlushed(through, now, &effects)
         case (.resyncing, .flushed(let through)): noteFlushed(through, now, &effects)
@@ -198,6 +199,7 @@ package struct TargetSession: Sendable {
             sinceNs: outage?.sinceNs ?? now, reason: reason, retries: retries + 1,
             retryAtNs: now + delayMs * 1_000_000)
         if state == .resyncing { effects.append(.stopStreaming) }
+        if options.policy.hearsOfWrites { effects.append(.retract) }
         state = .disconnected
         isReleased = false
         hasRecords = false
@@ -246,7 +248,7 @@ package struct TargetSession: Sendable {
         sent = durable
         // An answer may have been lost: the target can be further than it was known to be. Sequence
         // numbers never go back, so a cut at or before its checkpoint is one that it has.
-        if isKnown { effects.append(.acknowledge(durable)) }
+        if isKnown { effects.append(.acknowledge(.durable, durable)) }
         if !isEmpty, !wantsEverything { effects.append(.joinLegs(through: report.checkpoint)) }
         if isKnown, position.holdsAllAfterCheckpoint, !position.isDirty, resync == nil, !isDegrading
         {
@@ -267,7 +269,7 @@ package struct TargetSession: Sendable {
         outage = nil
         resync = nil
         unflushedSinceNs = nil
-        if options.mode == .flush, !counts {
+        if options.policy.isWaitedFor, !counts {
             counts = true
             effects.append(.countForAcknowledgements)
         }
@@ -275,12 +277,15 @@ package struct TargetSession: Sendable {
 
     // MARK: Streaming
 
-    private mutating func noteSent(_ through: SequenceNumber?, _ now: Int64) {
+    private mutating func noteSent(
+        _ through: SequenceNumber?, _ now: Int64, _ effects: inout [SessionEffect]
+    ) {
         guard let through else {
             hasRecords = false
             return
         }
         sent = max(sent, through)
+        if options.policy.hearsOfWrites { effects.append(.acknowledge(.written, sent)) }
         if unflushedSinceNs == nil { unflushedSinceNs = now }
     }
 
@@ -291,14 +296,14 @@ package struct TargetSession: Sendable {
         guard through > durable else { return }
         durable = through
         if flushWanted > durable { flushWantedSinceNs = now }
-        effects.append(.acknowledge(durable))
+        effects.append(.acknowledge(.durable, durable))
     }
 
     private mutating func commit(_ now: Int64, _ effects: inout [SessionEffect]) {
         guard let done = resync else { return }
         durable = max(durable, done.stagedThrough)
         sent = durable
-        effects += [.legIsClean, .acknowledge(durable)]
+        effects += [.legIsClean, .acknowledge(.durable, durable)]
         resync = nil
         // After the head, and after a head that a cut turned into a snapshot, the stream goes on.
         if done.holdsStream {

@@ -16,11 +16,13 @@ package final class SessionDriver: @unchecked Sendable {
     let source: any SessionSource
     private let connect: @Sendable () throws(TargetError) -> any ReplicaTarget
     private let clock: @Sendable () -> Int64
+    package let options: SessionOptions
     private let lock = Lock()
     private let changed = Condition()
     private var session: TargetSession
     private var pending: SessionOperation?
     private var wakeAtNs: Int64?
+    private var owesReplies = false
     private var isStopping = false
     private var hasEnded = false
     private var thread: WorkerThread?
@@ -54,6 +56,7 @@ package final class SessionDriver: @unchecked Sendable {
         self.source = source
         self.clock = clock
         self.connect = connect
+        self.options = options
         session = TargetSession(options: options, seed: seed, counts: counts)
         records = RecordBuffer(
             capacityBytes: Int(options.chunkBlocks) * 4096 + (64 << 10))
@@ -109,8 +112,16 @@ package final class SessionDriver: @unchecked Sendable {
         apply(event)
         changed.broadcast()
         let mayWaitForRecords = session.state == .streaming
+        let owesReplies = takeReplies()
         lock.unlock()
+        if owesReplies { source.answer() }
         if mayWaitForRecords { stream.interrupt(id) }
+    }
+
+    /// Whoever is answered is answered outside the lock: others may have something to tell meanwhile.
+    private func takeReplies() -> Bool {
+        defer { owesReplies = false }
+        return owesReplies
     }
 
     // MARK: The machine, under `lock`
@@ -123,14 +134,17 @@ package final class SessionDriver: @unchecked Sendable {
     private func carryOut(_ effect: SessionEffect) {
         switch effect {
         case .run(let operation): pending = operation
-        case .acknowledge(let sequence):
-            stream.acknowledge(id, durable: sequence)
-            source.acknowledged(id, durable: sequence)
+        case .acknowledge(let point, let sequence):
+            if point == .durable { stream.acknowledge(id, durable: sequence) }
+            source.acknowledged(id, point, sequence)
+            owesReplies = true
+        case .retract: source.retracted(id)
         case .stopStreaming: stream.stopStreaming(id)
         case .recordStale(let since, let reason):
             source.recordStale(id, since: since, reason: reason)
         case .countForAcknowledgements: source.counts(id, durable: session.durable)
         case .fence(let reason): source.fence(id, reason: reason)
+        case .lose: source.lost(id)
         case .releaseWaiters: source.releaseWaiters(of: id)
         case .legIsClean:
             _ = stream.withLegs(id) { $0.commitFirst() }
@@ -170,6 +184,11 @@ package final class SessionDriver: @unchecked Sendable {
             lock.lock()
             apply(event)
             changed.broadcast()
+            if takeReplies() {
+                lock.unlock()
+                source.answer()
+                lock.lock()
+            }
             return true
         }
         if let wakeAtNs, clock() >= wakeAtNs {
@@ -195,7 +214,7 @@ package final class SessionDriver: @unchecked Sendable {
             return
         }
         // Where nobody waits, records may gather, so that one wake-up serves many.
-        let isAsync = session.options.mode == .async
+        let isAsync = !options.policy.isWaitedFor
         lock.unlock()
         _ = stream.waitForRecords(
             id, atLeastBytes: isAsync ? 256 << 10 : 1,

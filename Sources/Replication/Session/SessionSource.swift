@@ -53,8 +53,12 @@ package protocol SessionSource: AnyObject, Sendable {
     /// opened anew. Returns at once.
     func fence(_ target: TargetID, reason: String)
 
-    /// Acknowledgements of the target, in order.
-    func acknowledged(_ target: TargetID, durable: SequenceNumber)
+    /// Acknowledgements of the target, in order. Who waited for them hears of it by `answer`.
+    func acknowledged(_ target: TargetID, _ point: AckPoint, _ sequence: SequenceNumber)
+    func answer()
+    /// What it did not say is durable there it may have lost.
+    func retracted(_ target: TargetID)
     func counts(_ target: TargetID, durable: SequenceNumber)
+    func lost(_ target: TargetID)
     func releaseWaiters(of target: TargetID)
 }

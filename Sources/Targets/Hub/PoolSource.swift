@@ -205,9 +205,13 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
         owner?.tell(target, kind: kind, message: message)
     }
     func fence(_ target: TargetID, reason: String) { owner?.fence(target, reason: reason) }
-    func acknowledged(_ target: TargetID, durable: SequenceNumber) {
-        owner?.acknowledged(target, durable: durable)
+    func acknowledged(_ target: TargetID, _ point: AckPoint, _ sequence: SequenceNumber) {
+        volume.gate.acknowledge(target, point, sequence)
+        if point == .durable { owner?.wakeKeeper() }
     }
+    func answer() { volume.gate.answer() }
+    func retracted(_ target: TargetID) { volume.gate.retract(target) }
+    func lost(_ target: TargetID) { volume.gate.isLost(target) }
     func counts(_ target: TargetID, durable: SequenceNumber) {
         owner?.counts(target, durable: durable)
     }

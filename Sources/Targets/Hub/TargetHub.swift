@@ -124,20 +124,22 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     private func launch(_ target: AttachedTarget) {
         guard options.connects, !target.record.isPaused else { return }
         var session = options.session
-        session.mode = ReplicationMode(rawValue: target.record.mode.rawValue) ?? .flush
+        session.policy = target.record.policy
         session.timeoutMs = target.record.timeoutMs
         let record = target.record
         // H3: until it is connected, or the timeout has passed, fsyncs wait for one that was in step.
-        let counts = session.mode == .flush && record.stale == nil
+        let counts = session.policy.isWaitedFor && record.stale == nil
         if counts {
-            volume.gate.count(record.id, durable: stream.standing(record.id)?.durable ?? .zero)
+            volume.gate.count(
+                record.id, session.policy,
+                durable: stream.standing(record.id)?.durable ?? .zero)
         }
         let driver = SessionDriver(
             id: record.id, options: session, seed: UInt64(bitPattern: disk.now()), counts: counts,
             stream: stream, source: source, clock: { [disk] in disk.monotonic() }
         ) { [opener] () throws(TargetError) in try opener(record) }
         // Only who waits for a target is held back for it.
-        stream.setHoldsWriters(record.id, session.mode == .flush)
+        stream.setHoldsWriters(record.id, session.policy.isWaitedFor)
         target.setDriver(driver)
         driver.start(onThread: options.runsInBackground)
     }
@@ -209,7 +211,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     private func recordInStep(_ target: AttachedTarget) {
         let isInStep =
             target.takeInStep()
-            || target.record.mode == .async && target.driver?.snapshot.state == .streaming
+            || !target.record.policy.isWaitedFor && target.driver?.snapshot.state == .streaming
         guard isInStep, target.record.stale != nil else { return }
         var record = target.record
         record.stale = nil
@@ -380,14 +382,10 @@ extension TargetHub: TargetKeeper {
 // MARK: What sessions say
 
 extension TargetHub {
-    func acknowledged(_ id: TargetID, durable: SequenceNumber) {
-        volume.gate.acknowledge(id, durable: durable)
-        wakeKeeper()
-    }
-
     func counts(_ id: TargetID, durable: SequenceNumber) {
-        volume.gate.count(id, durable: durable)
-        target(id)?.noteInStep()
+        guard let target = target(id), let driver = target.driver else { return }
+        volume.gate.count(id, driver.options.policy, durable: durable)
+        target.noteInStep()
         wakeKeeper()
     }
 
