@@ -48,7 +48,7 @@ package struct GenerationHistory: Hashable, Codable, Sendable {
     package func contains(_ id: String) -> Bool { entries.contains { $0.generation.id == id } }
 
     /// What came next after a generation.
-    private func successor(of id: String) -> Generation? {
+    package func successor(of id: String) -> Generation? {
         guard let index = entries.firstIndex(where: { $0.generation.id == id }) else { return nil }
         return index + 1 < entries.count ? entries[index + 1].generation : nil
     }

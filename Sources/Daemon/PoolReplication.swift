@@ -88,7 +88,8 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         }
         let mirror = MirrorTarget(
             path: record.address, primaryPoolID: store.identity.id, poolID: record.poolID,
-            disk: disk, options: options
+            disk: disk, options: options,
+            look: { PoolSight.look(at: record.address, disk: disk) }
         ) { [owner] () throws(PoolError) in
             // An owner that drains is waited for by trying again.
             try PoolStore.open(
@@ -267,21 +268,22 @@ enum MirrorPlace {
     }
 
     private static func identify(_ path: String, _ store: PoolStore) throws -> String {
-        let other: PoolStore
-        do { other = try PoolStore.open(path: path, disk: LinuxDisk()) } catch {
-            throw ControlFailure(.inUse, error.message)
+        guard let sight = PoolSight.look(at: path, disk: LinuxDisk()) else {
+            throw ControlFailure(.failed, "\(path) is a pool that cannot be looked into")
         }
-        let (replica, state) = try other.catalog.read { (try $0.replica(), try $0.poolState()) }
-        // Looked at and not touched: as clean as it was.
-        try? other.close(clean: !other.wasUnclean, lastSequence: state.lastSequence)
-        guard let replica, replica.role == .replica, replica.primaryPoolID == store.identity.id
-        else {
+        let history = try store.catalog.read { try $0.history() }
+        // A mirror of the pool that this one was promoted from follows this one as well.
+        let isOurs =
+            sight.primaryPoolID == store.identity.id
+            || sight.history.current.map { history.contains($0.id) } ?? false
+        guard sight.isReplica, isOurs else {
             throw ControlFailure(
                 .failed,
                 "\(path) is a pool, but no mirror of this one; a mirror needs a new or empty directory"
             )
         }
-        return other.identity.id
+        guard !sight.isInUse else { throw ControlFailure(.inUse, "the pool \(path) is in use") }
+        return sight.poolID
     }
 
     static func warning(_ path: String, for store: PoolStore) -> String? {

@@ -1,3 +1,4 @@
+import BlockCore
 import Pool
 import Replication
 import SystemIO
@@ -11,11 +12,20 @@ package struct PromotionInfo: Codable, Sendable, Hashable {
     package var checkpointSequence: UInt64
     /// When the last operation in it was made.
     package var shownNs: Int64
+    /// What the old primary may have, and the mirror has not.
+    package var loss: LossPreview
+    /// Copies that could be taken instead, and hold more.
+    package var better: [String]
+    package var isPromoted = false
 }
 
-package enum Promotion {
-    /// - Parameter dryRun: says what would be, and changes nothing that opening does not.
-    package static func perform(path: String, dryRun: Bool) throws -> PromotionInfo {
+package enum PoolPromotion {
+    /// - Parameters:
+    ///   - dryRun: says what would be, and changes nothing that opening does not.
+    ///   - accept: asked where something may be lost; false leaves the mirror as it is.
+    package static func perform(
+        path: String, dryRun: Bool, accept: (PromotionInfo) throws -> Bool
+    ) throws -> PromotionInfo {
         do {
             let store = try PoolStore.open(path: path, disk: LinuxDisk())
             let mirror: RecoveredMirror
@@ -25,19 +35,47 @@ package enum Promotion {
             }
             defer { mirror.close() }
             let view = try mirror.newestView()
+            let checkpoint = view.sequence
+            let shownNs = LossPreview.lastChange(of: mirror, view)
+            view.release()
             var info = PromotionInfo(
                 path: path, generation: (mirror.record.generation?.number ?? 0) + 1,
                 primaryPool: mirror.record.primaryPoolID,
-                checkpointSequence: view.sequence.rawValue, shownNs: view.atNs)
-            view.release()
-            guard !dryRun else { return info }
+                checkpointSequence: checkpoint.rawValue, shownNs: shownNs,
+                loss: try LossPreview.make(mirror, own: store.identity.id, path),
+                better: try copiesAhead(of: mirror, checkpoint, store))
             guard mirror.record.incarnationID != nil else {
                 throw ControlFailure(
                     .failed, "\(path) never reached a first checkpoint: there is nothing to promote"
                 )
             }
-            info.generation = try mirror.promote().number
+            guard !dryRun else { return info }
+            let isSure = info.loss.isNothing && info.better.isEmpty
+            guard try isSure || accept(info) else { return info }
+            info.generation = try mirror.promote(
+                NewGeneration(cause: isSure ? .promoted : .forced)
+            ).number
+            info.isPromoted = true
             return info
         } catch { throw PoolSession.failure(error) }
+    }
+
+    /// Other copies of the same generation that can be read, and are at a later checkpoint.
+    private static func copiesAhead(
+        of mirror: RecoveredMirror, _ checkpoint: SequenceNumber, _ store: PoolStore
+    ) throws -> [String] {
+        let content = mirror.record.contentGenerationID
+        let peers = try store.catalog.read { try $0.peers() }
+        return peers.filter { peer in
+            guard peer.poolID != store.identity.id else { return false }
+            var isAhead = false
+            _ = PoolSight.look(at: peer.address, disk: LinuxDisk()) { tx in
+                guard let replica = try tx.replica(), replica.role == .replica,
+                    replica.contentGenerationID == content
+                else { return }
+                isAhead = replica.appliedSequence > checkpoint
+            }
+            return isAhead
+        }.map(\.address)
     }
 }

@@ -221,6 +221,8 @@ package final class PoolStore: @unchecked Sendable {
             let store = try PoolStore(
                 disk: disk, path: path, catalog: catalog, lock: lock, owner: owner)
             store.removeStrayFiles()
+            // On a full disk others learn less of it.
+            try? store.writeRole()
             return store
         } catch let error as PoolError {
             lock.release()

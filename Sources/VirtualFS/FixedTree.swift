@@ -20,6 +20,11 @@ package final class FixedTree: @unchecked Sendable {  // `views` is under `lock`
         self.open = open
     }
 
+    /// Whose content is that of layers alone.
+    var layered: [SnapshotNode]? {
+        nodes.values.allSatisfy { $0.node.imageID == nil || $0.layerID != nil }
+            ? Array(nodes.values) : nil
+    }
     var records: [NodeRecord] { nodes.values.map(\.node) }
 
     func view(of id: NodeID) throws(FSError) -> LayerView {

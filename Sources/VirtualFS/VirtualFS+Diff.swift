@@ -12,6 +12,7 @@ extension VirtualFS {
     /// What changed from snapshot `a` to snapshot `b`, or to now: an upper bound by blocks that were
     /// written, which may have been written with what they held.
     package func diff(_ a: String, _ b: String?) throws(FSError) -> [DiffEntry] {
+        if b == nil, let fixed { return try diff(a, withFixed: fixed) }
         let temporary =
             b == nil ? try createSnapshot(name: automaticName("diff"), origin: "diff").name : nil
         let result = Result { () throws(FSError) in try diff(a, with: b ?? temporary!) }
@@ -31,6 +32,21 @@ extension VirtualFS {
                 if isSame { throw error }
             }
         }
+    }
+
+    /// What a mirror shows does not change, and its layers stay as long as it is shown.
+    private func diff(_ a: String, withFixed fixed: FixedTree) throws(FSError) -> [DiffEntry] {
+        guard let nodes = fixed.layered else {
+            throw FSError(
+                .readOnly,
+                "what is shown is put together from a journal: mount it and compare files")
+        }
+        let tree = NameTree(nodes.map(\.node))
+        var shown: [NodeID: (path: String, node: SnapshotNode)] = [:]
+        for node in nodes where node.node.kind == .file {
+            shown[node.node.id] = (tree.path(of: node.node.id), node)
+        }
+        return try compare(try files(of: a), shown)
     }
 
     private func files(

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Daemon
+import Glibc
 import SystemIO
 
 struct Promote: ParsableCommand {
@@ -10,19 +11,25 @@ struct Promote: ParsableCommand {
             refused from then on; its mount turns read-only when it connects. The mirror must not be
             mounted, and its primary's daemon must not be writing to it: stop it first.
 
+            Where the old primary may have what the mirror lacks, that is shown first: exactly, where
+            its directory can be read; otherwise since when it is not known. Then --force is needed, or
+            a `yes` on the terminal.
+
             EXAMPLES
               doppel promote /backup/vms --dry-run
               doppel promote /backup/vms
+              doppel promote /backup/vms --force
               doppel mount /backup/vms /mnt/vms
             """)
     @Argument(help: "The mirror's directory.", completion: .directory) var mirror: String
     @Flag(help: "Say what would be done, and what would be lost.") var dryRun = false
+    @Flag(help: "Also where something may be lost.") var force = false
     @OptionGroup var output: JSONFlag
 
     func run() throws {
         try exiting {
-            let info = try Promotion.perform(
-                path: PoolLocation.find(mirror).poolPath, dryRun: dryRun)
+            let info = try PoolPromotion.perform(
+                path: PoolLocation.find(mirror).poolPath, dryRun: dryRun, accept: accept)
             if output.json { return Output.json(info) }
             print(
                 dryRun
@@ -32,7 +39,71 @@ struct Promote: ParsableCommand {
             print(
                 "  holds        operations up to \(info.checkpointSequence), \(Output.time(info.shownNs))"
             )
+            for line in LossText.lines(info) { print(line) }
             if !dryRun { print("  next         doppel mount \(info.path) MOUNTPOINT") }
         }
+    }
+
+    private func accept(_ info: PromotionInfo) throws -> Bool {
+        if force { return true }
+        for line in LossText.lines(info) { Output.error(line) }
+        if !output.json, isatty(0) == 1 {
+            Output.error("Type yes to promote \(info.path) all the same:")
+            if readLine() == "yes" { return true }
+        }
+        throw ControlFailure(
+            .failed,
+            "\(info.path) was not promoted: something may be lost; --force does it all the same"
+        )
+    }
+}
+
+/// What a promotion may lose, in words.
+enum LossText {
+    static func lines(_ info: PromotionInfo) -> [String] {
+        let loss = info.loss
+        var lines: [String] = []
+        switch loss.knowledge {
+        case .exact where loss.images.isEmpty:
+            lines.append("  lost         nothing: \(loss.reason)")
+        case .exact:
+            lines.append(
+                "  lost         \(Output.size(loss.bytes)) in \(loss.images.count) files, "
+                    + "\(seconds(loss)): \(loss.reason)")
+            for image in loss.images.prefix(20) {
+                let ranges = image.ranges == 1 ? "1 range" : "\(image.ranges) ranges"
+                lines.append(
+                    "               \(image.path): \(image.change), \(Output.size(image.bytes)) in \(ranges)"
+                )
+            }
+            if loss.images.count > 20 {
+                lines.append(
+                    "               and \(loss.images.count - 20) more; --json lists them all")
+            }
+        case .growing:
+            lines.append(
+                "  lost         at least \(Output.size(loss.bytes)), and more by the moment: \(loss.reason)"
+            )
+        case .unknown:
+            lines.append(
+                "  lost         not known: \(loss.reason). What it acknowledged after "
+                    + "\(Output.time(loss.fromNs)) may be missing")
+            if let heard = loss.heardNs {
+                lines.append("               it was heard of last at \(Output.time(heard))")
+            }
+        }
+        if let since = loss.staleSinceNs {
+            lines.append(
+                "               it was without this mirror since \(Output.time(since))")
+        }
+        for address in info.better {
+            lines.append("               \(address) holds more than this mirror: promote that one")
+        }
+        return lines
+    }
+
+    private static func seconds(_ loss: LossPreview) -> String {
+        guard let seconds = loss.seconds else { return "since an unknown time" }
+        return "the last \(Int(seconds * 10) / 10).\(Int(seconds * 10) % 10) s"
     }
 }

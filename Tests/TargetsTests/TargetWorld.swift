@@ -19,7 +19,7 @@ final class TargetWorld {
     /// Cuts that the target must show once its checkpoint is at or after them.
     var owed: Set<SequenceNumber> = []
     private var nextStaging: UInt64 = 1
-    private var resync: Resync?
+    private(set) var resync: Resync?
     private var isTracing: Bool
     /// A session connects again with the object it has.
     var reusesTarget = false

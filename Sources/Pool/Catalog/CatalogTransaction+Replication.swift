@@ -122,12 +122,12 @@ extension CatalogTransaction {
     }
     package func deleteTarget(_ id: TargetID) throws {
         try db.execute(sql: "DELETE FROM targets WHERE id = ?", arguments: [id.rawValue])
-        if try setting("fence.target") == String(id.rawValue) {
-            try db.execute(
-                sql: "DELETE FROM settings WHERE key IN ('fence.target', 'fence.reason')")
-        }
+        if try setting("fence.target") == String(id.rawValue) { try clearFence() }
     }
 
+    package func clearFence() throws {
+        try db.execute(sql: "DELETE FROM settings WHERE key IN ('fence.target', 'fence.reason')")
+    }
     /// Why the pool takes no changes: a target was given to another primary, and is still one of ours.
     package func fence() throws -> String? { try setting("fence.reason") }
     package func setFence(by id: TargetID, reason: String) throws {

@@ -178,6 +178,7 @@ package final class CatalogTransaction {
     // MARK: The last ids handed out
 
     package func lastImageID() throws -> ImageID { ImageID(rawValue: try lastID(of: "images")) }
+    package func lastTargetID() throws -> TargetID { TargetID(rawValue: try lastID(of: "targets")) }
     package func lastLayerID() throws -> LayerID { LayerID(rawValue: try lastID(of: "layers")) }
 
     /// The highest id the table ever had; 0 when it had none.

@@ -141,11 +141,14 @@ extension SnapshotRecord {
     /// Never shown to users, who cannot use its name either.
     package var isInternal: Bool { origin == Self.internalOrigin && name.contains("/") }
 
+    /// Of what a mirror had and its primary had not. It is no part of the story that the pool follows.
+    package static let divergedOrigin = "diverged"
+
     /// Made by a verb for itself and deleted when it is done: no target hears of it.
     package var isHelper: Bool { origin == "clone" || origin == "diff" }
 
     /// Not so what a restore replaced: one image, without the others as they were then.
     package var isOfWholePool: Bool {
-        !isInternal && !isHelper && origin != Self.restoreOrigin
+        !isInternal && !isHelper && origin != Self.restoreOrigin && origin != Self.divergedOrigin
     }
 }

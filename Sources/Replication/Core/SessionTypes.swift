@@ -75,11 +75,14 @@ package struct StreamPosition: Sendable, Hashable {
     package var isDirty: Bool
     /// What the target said was durable the last time; it must not have gone back.
     package var acknowledged: SequenceNumber
+    /// What else the target has is not known: everything has to be compared.
+    package var isUnknown: Bool
 
     package init(
         isSameIncarnation: Bool, holdsAllAfterCheckpoint: Bool, isDirty: Bool,
-        acknowledged: SequenceNumber
+        acknowledged: SequenceNumber, isUnknown: Bool = false
     ) {
+        self.isUnknown = isUnknown
         self.isSameIncarnation = isSameIncarnation
         self.holdsAllAfterCheckpoint = holdsAllAfterCheckpoint
         self.isDirty = isDirty

@@ -234,8 +234,15 @@ package struct TargetSession: Sendable {
         state = .negotiating
         resync?.keep(only: report.staging)
         let isEmpty = report.incarnationID == nil
-        wantsEverything = !isEmpty && report.checkpoint < position.acknowledged
-        if wantsEverything {
+        let wentBack = report.checkpoint < position.acknowledged
+        wantsEverything = !isEmpty && (wentBack || position.isUnknown)
+        if wantsEverything, position.isUnknown {
+            effects.append(
+                .tell(
+                    kind: "target-diverged",
+                    message: "it went its own way, and it is not known how far; everything is "
+                        + "compared"))
+        } else if wantsEverything {
             effects.append(
                 .tell(
                     kind: "target-went-back",

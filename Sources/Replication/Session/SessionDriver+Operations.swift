@@ -7,6 +7,7 @@ extension SessionDriver {
         target = opened
         let hello = source.hello
         let report = try opened.connect(hello)
+        if let diverged = report.diverged { enter(diverged) }
         let isSame = report.incarnationID == hello.incarnationID
         let standing = stream.standing(id)
         let acknowledged = standing?.durable ?? .zero
@@ -21,7 +22,7 @@ extension SessionDriver {
             report,
             StreamPosition(
                 isSameIncarnation: isSame, holdsAllAfterCheckpoint: holds, isDirty: isDirty,
-                acknowledged: acknowledged))
+                acknowledged: acknowledged, isUnknown: !(report.diverged?.isComplete ?? true)))
     }
 
     // MARK: Streaming

@@ -176,6 +176,11 @@ package struct DirtyLegs: Sendable {
         }
     }
 
+    /// Enters blocks that the target has its own content in, whichever leg comes first.
+    package mutating func enterFirst(_ blocks: [ImageID: BlockSet]) {
+        insert(blocks, inLeg: 0)
+    }
+
     /// Enters blocks that may differ or not.
     package mutating func enterUnknown(_ blocks: [ImageID: BlockSet]) {
         guard blocks.blockCount > 0 else { return }

@@ -9,14 +9,23 @@ package struct PrimaryHello: Sendable, Hashable {
     package var generation: Generation
     package var incarnation: UInt64
     package var incarnationID: String
+    /// The generations that led to this one, itself the last; empty where it says nothing of them.
+    package var history: GenerationHistory
+    /// Where the primary is, for who looks for it later.
+    package var address: String?
+    /// The primary crashed and went on without what this target may have had of it: that is kept there.
+    package var keepsDiverged = false
 
     package init(
-        poolID: String, generation: Generation, incarnation: UInt64, incarnationID: String
+        poolID: String, generation: Generation, incarnation: UInt64, incarnationID: String,
+        history: GenerationHistory = GenerationHistory(), address: String? = nil
     ) {
         self.poolID = poolID
         self.generation = generation
         self.incarnation = incarnation
         self.incarnationID = incarnationID
+        self.history = history
+        self.address = address
     }
 }
 
@@ -36,7 +45,7 @@ package struct SnapshotInfo: Sendable, Hashable, Codable {
 }
 
 /// What the target holds.
-package struct ReplicaReport: Sendable, Hashable {
+package struct ReplicaReport: Sendable, Equatable {
     package struct Staging: Sendable, Hashable {
         package var id: UInt64
         /// The highest batch of this staging that survives the target's power loss.
@@ -52,15 +61,19 @@ package struct ReplicaReport: Sendable, Hashable {
     package var incarnationID: String?
     package var generation: Generation?
     /// What a mount would show now: everything up to here and nothing beyond; zero for nothing.
+    /// Where the two went apart: the last place that both have.
     package var checkpoint: SequenceNumber
     /// Those that it shows by now; what a mount would show first may be more.
     package var snapshots: [SnapshotInfo]
     package var staging: Staging?
+    /// What it has that this primary has not; it keeps it, as a snapshot.
+    package var diverged: Divergence?
 
     package init(
         incarnationID: String?, generation: Generation?, checkpoint: SequenceNumber,
-        snapshots: [SnapshotInfo], staging: Staging?
+        snapshots: [SnapshotInfo], staging: Staging?, diverged: Divergence? = nil
     ) {
+        self.diverged = diverged
         self.incarnationID = incarnationID
         self.generation = generation
         self.checkpoint = checkpoint

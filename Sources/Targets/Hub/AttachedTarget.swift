@@ -56,8 +56,13 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
             legs.enterUnknown(
                 try TargetError.volume { () throws(VolumeError) in try volume.allocatedBlocks() })
             stream.attachTracking(record.id, legs: legs)
-            return try create(
+            let target = try create(
                 record, volume: volume, stream: stream, incarnation: incarnation)
+            target.addEvent(
+                EventRecord(
+                    atNs: store.disk.now(), kind: "compare-all", subject: record.address,
+                    message: "what it lacks is not known: all of it is compared by hash"))
+            return target
         }
         let snapshots = try TargetHub.read(store) { try $0.snapshots() }.filter {
             $0.state == .complete && $0.isOfWholePool

@@ -30,10 +30,13 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     init(volume: Volume, stream: WriteStream) throws(TargetError) {
         self.volume = volume
         self.stream = stream
-        let state = try TargetHub.read(volume.store) { try $0.poolState() }
+        let (state, history) = try TargetHub.read(volume.store) {
+            (try $0.poolState(), try $0.history())
+        }
         hello = PrimaryHello(
             poolID: volume.store.identity.id, generation: state.generation,
-            incarnation: state.incarnation, incarnationID: state.incarnationID)
+            incarnation: state.incarnation, incarnationID: state.incarnationID, history: history,
+            address: volume.store.path)
     }
 
     func attach(_ hub: TargetHub) { lock.withLock { self.hub = hub } }

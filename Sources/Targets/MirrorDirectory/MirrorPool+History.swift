@@ -169,6 +169,7 @@ extension MirrorPool {
     /// Whether it shows the whole pool as it was at its sequence.
     private static func isMoment(_ snapshot: SnapshotRecord) -> Bool {
         snapshot.state == .complete && snapshot.origin != SnapshotRecord.restoreOrigin
+            && snapshot.origin != SnapshotRecord.divergedOrigin
             && !(snapshot.isInternal && snapshot.name.hasPrefix(viewPrefix))
     }
 

@@ -136,8 +136,11 @@ extension MirrorPool {
     ) throws(TargetError) {
         let segment = journal.nextSegment
         let before = state.appliedSequence
-        let keepsHistory = options.historyMs != 0 && sequence >= before
+        let diverged = divergence
+        let keepsHistory = options.historyMs != 0 && sequence >= before && diverged == nil
+        let keepsState = diverged?.isSomething ?? false || hello.keepsDiverged
         try update(also: { tx in
+            if let diverged { try markDiverged(after: diverged.common, through: before, tx) }
             if let snapshot, var sealed {
                 if try Volume.makeWay(for: snapshot, tx) {
                     try tx.deleteSnapshot(sealed.id)
@@ -150,14 +153,17 @@ extension MirrorPool {
             if var old = try tx.snapshot(named: Self.stagingName(id)) {
                 // The end of the journal's story up to here.
                 old.name = Self.baseName(before)
-                if keepsHistory, try tx.snapshot(named: old.name) == nil {
+                if keepsState {
+                    try keepDiverged(old, tx)
+                } else if keepsHistory, try tx.snapshot(named: old.name) == nil {
                     try tx.publishSnapshot(old)
                 } else {
                     try tx.deleteSnapshot(old.id)
                 }
             }
-            if !keepsHistory, sequence < before {
-                // The primary went back: what was here is no part of its past.
+            try tx.setHistory(hello.story)
+            if !keepsHistory, sequence < before || diverged != nil {
+                // The primary went back, or is another: what was here is no part of its past.
                 for each in try tx.snapshots() where Self.isBase(each) {
                     try tx.deleteSnapshot(each.id)
                 }
@@ -166,11 +172,14 @@ extension MirrorPool {
             $0.staging = nil
             $0.generation = hello.generation
             $0.incarnationID = hello.incarnationID
+            $0.contentGenerationID = hello.generation.id
+            $0.divergence = nil
             $0.appliedSequence = sequence
             $0.structureSequence = sequence
             $0.journalSegment = segment
         }
         newestBaseNs = 0
+        divergence = nil
     }
 
     /// Puts the heads back to the checkpoint, and forgets the staging.

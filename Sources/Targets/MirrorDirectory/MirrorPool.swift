@@ -64,6 +64,8 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
     private var applyFailure: TargetError?
     private var openViews = 0
     private var whenViewless: (@Sendable () -> Void)?
+    /// What it has that the primary which is connected has not.
+    var divergence: Divergence?
     /// Of the views that are open.
     let lease = ViewLease()
     // Under `applying`:
@@ -76,20 +78,12 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
     var newestBaseNs: Int64 = 0
     var nextViewNumber = 1
 
-    /// - Throws: `.absent` where the store is no mirror of this primary.
+    /// - Parameter record: of a replica.
     init(
-        store: PoolStore, primaryPoolID: String, options: MirrorOptions
+        store: PoolStore, record: ReplicaRecord, options: MirrorOptions
     ) throws(TargetError) {
         self.store = store
         self.options = options
-        guard let record = try Self.replica(of: store), record.role == .replica,
-            record.primaryPoolID == primaryPoolID
-        else {
-            throw TargetError(
-                .absent,
-                "\(store.path) is a pool, but not a mirror of pool \(primaryPoolID): nothing in it "
-                    + "was touched")
-        }
         self.record = record
         position = record.appliedSequence
         volume = try TargetError.volume { () throws(VolumeError) in
@@ -122,7 +116,13 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
     }
 
     static func replica(of store: PoolStore) throws(TargetError) -> ReplicaRecord? {
-        do { return try store.catalog.read { try $0.replica() } } catch {
+        try roles(of: store).replica
+    }
+
+    static func roles(
+        of store: PoolStore
+    ) throws(TargetError) -> (sight: PoolSight, replica: ReplicaRecord?) {
+        do { return try store.catalog.read { (try PoolSight($0), try $0.replica()) } } catch {
             throw TargetError(.damaged, "the catalog of \(store.path) cannot be read: \(error)")
         }
     }
@@ -378,8 +378,11 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
             _ = try flush()
             try applyAll()
             try TargetError.volume { () throws(VolumeError) in try volume.close() }
+            // A promotion has set it far ahead.
+            let known = try rows { try $0.poolState() }.lastSequence
             try TargetError.pool { () throws(PoolError) in
-                try store.close(clean: true, lastSequence: max(volume.sequence, checkpoint))
+                try store.close(
+                    clean: true, lastSequence: max(volume.sequence, checkpoint, known))
             }
         } catch {
             log.error("closing the mirror \(store.path): \(error)")

@@ -6,12 +6,7 @@
 //
 // A broken mirror does nothing more until it is opened anew: what is on its disk is read back and
 // verified, nothing is retried and hoped over. A full disk breaks nothing: the same may go through later.
-//
-// Who may connect
-//   another primary than the mirror's, or another mirror than the one it is bound to     absent
-//   a generation below the one it follows; any, once it was promoted                     fenced
-//   the same generation number with another id                                          split brain
-// A new generation is noted durably before anything is taken from it.
+// Who may connect: MirrorTarget+Admission.swift.
 
 import BlockCore
 import Pool
@@ -31,6 +26,8 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     package let primaryPoolID: String
     let options: MirrorOptions
     private let openStore: @Sendable () throws(PoolError) -> PoolStore
+    /// What can be said of the pool without opening it; nil where nothing can.
+    private let look: (@Sendable () -> PoolSight?)?
     private let disk: Disk
     private let lock = Lock()
     private var openPool: MirrorPool?
@@ -52,7 +49,8 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         options: MirrorOptions = MirrorOptions()
     ) {
         self.init(
-            path: path, primaryPoolID: primaryPoolID, poolID: poolID, disk: disk, options: options
+            path: path, primaryPoolID: primaryPoolID, poolID: poolID, disk: disk, options: options,
+            look: { PoolSight.look(at: path, disk: disk) }
         ) { () throws(PoolError) in
             try PoolStore.open(path: path, disk: disk)
         }
@@ -60,9 +58,11 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
 
     /// - Parameters:
     ///   - poolID: the UUID that the mirror had at the first contact; nil before.
+    ///   - look: what can be said of the pool without opening it; nil where that is nothing.
     ///   - openStore: opens the pool at `path`; throws `.notAPool` where none is.
     package init(
         path: String, primaryPoolID: String, poolID: String?, disk: Disk, options: MirrorOptions,
+        look: (@Sendable () -> PoolSight?)? = nil,
         openStore: @escaping @Sendable () throws(PoolError) -> PoolStore
     ) {
         self.path = path
@@ -70,6 +70,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         boundPoolID = poolID
         self.disk = disk
         self.options = options
+        self.look = look
         self.openStore = openStore
     }
 
@@ -81,6 +82,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         try TargetError.pool { () throws(PoolError) in
             try PoolStore.initialize(path: path, disk: disk) { tx in
                 try tx.setReplica(ReplicaRecord(primaryPoolID: primaryPoolID))
+                try tx.setHistory(GenerationHistory())
             }
         }
     }
@@ -98,35 +100,35 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         }
         if pool == nil {
             openedCatalog = catalogFile()
-            let opened = try open()
+            let opened = try open(hello)
             lock.withLock { openPool = opened }
         }
         return try guarded { (pool) throws(TargetError) in
             _ = pool.afterViews(nil)
-            try fence(pool.state, hello)
+            try admit(hello, to: pool)
             self.hello = hello
-            if pool.state.generation != hello.generation {
-                try pool.update { $0.generation = hello.generation }
-            }
             // What an earlier connection appended counts, too.
             if pool.state.staging == nil { _ = try pool.flush() }
             if worker == nil, options.runsInBackground { worker = ApplyWorker(pool) }
             worker?.wake()
             let state = pool.state
+            let diverged = try pool.divergence(from: hello)
+            pool.divergence = diverged
             return ReplicaReport(
                 incarnationID: state.incarnationID, generation: state.generation,
-                checkpoint: pool.checkpoint, snapshots: try pool.snapshots(),
-                staging: state.staging.map { .init(id: $0.id, durableBatch: $0.durableBatch) })
+                checkpoint: diverged?.common ?? pool.checkpoint, snapshots: try pool.snapshots(),
+                staging: state.staging.map { .init(id: $0.id, durableBatch: $0.durableBatch) },
+                diverged: diverged)
         }
     }
 
-    private func open() throws(TargetError) -> MirrorPool {
+    private func open(_ hello: PrimaryHello) throws(TargetError) -> MirrorPool {
+        // A pool that is a primary is not even opened: that would count as using it.
+        if let sight = look?() { try refuse(primary: sight, hello) }
         let store: PoolStore
         do throws(PoolError) { store = try openStore() } catch {
-            if error.kind == .inUse, let primary = Promotion.promotedFrom(path, disk: disk),
-                primary == primaryPoolID
-            {
-                throw promoted
+            if error.kind == .inUse, let sight = PoolSight.inFile(of: path, disk: disk) {
+                try refuse(primary: sight, hello)
             }
             throw TargetError(error)
         }
@@ -137,42 +139,18 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
                     "\(path) is pool \(store.identity.id), not the mirror \(bound) that belongs "
                         + "here: nothing in it was touched")
             }
-            if let replica = try MirrorPool.replica(of: store), replica.role == .primary,
-                replica.primaryPoolID == primaryPoolID
-            {
-                throw promoted
+            let (found, record) = try MirrorPool.roles(of: store)
+            try refuse(primary: found, hello)
+            guard let record else {
+                throw TargetError(.absent, "\(path) is a pool, but not a mirror")
             }
-            let pool = try MirrorPool(
-                store: store, primaryPoolID: primaryPoolID, options: options)
+            try check(hello, against: record, found.history)
+            let pool = try MirrorPool(store: store, record: record, options: options)
             lock.withLock { boundPoolID = store.identity.id }
             return pool
         } catch {
             try? store.close(clean: false, lastSequence: .zero)
             throw error
-        }
-    }
-
-    /// A mirror that was promoted takes nothing from the pool it once followed.
-    private var promoted: TargetError {
-        TargetError(
-            .fenced,
-            "\(path) was promoted and is a primary itself: mount that, and keep this one until it is "
-                + "known to hold nothing that is missed")
-    }
-
-    private func fence(_ state: ReplicaRecord, _ hello: PrimaryHello) throws(TargetError) {
-        guard let known = state.generation, known.id != hello.generation.id else { return }
-        if known.number > hello.generation.number {
-            throw TargetError(
-                .fenced,
-                "\(path) follows generation \(known.number) by now, this primary is generation "
-                    + "\(hello.generation.number): it was replaced")
-        }
-        if known.number == hello.generation.number {
-            throw TargetError(
-                .splitBrain,
-                "two pools call themselves generation \(known.number): both were promoted from the "
-                    + "same one. Decide which one to keep")
         }
     }
 

@@ -3,15 +3,7 @@
 //
 // Opening brings the images to the last checkpoint: what is in the journal is applied. A resync that was
 // under way is left as it is (its primary goes on with it), and the checkpoint is shown as a view.
-//
-// Promotion
-//   put back    a resync that was under way is given up           crash: a mirror, at its checkpoint
-//   applied     all that the journal has, durably                 crash: the same
-//   note        the file `promoted`, for primaries that come      crash: the same; the next open that
-//               while somebody has the pool open                  finds a mirror removes it
-//   commit      role, generation and sequence, at once            crash: a primary
-//   close       the journal goes, and with it the history
-// From the commit on the pool is one like any other, and its old primary is refused.
+// Promotion.swift makes a primary of it.
 
 import BlockCore
 import Pool
@@ -40,13 +32,14 @@ package final class RecoveredMirror: Sendable {
         guard let record = try Self.replica(of: store) else {
             throw TargetError(.absent, "\(store.path) is no mirror")
         }
-        Promotion.forget(store.path, disk: store.disk)
+        // A promotion that was cut off left it ahead.
+        try TargetError.system { () throws(SystemError) in try store.writeRole() }
         var options = MirrorOptions()
         options.historyMs = nil
         options.runsInBackground = runsInBackground
         options.toleratesDamage = true
         pool = try MirrorPool(
-            store: store, primaryPoolID: record.primaryPoolID, options: options)
+            store: store, record: record, options: options)
         do throws(TargetError) { try settle() } catch {
             pool.volume.abandon()
             throw error
@@ -75,10 +68,12 @@ package final class RecoveredMirror: Sendable {
 
     /// Makes the mirror a primary of its own, with a new generation. Close it then, and open the pool
     /// as one opens any other.
-    package func promote() throws(TargetError) -> Generation {
+    package func promote(
+        _ new: NewGeneration = NewGeneration(cause: .forced)
+    ) throws(TargetError) -> Generation {
         try pool.putBack()
         try settle()
-        return try Promotion.run(pool)
+        return try Promotion.run(pool, new)
     }
 
     /// Ends it, with its store.
@@ -86,62 +81,5 @@ package final class RecoveredMirror: Sendable {
         let isPromoted = record.role == .primary
         pool.close(isSound: true)
         if isPromoted { Promotion.removeJournal(pool.store.path, disk: pool.store.disk) }
-    }
-}
-
-enum Promotion {
-    private static func path(_ pool: String) -> String { pool + "/promoted" }
-
-    /// The UUID of the pool that the one at `path` was promoted from; best effort, for when nobody
-    /// but its owner can look into its catalog.
-    static func promotedFrom(_ pool: String, disk: Disk) -> String? {
-        (try? disk.readAll(path(pool))).flatMap { String(validating: $0, as: UTF8.self) }?
-            .split(separator: "\n").first.map(String.init)
-    }
-
-    static func forget(_ pool: String, disk: Disk) {
-        guard ((try? disk.status(path(pool))) ?? nil) != nil else { return }
-        try? disk.removeFile(path(pool))
-        try? disk.syncDirectory(pool)
-    }
-
-    /// Nobody replays it any more. What a crash leaves of it only takes space.
-    static func removeJournal(_ pool: String, disk: Disk) {
-        let directory = pool + "/journal"
-        for entry in (try? disk.list(directory)) ?? [] {
-            try? disk.removeFile(directory + "/" + entry.name)
-        }
-    }
-
-    static func run(_ pool: MirrorPool) throws(TargetError) -> Generation {
-        let (store, replica) = (pool.store, pool.state)
-        let state = try pool.rows { try $0.poolState() }
-        let generation = Generation(
-            number: max(replica.generation?.number ?? 0, state.generation.number) + 1,
-            id: PoolStore.randomID(), parentID: replica.generation?.id,
-            startSequence: pool.checkpoint)
-        do throws(SystemError) {
-            try store.disk.writeDurably(
-                path(store.path), contents: Array((replica.primaryPoolID + "\n").utf8))
-        } catch { throw TargetError(.io, error.description, errno: error.errno) }
-        try pool.update(also: { tx in
-            var next = state
-            next.generation = generation
-            next.incarnation += 1
-            next.incarnationID = PoolStore.randomID()
-            next.lastSequence = max(pool.checkpoint, state.lastSequence)
-            try tx.setPoolState(next)
-            try tx.setNamesSequence(max(pool.checkpoint, try tx.namesSequence()))
-            for each in try tx.snapshots() where each.isInternal { try tx.deleteSnapshot(each.id) }
-            try tx.addEvent(
-                EventRecord(
-                    atNs: store.disk.now(), kind: "promoted", subject: store.path,
-                    message: "was a mirror of pool \(replica.primaryPoolID); generation "
-                        + "\(generation.number) begins"))
-        }) { record in
-            record.role = .primary
-            record.generation = generation
-        }
-        return generation
     }
 }

@@ -44,6 +44,12 @@ extension TargetError {
     static func journal<T>(_ body: () throws(JournalError) -> T) throws(TargetError) -> T {
         do throws(JournalError) { return try body() } catch { throw TargetError(error) }
     }
+    static func system<T>(_ body: () throws(SystemError) -> T) throws(TargetError) -> T {
+        do throws(SystemError) { return try body() } catch {
+            throw TargetError(
+                error.isNoSpace ? .noSpace : .io, error.description, errno: error.errno)
+        }
+    }
     static func pool<T>(_ body: () throws(PoolError) -> T) throws(TargetError) -> T {
         do throws(PoolError) { return try body() } catch { throw TargetError(error) }
     }

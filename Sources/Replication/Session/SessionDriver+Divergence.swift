@@ -1,0 +1,20 @@
+import BlockCore
+
+extension SessionDriver {
+    /// What the target did on its own is replaced with what the pool has there: in the first leg that is
+    /// shipped, for the later ones stand on it.
+    func enter(_ diverged: Divergence) {
+        _ = stream.withLegs(id) { legs in
+            legs.enterFirst(diverged.blocks)
+            legs.enterUnknown(diverged.suspects)
+        }
+        source.legsChanged(of: id)
+        guard diverged.isComplete, diverged.isSomething else { return }
+        let (own, open) = (diverged.blocks.blockCount, diverged.suspects.blockCount)
+        source.tell(
+            id, kind: "target-diverged",
+            message:
+                "it went its own way after operation \(diverged.common.rawValue): \(own) blocks "
+                + "are its own and \(open) are compared; what it had is kept there as a snapshot")
+    }
+}

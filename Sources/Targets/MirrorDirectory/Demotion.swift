@@ -1,0 +1,70 @@
+// How a primary becomes a mirror of the pool that took its place.
+//
+//   settled     opened and closed as a primary once more: clean,   crash: a primary
+//               and its dirty files have what an unclean end left
+//   journal     what is left of a life as a mirror before goes     crash: a primary
+//   role file   for who comes while the pool is held               crash: the same; the next open
+//                                                                  writes it as the catalog has it
+//   commit      role, whom it follows, what its content is of,     crash: a mirror
+//               which dirty file says what it did alone: at once
+//
+// Nothing of the images changes. As a mirror it shows what it had, until its new primary has brought it to
+// a checkpoint; what it had alone is a snapshot then (MirrorPool+Divergence.swift).
+
+import BlockCore
+import Pool
+import Replication
+import SystemIO
+
+package enum Demotion {
+    /// - Parameters:
+    ///   - store: of a primary, opened and held.
+    ///   - primary: what is known of the pool to follow; its generation is the oldest that may write here.
+    ///   - address: where it is.
+    ///   - isSettled: the pool was closed cleanly: its dirty files say all there is to say.
+    package static func run(
+        _ store: PoolStore, to primary: PoolSight, at address: String, isSettled: Bool,
+        also: (CatalogTransaction) throws -> Void = { _ in }
+    ) throws(TargetError) {
+        let next = try journalEnd(of: store) + 1
+        Promotion.removeJournal(store.path, disk: store.disk)
+        do {
+            var sight = try store.catalog.read { try PoolSight($0) }
+            sight.isReplica = true
+            sight.primaryPoolID = primary.poolID
+            try sight.write(to: store.path, disk: store.disk)
+            try store.catalog.write { tx in
+                let state = try tx.poolState()
+                let last = max(state.lastSequence, try tx.namesSequence())
+                var replica = ReplicaRecord(primaryPoolID: primary.poolID)
+                replica.primaryAddress = address
+                replica.generation = primary.history.current
+                replica.contentGenerationID = state.generation.id
+                replica.incarnationID = state.incarnationID
+                replica.appliedSequence = last
+                replica.structureSequence = last
+                replica.journalSegment = next
+                let row = try tx.targets().first { $0.poolID == primary.poolID }
+                replica.divergence =
+                    isSettled ? row.map { .tracked($0.id) } ?? .unknown : .unknown
+                try tx.setReplica(replica)
+                try tx.clearFence()
+                try also(tx)
+                try tx.addEvent(
+                    EventRecord(
+                        atNs: store.disk.now(), kind: "demoted", subject: store.path,
+                        message: "follows pool \(primary.poolID) at \(address) from now on"))
+            }
+        } catch let error as SystemError {
+            throw TargetError(.io, error.description, errno: error.errno)
+        } catch { throw TargetError(.io, "\(store.path) was not demoted: \(error)") }
+    }
+
+    private static func journalEnd(of store: PoolStore) throws(TargetError) -> UInt64 {
+        try TargetError.system { () throws(SystemError) in
+            let directory = store.path + "/journal"
+            guard try store.disk.status(directory) != nil else { return 0 }
+            return try store.disk.list(directory).compactMap { UInt64($0.name) }.max() ?? 0
+        }
+    }
+}

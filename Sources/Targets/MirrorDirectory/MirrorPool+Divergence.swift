@@ -1,0 +1,111 @@
+// What a mirror has that its primary has not, and how it is kept.
+//
+//   the mirror was a primary itself, until it was demoted       its own dirty set says what it changed
+//   it followed another one further than this primary's         everything is compared
+//   generation began
+//   the primary went on after a crash without what it had here  the primary's suspects say it
+//
+// Nothing is copied: the snapshot that the first staging stands on is the mirror's state before it, and the
+// transaction that commits the staging gives it a name, `diverged-<time>`. Until then a mount shows that
+// state, and a crash, or a promotion, finds it as it was.
+
+import BlockCore
+import Pool
+import Replication
+import SystemIO
+import Volume
+
+extension MirrorPool {
+    /// - Returns: nil where all that the mirror has is the primary's.
+    func divergence(from hello: PrimaryHello) throws(TargetError) -> Divergence? {
+        let state = state
+        guard state.incarnationID != nil else { return nil }
+        let checkpoint = checkpoint
+        let content = try rows { try $0.history() }
+        if let divergence = state.divergence {
+            let fork = content.fork(from: hello.story)
+            let common = fork.map { min($0.sequence ?? checkpoint, checkpoint) } ?? .zero
+            if case .tracked(let target) = divergence, fork != nil,
+                let tracked = try tracked(by: target, since: common)
+            {
+                return tracked
+            }
+            return try unknown(since: common)
+        }
+        guard let id = state.contentGenerationID ?? state.generation?.id, id != hello.generation.id
+        else { return nil }
+        guard let next = hello.story.successor(of: id) else {
+            return hello.history.entries.isEmpty ? nil : try unknown(since: .zero)
+        }
+        return checkpoint > next.startSequence ? try unknown(since: next.startSequence) : nil
+    }
+
+    private func unknown(since common: SequenceNumber) throws(TargetError) -> Divergence {
+        let all = try TargetError.volume { () throws(VolumeError) in try volume.allocatedBlocks() }
+        return Divergence(common: common, suspects: all, isComplete: false)
+    }
+
+    /// What the dirty file says that was kept while this pool was a primary.
+    /// - Returns: nil where it says nothing one can trust, or begins too late.
+    private func tracked(
+        by target: TargetID, since common: SequenceNumber
+    ) throws(TargetError) -> Divergence? {
+        let path = store.dirtyPath(target: target)
+        let state: DirtyFileState
+        do throws(DirtyFileError) {
+            guard
+                let opened = try DirtyFile.open(disk: store.disk, path: path, target: target)
+            else { return nil }
+            opened.file.close()
+            state = opened.state
+        } catch {
+            guard case .damaged = error else { throw TargetError(.io, error.description) }
+            log.error("\(error)")
+            return nil
+        }
+        guard common >= state.acknowledged else { return nil }
+        var result = Divergence(common: common, isComplete: true)
+        for leg in state.legs {
+            if leg.isUnknown {
+                result.suspects.formUnion(leg.blocks)
+            } else {
+                result.blocks.formUnion(leg.blocks)
+            }
+            result.hasNameChanges = result.hasNameChanges || leg.hasNameChanges
+        }
+        return result
+    }
+
+    /// In the transaction that commits the first staging of a new story.
+    /// - Parameter staged: the snapshot that the staging stands on; it is kept.
+    func keepDiverged(
+        _ staged: SnapshotRecord, _ tx: CatalogTransaction
+    ) throws {
+        var kept = staged
+        var name = "diverged-\(CivilTime(store.disk.now()).compact)"
+        while try tx.snapshot(named: name) != nil { name += "'" }
+        kept.name = name
+        kept.origin = SnapshotRecord.divergedOrigin
+        try tx.publishSnapshot(kept)
+        let nodes = try tx.snapshotNodes(kept.id)
+        try tx.replaceSnapshotNodes(kept.id, nodes.filter { !StagingNodes.isUnnamed($0.node) })
+        try tx.addEvent(
+            EventRecord(
+                atNs: store.disk.now(), kind: "diverged", subject: name,
+                message: "what this pool had, and its primary had not, is kept in this snapshot; "
+                    + "`doppel snapshot diff` shows what it is"))
+    }
+
+    /// Snapshots that were made after the stories parted are no moments of the one that is followed.
+    func markDiverged(
+        after common: SequenceNumber, through last: SequenceNumber, _ tx: CatalogTransaction
+    ) throws {
+        let own = try tx.snapshots().filter {
+            !$0.isInternal && $0.sequence > common && $0.sequence <= last
+        }
+        for var each in own {
+            each.origin = SnapshotRecord.divergedOrigin
+            try tx.publishSnapshot(each)
+        }
+    }
+}

@@ -1,0 +1,249 @@
+// A mirror that is promoted, is a primary for a while, is demoted and follows the other one again; the
+// power goes at every sync and commit of each of these. Whatever is left is the state before the step or
+// the one after it, whole, and what the pool had alone is never lost.
+
+import BlockCore
+import Replication
+import SystemIO
+import TestSupport
+import Testing
+
+@testable import Pool
+@testable import Targets
+@testable import Volume
+
+@Suite struct RoleCrashTests {
+    /// The mirror's store, and what its primary was when it was replaced.
+    private struct Scene {
+        var fixture: MirrorFixture
+        var world: TargetWorld
+        var random: SeededRandom
+        /// What the primary had, and the mirror was promoted with.
+        var common: ModelPool
+        var checkpoint: SequenceNumber
+    }
+
+    private func scene(seed: UInt64) throws -> Scene {
+        let fixture = try MirrorFixture()
+        let world = TargetWorld(seed: seed, fixture: fixture)
+        for _ in 0..<30 { world.primary.step() }
+        world.primary.create()
+        world.primary.write(world.primary.pool.images.keys.max()!)
+        try world.connect()
+        while world.acknowledged < world.primary.last || world.resync != nil { try world.goOn() }
+        world.target!.disconnect()
+        return Scene(
+            fixture: fixture, world: world, random: SeededRandom(seed: seed),
+            common: world.primary.pool, checkpoint: world.acknowledged)
+    }
+
+    /// Tries until it is done, with the power going at the first sync, then at the second, and so on.
+    /// - Parameter look: what has to hold after each loss.
+    private func untilDone(
+        _ scene: inout Scene, isDone: () throws -> Bool, _ attempt: () throws -> Void,
+        look: () throws -> Void = {}
+    ) throws {
+        for count in 1...300 {
+            scene.fixture.disk.powerOff(atSync: count)
+            do { try attempt() } catch {
+                guard scene.fixture.disk.isPoweredOff else { throw error }
+            }
+            scene.fixture.disk.cancelPowerOff()
+            let isDone = try isDone()
+            scene.fixture.losePower(&scene.random)
+            try look()
+            if isDone { return }
+        }
+        Issue.record("it never came to its end")
+    }
+
+    private func role(_ scene: Scene) throws -> ReplicaRecord {
+        try #require(try scene.fixture.catalog.read { try $0.replica() })
+    }
+
+    private func promote(_ scene: inout Scene) throws {
+        let fixture = scene.fixture
+        try untilDone(
+            &scene, isDone: { try fixture.catalog.read { try $0.replica() }?.role == .primary }
+        ) {
+            let mirror = try RecoveredMirror(
+                store: try fixture.openStore(), runsInBackground: false)
+            defer { mirror.close() }
+            _ = try mirror.promote(NewGeneration(cause: .forced, primaryAddress: "/old"))
+        }
+    }
+
+    /// Opens the pool as a primary whose targets cannot be reached, and lets it be changed.
+    private func asPrimary(
+        _ scene: Scene, _ body: (Volume) throws -> Void
+    ) throws -> [ImageID: [UInt8]] {
+        let store = try scene.fixture.openStore()
+        let volume = try Volume(store: store, options: VolumeOptions(runsInBackground: false))
+        var options = HubOptions()
+        options.runsInBackground = false
+        options.connects = false
+        let hub = try TargetHub(
+            volume: volume, stream: volume.attachStream(), suspects: volume.suspects(),
+            options: options
+        ) { (_) throws(TargetError) in throw TargetError(.absent, "nobody is there") }
+        volume.attach(hub)
+        hub.start(names: { { [] } })
+        try body(volume)
+        var content: [ImageID: [UInt8]] = [:]
+        for id in volume.imageIDs {
+            let image = try volume.image(id)
+            content[id] = try MirrorFixture.bytes(image.sizeBytes) {
+                try image.read(into: $0, at: 0)
+            }
+        }
+        #expect(hub.close())
+        try volume.close()
+        try store.close(clean: true, lastSequence: volume.sequence)
+        return content
+    }
+
+    private func demote(_ scene: inout Scene, to heir: PoolSight) throws {
+        let fixture = scene.fixture
+        try untilDone(
+            &scene, isDone: { try fixture.catalog.read { try $0.replica() }?.role == .replica }
+        ) {
+            let store = try fixture.openStore()
+            let state = try store.catalog.read { try $0.poolState() }
+            // A loss of power in an attempt before is no unclean end of the pool: nothing was changed.
+            try Demotion.run(store, to: heir, at: "/old", isSettled: true)
+            try store.close(clean: true, lastSequence: state.lastSequence)
+        }
+    }
+
+    /// The old primary was promoted in its turn, where this pool left it.
+    private func heir(_ scene: Scene) throws -> PoolSight {
+        let history = try scene.fixture.catalog.read { try $0.history() }
+        let parent = try #require(history.current)
+        return PoolSight(
+            poolID: "primary", isReplica: false, primaryPoolID: nil,
+            history: GenerationHistory(
+                history.entries + [
+                    .init(
+                        generation: Generation(
+                            number: parent.number + 1, id: "heir", parentID: parent.id,
+                            startSequence: scene.checkpoint), poolID: "primary", begunNs: 9,
+                        cause: .forced)
+                ]))
+    }
+
+    @Test(arguments: Seeds.run(4)) func aDemotionIsWholeOrNotAtAll(seed: UInt64) throws {
+        var scene = try scene(seed: seed)
+        try promote(&scene)
+        let before = try asPrimary(scene) { _ in }
+        try demote(&scene, to: try heir(scene))
+        let replica = try role(scene)
+        #expect(replica.primaryPoolID == "primary")
+        #expect(replica.generation?.id == "heir")
+        let shown = try scene.fixture.showAlone()
+        #expect(shown.images == before, "seed \(seed)")
+        #expect(throws: VolumeError.self) {
+            _ = try Volume(store: try scene.fixture.openStore())
+        }
+    }
+
+    @Test(arguments: Seeds.run(4)) func aPromotionOpensADirtySetForTheOldPrimary(
+        seed: UInt64
+    ) throws {
+        var scene = try scene(seed: seed)
+        try promote(&scene)
+        let target = try #require(
+            try scene.fixture.catalog.read { try $0.targets() }.first { $0.poolID == "primary" })
+        #expect(target.address == "/old")
+        #expect(target.stale?.sequence == scene.checkpoint)
+        let opened = try #require(
+            try DirtyFile.open(
+                disk: scene.fixture.disk,
+                path: "/mirror/targets/\(target.id.rawValue)/dirty", target: target.id))
+        #expect(opened.state.acknowledged == scene.checkpoint)
+        #expect(opened.state.legs.allSatisfy { $0.blocks.isEmpty })
+        opened.file.close()
+        let state = try scene.fixture.catalog.read { try $0.poolState() }
+        #expect(state.lastSequence.rawValue & (1 << 48 - 1) == 0)
+        #expect(state.lastSequence > scene.checkpoint)
+    }
+
+    @Test(arguments: Seeds.run(4)) func aFailbackLosesPowerAnywhereAndKeepsWhatWasAlone(
+        seed: UInt64
+    ) throws {
+        var scene = try scene(seed: seed)
+        try promote(&scene)
+        let id = try #require(scene.common.images.keys.max())
+        let size = scene.common.images[id]!.sizeBytes
+        let alone = try asPrimary(scene) { volume in
+            let image = try volume.image(id)
+            try [UInt8](repeating: 0xaa, count: 5000).withUnsafeBytes {
+                try image.write($0, at: 0)
+            }
+            if size > 5000 { try image.resize(to: 5000) }
+        }
+        let heir = try heir(scene)
+        try demote(&scene, to: heir)
+        var hello = PrimaryHello(
+            poolID: "primary", generation: heir.history.current!, incarnation: 7,
+            incarnationID: "of the heir", history: heir.history, address: "/old")
+        hello.keepsDiverged = false
+        let (fixture, world, common) = (scene.fixture, scene.world, scene.common)
+        let (sequence, checkpoint) = (SequenceNumber(rawValue: 1 << 50), scene.checkpoint)
+        var isCommitted = false
+        func attempt() throws {
+            let target = fixture.openMirror()
+            defer { target.disconnect() }
+            let report = try target.connect(hello)
+            guard report.incarnationID != hello.incarnationID else { return }
+            let diverged = try #require(report.diverged)
+            #expect(report.checkpoint == checkpoint)
+            #expect(diverged.isComplete)
+            #expect(diverged.suspects.blockCount == 0)
+            #expect(diverged.blocks[id]?.contains(0) == true)
+            #expect(Set(diverged.blocks.keys) == [id])
+            var shape = world.primary.shape
+            shape.sequence = sequence
+            try target.beginStaging(id: 5, shape: shape)
+            let records = diverged.blocks.flatMap { id, blocks in
+                blocks.ranges.flatMap { Array($0.start..<$0.end) }
+                    .filter { $0 * 4096 < common.images[id]?.sizeBytes ?? 0 }
+                    .map { world.primary.blockRecord(id, $0, of: common, at: sequence) }
+            }
+            if !records.isEmpty {
+                try withBatch(records, first: sequence, last: sequence, split: nil) {
+                    try target.stage($0, number: 1)
+                }
+            }
+            try target.syncStaging()
+            try target.commitStaging(id: 5, at: sequence, snapshot: nil)
+        }
+        try untilDone(
+            &scene,
+            isDone: {
+                isCommitted = try fixture.catalog.read { try $0.replica() }?.divergence == nil
+                return isCommitted
+            }, attempt
+        ) {
+            let shown = try fixture.showAlone()
+            let expected = isCommitted ? common.images.mapValues(\.bytes) : alone
+            #expect(shown.images == expected, "seed \(seed), committed: \(isCommitted)")
+        }
+        // What was alone is there once, whole.
+        let kept = try fixture.catalog.read { try $0.snapshots() }.filter {
+            $0.origin == SnapshotRecord.divergedOrigin && $0.name.hasPrefix("diverged-")
+        }
+        #expect(kept.count == 1)
+        let store = try fixture.openStore()
+        let volume = try Volume(
+            store: store, options: VolumeOptions(runsInBackground: false, isReplica: true))
+        for node in try store.catalog.read({ try $0.snapshotNodes(kept[0].id) }) {
+            guard let image = node.node.imageID, let layer = node.layerID else { continue }
+            let view = try volume.openView(layer, sizeBytes: node.sizeBytes)
+            let bytes = try MirrorFixture.bytes(node.sizeBytes) { try view.read(into: $0, at: 0) }
+            #expect(bytes == alone[image], "seed \(seed): image \(image.rawValue)")
+        }
+        volume.abandon()
+        try store.close(clean: false, lastSequence: volume.sequence)
+        #expect(try fixture.catalog.read { try $0.history() } == heir.history)
+    }
+}
