@@ -38,6 +38,7 @@ soak:
 
 bench: build
 	.ci/scripts/ensure-packages run bench
+	swift build -c release --product volume-bench --static-swift-stdlib
 	DOPPEL=$(BINARY) Benchmarks/bench.py $(BENCH)
 
 format:

@@ -154,6 +154,13 @@ let package = Package(
         .testTarget(
             name: "SimulationTests", dependencies: ["Simulation", "TestSupport"],
             swiftSettings: strict),
+        // What cannot be seen from outside a mount; `Benchmarks/bench.py` measures the rest.
+        .executableTarget(
+            name: "volume-bench",
+            dependencies: [
+                "BlockCore", "SystemIO", "Pool", "Replication", "Volume",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ], path: "Benchmarks/VolumeBench", swiftSettings: strict),
         .testTarget(name: "ArchitectureTests", swiftSettings: strict),
     ]
 )

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measures Doppel against peers in one run, interleaved, and prints Markdown tables.
 
-    make bench                                  everything (about ten minutes)
+    make bench                                  everything (about half an hour)
     make bench BENCH="--only throughput"        one part: throughput, fsync, snapshots, scale,
-                                                mirror, resync
+                                                mirror, resync, tracking
     Benchmarks/bench.py --seconds 1 --rounds 1  a smoke run
 
 Each round runs each job once on every peer, so that a drift of the machine meets all of them; a cell
@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -505,58 +506,129 @@ def mirror(arguments):
     return {f"{job} / {name}": rates for (job, name), rates in seen.items()}
 
 
-def latency(path, seconds):
-    """The 99th percentile of 4 KiB writes, in microseconds."""
-    report = call(
-        "fio", "--output-format=json", "--name=job", f"--filename={path}", "--direct=1", "--rw=randwrite",
-        "--bs=4k", "--time_based=1", f"--runtime={seconds}", "--ioengine=psync", "--thread=1",
-        "--size=64m", "--rate_iops=500", "--allow_file_create=0")
-    job = json.loads(re.sub(r"^[^{]*", "", report, count=1))["jobs"][0]
-    return job["write"]["clat_ns"]["percentile"]["99.000000"] / 1000
+class LatencyWatch(threading.Thread):
+    """4 KiB writes at 500 a second, as long as something else goes on."""
+
+    LONGEST_SECONDS = 600
+
+    def __init__(self, path, seconds=None):
+        super().__init__(daemon=True)
+        self.p99, command = None, [
+            "fio", "--output-format=json", "--name=job", f"--filename={path}", "--direct=1", "--rw=randwrite",
+            "--bs=4k", "--time_based=1", f"--runtime={seconds or self.LONGEST_SECONDS}", "--ioengine=psync",
+            "--thread=1", "--size=64m", "--rate_iops=500", "--allow_file_create=0"]
+        self.fio = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def run(self):
+        report, errors = self.fio.communicate()
+        job = json.loads(re.sub(r"^[^{]*", "", report, count=1))["jobs"][0]
+        if job["error"]:
+            raise RuntimeError(f"fio: {errors}")
+        self.p99 = job["write"]["clat_ns"]["percentile"]["99.000000"] / 1000
+
+    def stop(self):
+        """The 99th percentile, in microseconds."""
+        # It ends its report, and itself.
+        self.fio.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def wait(self):
+        self.join()
+        return self.p99
+
+
+def forget_caches():
+    """Who reads first must not pay for who reads second."""
+    os.sync()
+    if os.geteuid() == 0:
+        with open("/proc/sys/vm/drop_caches", "w") as file:
+            file.write("1")
+
+
+def timed(*command):
+    start = time.monotonic()
+    call(*command)
+    return time.monotonic() - start
+
+
+def largest_file(folder):
+    paths = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+    return max(paths, key=os.path.getsize)
 
 
 def resync(arguments):
-    """First copy beside cp, resync of 1 % of the blocks beside rsync, the guest's latency meanwhile."""
-    folder, size = arguments.disk_folder, arguments.size * MIB
-    rows = []
-    os.makedirs(os.path.join(folder, "resync"))
-    with doppel_mount(os.path.join(folder, "resync"), size) as path:
-        pool, target = os.path.join(folder, "resync", "pool"), os.path.join(folder, "resync", "mirror")
-        start = time.monotonic()
-        call("cp", "--sparse=always", path, os.path.join(folder, "copy.raw"))
-        call("sync", os.path.join(folder, "copy.raw"))
-        copied = time.monotonic() - start
-        quiet = latency(path, arguments.seconds)
-        start = time.monotonic()
-        doppel("target", "add", pool, target, "--mode", "async")
-        busy = latency(path, min(arguments.seconds, 3))
-        doppel("wait", pool)
-        first = time.monotonic() - start
+    """First copy beside cp, resync of 1 % of the blocks beside rsync, the guest's latency meanwhile.
+
+    The peers copy the image's own file, without a mount between."""
+    size, rows = arguments.resync_size * MIB, []
+    folder = os.path.join(arguments.disk_folder, "resync")
+    os.makedirs(folder)
+    room = shutil.disk_usage(folder).free
+    if room < 3 * size + GIB:
+        return say(f"resync needs {(3 * size + GIB) >> 30} GiB at {folder}: --resync-size is smaller")
+    copy, pool, target = (os.path.join(folder, name) for name in ("copy.raw", "pool", "mirror"))
+    say("preparing the image")
+    with doppel_mount(folder, size) as path:
+        store = largest_file(pool)
+
+        def first_copy():
+            forget_caches()
+            start = time.monotonic()
+            doppel("target", "add", pool, target, "--mode", "async")
+            doppel("wait", pool)
+            return time.monotonic() - start
+
+        forget_caches()
+        copied = timed("sh", "-c", f"cp --sparse=always {store} {copy} && sync {copy}")
+        first = first_copy()
         rows.append(["first copy, against cp --sparse=always", f"{copied:.1f} s", f"{first:.1f} s",
                      f"{copied / first:.2f} x", "at least 0.5 x"])
-        rows.append(["4 KiB write p99 meanwhile", f"{quiet:,.0f} us", f"{busy:,.0f} us",
-                     f"{busy / quiet:.2f} x", "at most 2 x"])
         doppel("target", "pause", pool, target)
-        fio(path, 600, {"rw": "randwrite", "bs": "4k", "time_based": None, "norandommap": "0",
-                        "io_size": str(size // 100)})
+        changed = size // 4096 // 100
+        call("fio", "--name=job", f"--filename={path}", "--direct=1", "--rw=randwrite", "--bs=4k",
+             f"--number_ios={changed}", f"--size={size}", "--ioengine=psync", "--allow_file_create=0")
+        call("sync", path)
+        forget_caches()
         start = time.monotonic()
         doppel("target", "resume", pool, target)
         doppel("wait", pool)
         delta = time.monotonic() - start
-        if shutil.which("rsync"):
-            start = time.monotonic()
-            call("rsync", "-I", "--inplace", "--no-whole-file", path, os.path.join(folder, "copy.raw"))
-            plain = time.monotonic() - start
-            rows.append(["resync of 1 % of the blocks, against rsync", f"{plain:.1f} s", f"{delta:.1f} s",
-                         f"{delta / plain:.3f} x", "at most 0.1 x"])
-    print(f"### First copy and resync of an image of {arguments.size} MiB, store on disk\n")
+        forget_caches()
+        plain = timed("rsync", "-I", "--inplace", "--no-whole-file", store, copy)
+        rows.append([f"resync of 1 % of the blocks ({changed:,}), against rsync", f"{plain:.1f} s",
+                     f"{delta:.1f} s", f"{delta / plain:.3f} x", "at most 0.1 x"])
+        doppel("target", "remove", pool, target)
+        shutil.rmtree(target)
+        os.remove(copy)
+        quiet = LatencyWatch(path, 10)
+        quiet.start()
+        quiet.wait()
+        busy = LatencyWatch(path)
+        busy.start()
+        loaded = first_copy()
+        rows.append([f"p99 of 4 KiB writes during a first copy of {loaded:.0f} s", f"{quiet.p99:,.0f} us",
+                     f"{busy.stop():,.0f} us", f"{busy.p99 / quiet.p99:.2f} x", "at most 2 x"])
+    print(f"### First copy and resync of an image of {arguments.resync_size} MiB, store on disk\n")
     table(["job", "peer, or without", "doppel", "ratio", "reach"], rows)
     return {row[0]: row[1:] for row in rows}
 
 
+def tracking(arguments):
+    """What the activity log costs a write, and the memory that dirty blocks take."""
+    bench = os.path.join(os.path.dirname(DOPPEL), "volume-bench")
+    if not os.access(bench, os.X_OK):
+        return say(f"tracking is left out: no {bench}; "
+                   "swift build -c release --product volume-bench")
+    lines = [call(bench, "dirty", "--blocks", str(blocks)) for blocks in (1, 100)]
+    lines.append(call(bench, "activity", "--folder", arguments.disk_folder))
+    print("### Activity log and dirty tracking\n")
+    print("".join("- " + line + "\n" for text in lines for line in text.splitlines()))
+    return {"lines": lines}
+
+
 PARTS = {
     "throughput": throughput, "fsync": fsync, "snapshots": snapshots, "scale": scale,
-    "mirror": mirror, "resync": resync,
+    "mirror": mirror, "resync": resync, "tracking": tracking,
 }
 
 
@@ -574,6 +646,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=3, help="of each fio run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=1024, help="of a disk image, in MiB")
+    parser.add_argument("--resync-size", type=int, default=16384, help="of the image of `resync`, in MiB")
     parser.add_argument("--fast", default="/dev/shm", help="a folder on tmpfs")
     parser.add_argument("--disk", default="/var/tmp", help="a folder on a disk")
     parser.add_argument("--json", help="write every single figure to this file")

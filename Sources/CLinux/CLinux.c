@@ -65,6 +65,9 @@ int64_t clx_pwritev(int fd, const clx_piece *p, int n, uint64_t o) {
 int clx_fdatasync(int fd) { return result(fdatasync(fd)); }
 int clx_fsync(int fd) { return result(fsync(fd)); }
 int clx_syncfs(int fd) { return result(syncfs(fd)); }
+int clx_start_writeback(int fd, uint64_t o, uint64_t n) {
+    return result(sync_file_range(fd, (off64_t)o, (off64_t)n, SYNC_FILE_RANGE_WRITE));
+}
 int clx_ftruncate(int fd, uint64_t n) {
     int r;
     do r = ftruncate(fd, (off_t)n);

@@ -84,6 +84,9 @@ open class DiskFile: @unchecked Sendable {  // `path` is constant; subclasses gu
 
     /// fdatasync: data and the size. A failure is final; see `clx_fdatasync`.
     open func syncData() throws(SystemError) { unsupported() }
+    /// Lets the disk begin with a range that a later sync will ask for. It promises nothing, and does
+    /// nothing where the system has no such call.
+    open func startWriteback(at offset: UInt64, length: UInt64) {}
     /// fsync: data and all metadata.
     open func sync() throws(SystemError) { unsupported() }
     open func truncate(to sizeBytes: UInt64) throws(SystemError) { unsupported() }

@@ -41,6 +41,8 @@ int64_t clx_pwritev(int fd, const clx_piece *pieces, int count, uint64_t offset)
 int clx_fdatasync(int fd);
 int clx_fsync(int fd);
 int clx_syncfs(int fd);
+/// Begins to write a range's pages back and waits for none of it. What fails is told by the next sync.
+int clx_start_writeback(int fd, uint64_t offset, uint64_t length);
 int clx_ftruncate(int fd, uint64_t length);
 int clx_punch_hole(int fd, uint64_t offset, uint64_t length);
 int clx_zero_range(int fd, uint64_t offset, uint64_t length);

@@ -14,7 +14,8 @@
 //      by `commitFirst` (or `forget`, for an image that is gone) alone.
 //   D2 A change is entered in the first leg whose cut comes after it: what a snapshot has that the
 //      target lacks is in its leg or an earlier one.
-//   D3 `unwritten` is what the target's dirty file lacks; what is taken is still in the file.
+//   D3 `unwritten` names the regions of which the target's dirty file lacks something; what is taken is
+//      still in the file. By regions, for a second set of blocks would double what tracking costs.
 //   D4 Entering a stretch of records again, cuts among them, leaves what entering it once leaves,
 //      but for blocks too many in a later leg.
 
@@ -29,13 +30,19 @@ package struct DirtyLegs: Sendable {
         package fileprivate(set) var blocks: [ImageID: BlockSet] = [:]
         /// With the session that ships them, not committed yet; the first leg alone has any.
         package fileprivate(set) var taken: [ImageID: BlockSet] = [:]
-        fileprivate var unwritten: [ImageID: BlockSet] = [:]
+        fileprivate var unwritten = RegionNames()
 
         package var isClean: Bool { blocks.isEmpty && taken.isEmpty && !hasNameChanges }
         /// Dirty or taken: what the durable file has to hold.
         package var all: [ImageID: BlockSet] {
             var result = blocks
             result.formUnion(taken)
+            return result
+        }
+        /// Of `all`, the regions that the file lacks something of.
+        fileprivate var unwrittenBlocks: [ImageID: BlockSet] {
+            var result = unwritten.of(blocks)
+            result.formUnion(unwritten.of(taken))
             return result
         }
     }
@@ -45,7 +52,7 @@ package struct DirtyLegs: Sendable {
     /// After an unclean end: to be compared with the target.
     package private(set) var unknown: [ImageID: BlockSet]
     private var unknownNumber: UInt64
-    private var unwrittenUnknown: [ImageID: BlockSet]
+    private var unwrittenUnknown = RegionNames()
     private var nextNumber: UInt64
     private var lastCut: SequenceNumber
     /// The end of the leg that was taken; nil for the head.
@@ -57,7 +64,6 @@ package struct DirtyLegs: Sendable {
     package init() {
         legs = [Leg(number: 1)]
         unknown = [:]
-        unwrittenUnknown = [:]
         unknownNumber = 2
         nextNumber = 3
         lastCut = .zero
@@ -171,7 +177,7 @@ package struct DirtyLegs: Sendable {
     private mutating func insert(_ blocks: [ImageID: BlockSet], inLeg index: Int) {
         for (image, set) in blocks where !set.isEmpty {
             legs[index].blocks[image, default: BlockSet()].formUnion(set)
-            legs[index].unwritten[image, default: BlockSet()].formUnion(set)
+            legs[index].unwritten.insert(set, of: image)
             isFromRecordsOnly = false
         }
     }
@@ -185,7 +191,7 @@ package struct DirtyLegs: Sendable {
     package mutating func enterUnknown(_ blocks: [ImageID: BlockSet]) {
         guard blocks.blockCount > 0 else { return }
         unknown.formUnion(blocks)
-        unwrittenUnknown.formUnion(blocks)
+        unwrittenUnknown.insert(blocks)
         isFromRecordsOnly = false
     }
 
@@ -197,7 +203,6 @@ package struct DirtyLegs: Sendable {
     ) {
         guard let before = unknown[image] else { return }
         unknown.remove(range, of: image)
-        unwrittenUnknown.remove(range, of: image)
         var resolved = before
         if let left = unknown[image] { resolved.subtract(left) }
         guard !resolved.isEmpty else { return }
@@ -223,7 +228,7 @@ package struct DirtyLegs: Sendable {
         guard let index = legs.firstIndex(where: { $0.snapshot?.sequence == cut }) else { return }
         let gone = legs.remove(at: index)
         legs[index].blocks.formUnion(gone.blocks)
-        legs[index].unwritten.formUnion(gone.all)
+        legs[index].unwritten.insert(gone.all)
         legs[index].taken.formUnion(gone.taken)
         if gone.hasNameChanges { legs[index].hasNameChanges = true }
     }
@@ -237,10 +242,10 @@ package struct DirtyLegs: Sendable {
     /// The image is deleted. Snapshots before may still have it.
     private mutating func forget(_ image: ImageID) {
         legs[legs.count - 1].blocks[image] = nil
-        legs[legs.count - 1].unwritten[image] = nil
+        legs[legs.count - 1].unwritten.forget(image)
         guard legs.count == 1 else { return }
         unknown[image] = nil
-        unwrittenUnknown[image] = nil
+        unwrittenUnknown.forget(image)
     }
 
     // MARK: Shipping the first leg
@@ -260,7 +265,7 @@ package struct DirtyLegs: Sendable {
     package mutating func putBack(_ blocks: [ImageID: BlockSet]) {
         legs[0].taken.subtract(blocks)
         legs[0].blocks.formUnion(blocks)
-        legs[0].unwritten.formUnion(blocks)
+        legs[0].unwritten.insert(blocks)
     }
 
     /// Whoever took blocks is gone.
@@ -276,7 +281,7 @@ package struct DirtyLegs: Sendable {
         if let cut = legs[0].snapshot?.sequence, cut == takenEnd {
             let rest = legs.removeFirst()
             legs[0].blocks.formUnion(rest.blocks)
-            legs[0].unwritten.formUnion(rest.blocks)
+            legs[0].unwritten.insert(rest.blocks)
         } else {
             if legs.count == 1 { legs[0].hasNameChanges = false }
             renumber(0)
@@ -290,19 +295,19 @@ package struct DirtyLegs: Sendable {
         legs = [Leg(number: takeNumber())]
         takenEnd = nil
         unknown = [:]
-        unwrittenUnknown = [:]
+        unwrittenUnknown = RegionNames()
         isFromRecordsOnly = true
     }
 
     /// A new number, so that the file drops what it has under the old one.
     private mutating func renumber(_ index: Int) {
         legs[index].number = takeNumber()
-        legs[index].unwritten = legs[index].all
+        legs[index].unwritten = RegionNames(legs[index].all)
     }
 
     private mutating func renumberUnknown() {
         unknownNumber = takeNumber()
-        unwrittenUnknown = unknown
+        unwrittenUnknown = RegionNames(unknown)
     }
 
     // MARK: The durable file
@@ -319,16 +324,17 @@ package struct DirtyLegs: Sendable {
         var result: [DirtyLegState] = []
         if !unknown.isEmpty {
             result.append(
-                DirtyLegState(number: unknownNumber, isUnknown: true, blocks: unwrittenUnknown))
-            unwrittenUnknown = [:]
+                DirtyLegState(
+                    number: unknownNumber, isUnknown: true, blocks: unwrittenUnknown.of(unknown)))
+            unwrittenUnknown = RegionNames()
         }
         if isClean, more.isClean { return [] }
         for index in more.legs.indices {
-            var leg = state(more.legs[index], more.legs[index].unwritten)
+            var leg = state(more.legs[index], more.legs[index].blocks)
             if index < legs.count {
-                leg.blocks.formUnion(legs[index].unwritten)
+                leg.blocks.formUnion(legs[index].unwrittenBlocks)
                 leg.hasNameChanges = leg.hasNameChanges || legs[index].hasNameChanges
-                legs[index].unwritten = [:]
+                legs[index].unwritten = RegionNames()
             }
             result.append(leg)
         }
