@@ -3,9 +3,6 @@ import Pool
 import SystemIO
 
 extension Image {
-    /// Active regions beyond which the log is settled in the background.
-    private static var activeRegionLimit: Int { 1024 }
-
     /// Writes all of the buffer, growing the image where it passes its end.
     package func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(VolumeError) {
         _ = try placedWrite(buffer, at: offset)
@@ -50,10 +47,10 @@ extension Image {
         let last = Int((blocks.end - 1) / Geometry.blocksPerRegion)
         while true {
             if !activity.isActive(first: first, last: last) {
+                if core.settlesBehind { activity.waitForRoom(wantsSettling) }
                 do throws(SystemError) { try activity.activate(first: first, last: last) } catch {
                     throw VolumeError(error, image: id)
                 }
-                if activity.activeCount > Self.activeRegionLimit { wantsSettling() }
             }
             core.cut.lockRead()
             if activity.isActive(first: first, last: last) { break }

@@ -30,6 +30,8 @@ final class VolumeCore: Sendable {
     /// Regions are marked before they are written. Not on a replica: its journal tells what may
     /// differ.
     let marksActivity: Bool
+    /// A thread of the volume empties activity logs that are full.
+    let settlesBehind: Bool
     private let lastSequence: Atomic<UInt64>
     /// Set under the cut lock, exclusively; kept by `attached`, never taken back.
     private let streamPointer = Atomic<UInt>(0)
@@ -38,9 +40,13 @@ final class VolumeCore: Sendable {
     private let isFenced = Atomic<Bool>(false)
     private let fence = Mutex<String?>(nil)
 
-    init(disk: Disk, lastSequence: SequenceNumber, marksActivity: Bool = true) {
+    init(
+        disk: Disk, lastSequence: SequenceNumber, marksActivity: Bool = true,
+        settlesBehind: Bool = false
+    ) {
         self.disk = disk
         self.marksActivity = marksActivity
+        self.settlesBehind = settlesBehind
         self.lastSequence = Atomic(lastSequence.rawValue)
     }
 

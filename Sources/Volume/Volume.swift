@@ -81,7 +81,8 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
         try Self.refuseMirror(store, options)
         let start = try Self.firstSequence(of: store, isReadOnly: options.isReadOnly)
         core = VolumeCore(
-            disk: store.disk, lastSequence: start, marksActivity: !options.isReplica)
+            disk: store.disk, lastSequence: start, marksActivity: !options.isReplica,
+            settlesBehind: options.runsInBackground && !options.isReadOnly)
         try loadAll()
         if options.runsInBackground && !options.isReadOnly {
             background.start { [weak self] in self?.runBackgroundStep() ?? false }
@@ -176,14 +177,16 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
     /// Clears the bits of regions that were not written since the last call (all, at the end). Under
     /// the structure lock: a restore marks regions that nobody writes.
     package func settle(_ image: Image, all: Bool) throws(VolumeError) {
+        defer { image.activity.noteSettled() }
         try structure.withLock { () throws(VolumeError) in
             let idle = core.cut.withWrite { image.activity.retire(all: all) }
             guard !idle.isEmpty else { return }
             let sequence = core.sequence
             try image.flush()
             try secure(upTo: sequence)
-            try VolumeError.system(image.id) { () throws(SystemError) in
-                try image.activity.clear(idle)
+            do throws(SystemError) { try image.activity.clear(idle) } catch {
+                // Marks too many, in the middle of things, are no reason to complain of a full disk.
+                guard error.isNoSpace, !all else { throw VolumeError(error, image: image.id) }
             }
         }
     }

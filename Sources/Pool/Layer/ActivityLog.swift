@@ -10,6 +10,9 @@
 //      later writer marks it anew.
 //   A3 A bit too many costs a comparison after a crash; a bit too few loses a difference. Every
 //      failure therefore leaves bits set.
+//   A4 At most `regionLimit` regions are marked, so that a comparison after a crash ends: who wants
+//      one more waits for a `retire` and `clear` of those longest unused. Where that fails or takes
+//      long, a mark too many is the lesser evil (A3).
 
 import BlockCore
 import Synchronization
@@ -23,6 +26,10 @@ package final class ActivityLog: @unchecked Sendable {
     private static let wordCount = regionCount / 64
     /// Regions changed in one group whose bytes are written one by one; a run is written at once.
     private static let chunkBytes = 512
+    package static let regionLimit = 1024
+    /// Retired at once, when room is needed.
+    private static let retireCount = 256
+    private static let longestWaitMs: Int64 = 100
 
     package let file: DiskFile
     private let memory: LazyMemory
@@ -33,11 +40,19 @@ package final class ActivityLog: @unchecked Sendable {
     /// What the file says, or is about to say; under `lock`.
     private let onDisk: UnsafeMutablePointer<UInt64>
     private let activeRegions = Atomic<Int>(0)
+    /// Words from here on were never marked.
+    private let wordEnd = Atomic<Int>(0)
 
     private let lock = Lock()
     private let done = Condition()
     private var writing = false
     private var failure: SystemError?
+    /// Bits in `onDisk`.
+    private var markedCount = 0
+    private var settlings = 0
+    private let settled = Condition()
+    /// Where the next `retire` begins to look; of its caller.
+    private var hand = 0
 
     private init(file: DiskFile) {
         self.file = file
@@ -111,8 +126,24 @@ package final class ActivityLog: @unchecked Sendable {
     }
 
     private func load(_ region: Int) {
-        onDisk[region >> 6] |= 1 << UInt64(region & 63)
+        mark(region)
         setActive(region)
+    }
+
+    /// Under `lock`, as the next.
+    private func mark(_ region: Int) {
+        let bit: UInt64 = 1 << UInt64(region & 63)
+        if onDisk[region >> 6] & bit == 0 { markedCount += 1 }
+        onDisk[region >> 6] |= bit
+        if region >> 6 >= wordEnd.load(ordering: .relaxed) {
+            wordEnd.store(region >> 6 + 1, ordering: .releasing)
+        }
+    }
+
+    private func unmark(_ region: Int) {
+        let bit: UInt64 = 1 << UInt64(region & 63)
+        if onDisk[region >> 6] & bit != 0 { markedCount -= 1 }
+        onDisk[region >> 6] &= ~bit
     }
 
     private func setActive(_ region: Int) {
@@ -124,7 +155,7 @@ package final class ActivityLog: @unchecked Sendable {
     /// Those that are marked, ascending.
     package var regions: [Int] {
         var result: [Int] = []
-        for word in 0..<Self.wordCount {
+        for word in 0..<wordEnd.load(ordering: .acquiring) {
             var bits = active[word].load(ordering: .acquiring)
             while bits != 0 {
                 result.append(word * 64 + bits.trailingZeroBitCount)
@@ -167,7 +198,7 @@ package final class ActivityLog: @unchecked Sendable {
                 done.wait(lock)
                 continue
             }
-            for region in first...last { onDisk[region >> 6] |= 1 << UInt64(region & 63) }
+            for region in first...last { mark(region) }
             try writeGroup(firstRegion: first, lastRegion: last)
             for region in first...last { setActive(region) }
         }
@@ -180,29 +211,80 @@ package final class ActivityLog: @unchecked Sendable {
         defer { lock.unlock() }
         while writing { done.wait(lock) }
         if let failure { throw failure }
-        for region in regions { onDisk[region >> 6] |= 1 << UInt64(region & 63) }
+        for region in regions { mark(region) }
         try writeGroup(firstRegion: low, lastRegion: high)
         for region in regions { setActive(region) }
     }
 
-    /// Takes the active regions that were not touched since the last call out of service, and
-    /// forgets the touches. The caller holds the cut lock exclusively: no writer is between its
-    /// check and its write.
+    /// Takes active regions out of service, all of them or those that were not touched since the last
+    /// call, a bounded number at a time; where room is needed and too few are idle, others too. Forgets
+    /// the touches. The caller holds the cut lock exclusively: no writer is between its check and its
+    /// write.
     package func retire(all: Bool) -> [Int] {
-        var idle: [Int] = []
-        for word in 0..<Self.wordCount {
-            let bits = active[word].load(ordering: .relaxed)
-            if bits == 0 { continue }
-            let keep = all ? 0 : touched[word].exchange(0, ordering: .relaxed)
-            let retiring = bits & ~keep
-            if retiring == 0 { continue }
-            active[word].store(bits & ~retiring, ordering: .releasing)
-            activeRegions.subtract(retiring.nonzeroBitCount, ordering: .relaxed)
-            for bit in 0..<64 where retiring & (1 << UInt64(bit)) != 0 {
-                idle.append(word * 64 + bit)
-            }
+        lock.lock()
+        defer { lock.unlock() }
+        let end = wordEnd.load(ordering: .acquiring)
+        if all {
+            // What a failed settling left stays: clearing it may need room that a full disk has not.
+            return (0..<end).flatMap { retire($0, keeping: 0, others: 0, limit: 64) }
         }
-        return idle
+        var retired: [Int] = []
+        let order = (0..<end).map { (hand + $0) % end }
+        for word in order where retired.count < Self.retireCount {
+            let keep = touched[word].exchange(0, ordering: .relaxed)
+            retired += retire(
+                word, keeping: keep, others: .max, limit: Self.retireCount - retired.count)
+            hand = word
+        }
+        guard markedCount >= Self.regionLimit else { return retired.sorted() }
+        for word in order where retired.count < Self.retireCount {
+            retired += retire(
+                word, keeping: 0, others: .max, limit: Self.retireCount - retired.count)
+        }
+        return Set(retired).sorted()
+    }
+
+    /// - Parameter others: of the marks that are not in service, for a settling failed after it had
+    ///   retired them, those to take along.
+    private func retire(_ word: Int, keeping keep: UInt64, others: UInt64, limit: Int) -> [Int] {
+        let inService = active[word].load(ordering: .relaxed)
+        var bits = inService & ~keep | onDisk[word] & ~inService & others
+        var retired: [Int] = []
+        var taken: UInt64 = 0
+        while bits != 0, retired.count < limit {
+            retired.append(word * 64 + bits.trailingZeroBitCount)
+            taken |= bits & ~(bits - 1)
+            bits &= bits - 1
+        }
+        guard taken & inService != 0 else { return retired }
+        active[word].bitwiseAnd(~taken, ordering: .releasing)
+        activeRegions.subtract((taken & inService).nonzeroBitCount, ordering: .relaxed)
+        return retired
+    }
+
+    // MARK: Room
+
+    /// Before ``activate(first:last:)``, without a lock: waits for room, for a while (A4).
+    /// - Parameter settle: asks for a `retire` and `clear` by another thread, which ends in
+    ///   ``noteSettled()``.
+    package func waitForRoom(_ settle: () -> Void) {
+        lock.lock()
+        defer { lock.unlock() }
+        guard markedCount >= Self.regionLimit else { return }
+        let before = settlings
+        // One that is under way may have begun without looking for room.
+        while markedCount >= Self.regionLimit, settlings < before + 2 {
+            settle()
+            guard settled.wait(lock, timeoutMs: Self.longestWaitMs) else { return }
+        }
+    }
+
+    /// A try to make room ended, well or not.
+    package func noteSettled() {
+        lock.withLock {
+            settlings += 1
+            settled.broadcast()
+        }
     }
 
     /// Clears retired regions on disk, but for those that were marked again meanwhile. The caller
@@ -214,7 +296,7 @@ package final class ActivityLog: @unchecked Sendable {
         while writing { done.wait(lock) }
         if let failure { throw failure }
         for region in regions where !isActive(first: region, last: region) {
-            onDisk[region >> 6] &= ~(1 << UInt64(region & 63))
+            unmark(region)
         }
         try writeGroup(firstRegion: low, lastRegion: high)
     }
