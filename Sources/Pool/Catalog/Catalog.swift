@@ -106,8 +106,14 @@ package final class Catalog: Sendable {
     package var isFailed: Bool { latch.current != nil }
 
     package func read<T>(_ body: (CatalogTransaction) throws -> T) throws -> T {
-        // A write queue read: in exclusive mode there is one connection for both.
-        try queue.read { try body(CatalogTransaction($0)) }
+        // There is one connection, for whoever reads and whoever writes (C2): what is read in one go
+        // belongs together without a transaction. SQLite's own guard against changes here, query_only,
+        // forgets every prepared statement each time it is set.
+        try queue.unsafeRead { db in
+            let changes = db.totalChangesCount
+            defer { assert(db.totalChangesCount == changes, "a read changed the catalog") }
+            return try body(CatalogTransaction(db))
+        }
     }
 
     /// One transaction, durable on return. What `body` throws is thrown on; a failure of SQLite

@@ -5,7 +5,7 @@ extension CatalogTransaction {
     // MARK: Snapshots
 
     package func insertSnapshot(_ snapshot: SnapshotRecord) throws -> SnapshotRecord {
-        try db.execute(
+        try execute(
             sql: """
                 INSERT INTO snapshots (name, created_ns, sequence, state, origin)
                 VALUES (?, ?, ?, ?, ?)
@@ -19,20 +19,20 @@ extension CatalogTransaction {
         return inserted
     }
     package func setSnapshotComplete(_ id: SnapshotID, sequence: SequenceNumber) throws {
-        try db.execute(
+        try execute(
             sql: "UPDATE snapshots SET state = 1, sequence = ? WHERE id = ?",
             arguments: [Int64(sequence.rawValue), id.rawValue])
     }
     package func deleteSnapshot(_ id: SnapshotID) throws {
-        try db.execute(sql: "DELETE FROM snapshots WHERE id = ?", arguments: [id.rawValue])
+        try execute(sql: "DELETE FROM snapshots WHERE id = ?", arguments: [id.rawValue])
     }
     package func renameSnapshot(_ id: SnapshotID, to name: String) throws {
-        try db.execute(
+        try execute(
             sql: "UPDATE snapshots SET name = ? WHERE id = ?", arguments: [name, id.rawValue])
     }
     /// Makes an internal snapshot one that users see.
     package func publishSnapshot(_ snapshot: SnapshotRecord) throws {
-        try db.execute(
+        try execute(
             sql: """
                 UPDATE snapshots SET name = ?, created_ns = ?, sequence = ?, origin = ? WHERE id = ?
                 """,
@@ -42,10 +42,10 @@ extension CatalogTransaction {
             ])
     }
     package func snapshots() throws -> [SnapshotRecord] {
-        try Row.fetchAll(db, sql: "SELECT * FROM snapshots ORDER BY id").map(Self.snapshot)
+        try fetchAll(Row.self, sql: "SELECT * FROM snapshots ORDER BY id").map(Self.snapshot)
     }
     package func snapshot(named name: String) throws -> SnapshotRecord? {
-        try Row.fetchOne(db, sql: "SELECT * FROM snapshots WHERE name = ?", arguments: [name])
+        try fetchOne(Row.self, sql: "SELECT * FROM snapshots WHERE name = ?", arguments: [name])
             .map(Self.snapshot)
     }
     private static func snapshot(_ row: Row) -> SnapshotRecord {
@@ -56,12 +56,12 @@ extension CatalogTransaction {
     }
 
     package func replaceSnapshotNodes(_ id: SnapshotID, _ nodes: [SnapshotNode]) throws {
-        try db.execute(
+        try execute(
             sql: "DELETE FROM snapshot_nodes WHERE snapshot = ?", arguments: [id.rawValue])
         try insertSnapshotNodes(id, nodes)
     }
     package func insertSnapshotNodes(_ id: SnapshotID, _ nodes: [SnapshotNode]) throws {
-        let statement = try db.makeStatement(
+        let statement = try db.cachedStatement(
             sql: """
                 INSERT INTO snapshot_nodes (snapshot, node, parent, name, kind, mode, uid, gid,
                     access_ns, modify_ns, change_ns, symlink, image, xattrs, layer, size_bytes)
@@ -75,8 +75,8 @@ extension CatalogTransaction {
         }
     }
     package func snapshotNodes(_ id: SnapshotID) throws -> [SnapshotNode] {
-        try Row.fetchAll(
-            db, sql: "SELECT *, node AS id FROM snapshot_nodes WHERE snapshot = ?",
+        try fetchAll(
+            Row.self, sql: "SELECT *, node AS id FROM snapshot_nodes WHERE snapshot = ?",
             arguments: [id.rawValue]
         ).map { row in
             SnapshotNode(
@@ -86,21 +86,21 @@ extension CatalogTransaction {
         }
     }
     package func isReferencedBySnapshots(_ layer: LayerID) throws -> Bool {
-        try Bool.fetchOne(
-            db, sql: "SELECT EXISTS (SELECT 1 FROM snapshot_nodes WHERE layer = ?)",
+        try fetchOne(
+            Bool.self, sql: "SELECT EXISTS (SELECT 1 FROM snapshot_nodes WHERE layer = ?)",
             arguments: [layer.rawValue]) ?? false
     }
     package func layersReferencedBySnapshots() throws -> Set<LayerID> {
         Set(
-            try Int64.fetchAll(
-                db, sql: "SELECT DISTINCT layer FROM snapshot_nodes WHERE layer IS NOT NULL"
+            try fetchAll(
+                Int64.self, sql: "SELECT DISTINCT layer FROM snapshot_nodes WHERE layer IS NOT NULL"
             ).map { LayerID(rawValue: $0) })
     }
 
     // MARK: Names
 
     package func upsertNode(_ node: NodeRecord) throws {
-        try db.execute(
+        try execute(
             sql: """
                 INSERT OR REPLACE INTO nodes (id, parent, name, kind, mode, uid, gid, access_ns,
                     modify_ns, change_ns, symlink, image, xattrs)
@@ -108,9 +108,9 @@ extension CatalogTransaction {
                 """, arguments: Self.arguments(node))
     }
     package func deleteNode(_ id: NodeID) throws {
-        try db.execute(sql: "DELETE FROM nodes WHERE id = ?", arguments: [Int64(id.rawValue)])
+        try execute(sql: "DELETE FROM nodes WHERE id = ?", arguments: [Int64(id.rawValue)])
     }
-    package func deleteAllNodes() throws { try db.execute(sql: "DELETE FROM nodes") }
+    package func deleteAllNodes() throws { try execute(sql: "DELETE FROM nodes") }
     package func apply(_ changes: [NameChange]) throws {
         for change in changes {
             switch change {
@@ -120,12 +120,12 @@ extension CatalogTransaction {
         }
     }
     package func nodes() throws -> [NodeRecord] {
-        try Row.fetchAll(db, sql: "SELECT * FROM nodes ORDER BY id").map(Self.node)
+        try fetchAll(Row.self, sql: "SELECT * FROM nodes ORDER BY id").map(Self.node)
     }
     /// Above every id that was ever committed: ids are not used twice.
     package func nextNodeID() throws -> NodeID {
-        let last = try Int64.fetchOne(
-            db, sql: "SELECT seq FROM sqlite_sequence WHERE name = 'nodes'")
+        let last = try fetchOne(
+            Int64.self, sql: "SELECT seq FROM sqlite_sequence WHERE name = 'nodes'")
         return NodeID(rawValue: UInt64(max(last ?? 0, 1)) + 1)
     }
 

@@ -6,7 +6,7 @@ extension CatalogTransaction {
 
     /// nil: the pool is a primary that never was a replica.
     package func replica() throws -> ReplicaRecord? {
-        guard let row = try Row.fetchOne(db, sql: "SELECT * FROM replica") else { return nil }
+        guard let row = try fetchOne(Row.self, sql: "SELECT * FROM replica") else { return nil }
         let roleText: String = row["role"]
         guard let role = ReplicaRecord.Role(rawValue: roleText) else {
             throw CatalogError(message: "the catalog has an unknown role '\(roleText)'", cause: "")
@@ -51,7 +51,7 @@ extension CatalogTransaction {
         case .tracked(let target): (divergence, divergenceTarget) = ("tracked", target.rawValue)
         case .unknown: divergence = "unknown"
         }
-        try db.execute(
+        try execute(
             sql: """
                 INSERT OR REPLACE INTO replica (id, role, primary_pool, generation, generation_id,
                     generation_parent, generation_start, incarnation_id, applied, structure,
@@ -101,7 +101,7 @@ extension CatalogTransaction {
 
     package func insertTarget(_ target: TargetRecord) throws -> TargetID {
         let marks = Self.targetColumns.map { _ in "?" }.joined(separator: ", ")
-        try db.execute(
+        try execute(
             sql: """
                 INSERT INTO targets (\(Self.targetColumns.joined(separator: ", ")))
                 VALUES (\(marks))
@@ -110,7 +110,7 @@ extension CatalogTransaction {
     }
     package func updateTarget(_ target: TargetRecord) throws {
         let changes = Self.targetColumns.map { $0 + " = ?" }.joined(separator: ", ")
-        try db.execute(
+        try execute(
             sql: "UPDATE targets SET \(changes) WHERE id = ?",
             arguments: Self.arguments(target) + [target.id.rawValue])
     }
@@ -121,12 +121,12 @@ extension CatalogTransaction {
             reason: row["stale_reason"] ?? "")
     }
     package func deleteTarget(_ id: TargetID) throws {
-        try db.execute(sql: "DELETE FROM targets WHERE id = ?", arguments: [id.rawValue])
+        try execute(sql: "DELETE FROM targets WHERE id = ?", arguments: [id.rawValue])
         if try setting("fence.target") == String(id.rawValue) { try clearFence() }
     }
 
     package func clearFence() throws {
-        try db.execute(sql: "DELETE FROM settings WHERE key IN ('fence.target', 'fence.reason')")
+        try execute(sql: "DELETE FROM settings WHERE key IN ('fence.target', 'fence.reason')")
     }
     /// Why the pool takes no changes: a target was given to another primary, and is still one of ours.
     package func fence() throws -> String? { try setting("fence.reason") }
@@ -135,7 +135,7 @@ extension CatalogTransaction {
         try setSetting("fence.reason", reason)
     }
     package func targets() throws -> [TargetRecord] {
-        try Row.fetchAll(db, sql: "SELECT * FROM targets ORDER BY id").map { row in
+        try fetchAll(Row.self, sql: "SELECT * FROM targets ORDER BY id").map { row in
             let (address, modeText): (String, String) = (row["address"], row["mode"])
             guard let mode = TargetRecord.Mode(rawValue: modeText) else {
                 throw CatalogError(

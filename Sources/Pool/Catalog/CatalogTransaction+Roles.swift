@@ -43,7 +43,7 @@ extension CatalogTransaction {
 
     package func history() throws -> GenerationHistory {
         GenerationHistory(
-            try Row.fetchAll(db, sql: "SELECT * FROM generations").map { row in
+            try fetchAll(Row.self, sql: "SELECT * FROM generations").map { row in
                 GenerationHistory.Entry(
                     generation: Generation(
                         number: UInt64(bitPattern: row["number"] as Int64), id: row["id"],
@@ -57,13 +57,13 @@ extension CatalogTransaction {
 
     /// What led to the content: where a pool begins to follow another, the other's.
     package func setHistory(_ history: GenerationHistory) throws {
-        try db.execute(sql: "DELETE FROM generations")
+        try execute(sql: "DELETE FROM generations")
         for entry in history.entries { try addGeneration(entry) }
     }
 
     package func addGeneration(_ entry: GenerationHistory.Entry) throws {
         let generation = entry.generation
-        try db.execute(
+        try execute(
             sql: """
                 INSERT OR REPLACE INTO generations (number, id, parent, start, pool, begun_ns, cause)
                 VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -103,8 +103,8 @@ extension CatalogTransaction {
     package func jumpIDs() throws {
         for table in ["images", "nodes"] {
             let next = try lastID(of: table) >> 32 + 1
-            try db.execute(sql: "DELETE FROM sqlite_sequence WHERE name = ?", arguments: [table])
-            try db.execute(
+            try execute(sql: "DELETE FROM sqlite_sequence WHERE name = ?", arguments: [table])
+            try execute(
                 sql: "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)",
                 arguments: [table, next << 32])
         }
@@ -113,14 +113,14 @@ extension CatalogTransaction {
     // MARK: Peers
 
     package func peers() throws -> [PeerRecord] {
-        try Row.fetchAll(db, sql: "SELECT * FROM peers ORDER BY pool").map { row in
+        try fetchAll(Row.self, sql: "SELECT * FROM peers ORDER BY pool").map { row in
             PeerRecord(
                 poolID: row["pool"], address: row["address"], seenNs: row["seen_ns"],
                 stale: Self.stale(row))
         }
     }
     package func setPeer(_ peer: PeerRecord) throws {
-        try db.execute(
+        try execute(
             sql: """
                 INSERT OR REPLACE INTO peers (pool, address, seen_ns, stale_ns, stale_sequence,
                     stale_reason)
@@ -132,13 +132,14 @@ extension CatalogTransaction {
             ])
     }
     package func deletePeer(_ poolID: String) throws {
-        try db.execute(sql: "DELETE FROM peers WHERE pool = ?", arguments: [poolID])
+        try execute(sql: "DELETE FROM peers WHERE pool = ?", arguments: [poolID])
     }
 
     // MARK: Images of targets
 
     package func targetImages() throws -> [TargetImageRecord] {
-        try Row.fetchAll(db, sql: "SELECT * FROM target_images ORDER BY target, image").map { row in
+        try fetchAll(Row.self, sql: "SELECT * FROM target_images ORDER BY target, image").map {
+            row in
             TargetImageRecord(
                 targetID: TargetID(rawValue: row["target"]),
                 imageID: ImageID(rawValue: row["image"]), mode: row["mode"],
@@ -148,11 +149,11 @@ extension CatalogTransaction {
     /// A record that differs in nothing is none.
     package func setTargetImage(_ record: TargetImageRecord) throws {
         guard record.mode != nil || record.onTimeout != nil else {
-            return try db.execute(
+            return try execute(
                 sql: "DELETE FROM target_images WHERE target = ? AND image = ?",
                 arguments: [record.targetID.rawValue, record.imageID.rawValue])
         }
-        try db.execute(
+        try execute(
             sql: """
                 INSERT OR REPLACE INTO target_images (target, image, mode, on_timeout)
                 VALUES (?, ?, ?, ?)

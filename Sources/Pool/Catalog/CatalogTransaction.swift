@@ -6,13 +6,39 @@ package final class CatalogTransaction {
     let db: Database
     init(_ db: Database) { self.db = db }
 
+    // MARK: Statements, which stay prepared: most of what a small one costs is reading its text
+
+    func execute(sql: String, arguments: StatementArguments = StatementArguments()) throws {
+        try db.cachedStatement(sql: sql).execute(arguments: arguments)
+    }
+    func fetchAll(
+        _ type: Row.Type, sql: String, arguments: StatementArguments = StatementArguments()
+    ) throws -> [Row] {
+        try Row.fetchAll(try db.cachedStatement(sql: sql), arguments: arguments)
+    }
+    func fetchOne(
+        _ type: Row.Type, sql: String, arguments: StatementArguments = StatementArguments()
+    ) throws -> Row? {
+        try Row.fetchOne(try db.cachedStatement(sql: sql), arguments: arguments)
+    }
+    func fetchAll<T: DatabaseValueConvertible & StatementColumnConvertible>(
+        _ type: T.Type, sql: String, arguments: StatementArguments = StatementArguments()
+    ) throws -> [T] {
+        try T.fetchAll(try db.cachedStatement(sql: sql), arguments: arguments)
+    }
+    func fetchOne<T: DatabaseValueConvertible & StatementColumnConvertible>(
+        _ type: T.Type, sql: String, arguments: StatementArguments = StatementArguments()
+    ) throws -> T? {
+        try T.fetchOne(try db.cachedStatement(sql: sql), arguments: arguments)
+    }
+
     // MARK: Settings, identity, state
 
     package func setting(_ key: String) throws -> String? {
-        try String.fetchOne(db, sql: "SELECT value FROM settings WHERE key = ?", arguments: [key])
+        try fetchOne(String.self, sql: "SELECT value FROM settings WHERE key = ?", arguments: [key])
     }
     package func setSetting(_ key: String, _ value: String) throws {
-        try db.execute(
+        try execute(
             sql: "INSERT OR REPLACE INTO settings (key, value) VALUES (?, ?)",
             arguments: [key, value])
     }
@@ -56,7 +82,7 @@ package final class CatalogTransaction {
         if let parent = state.generation.parentID {
             try setSetting("state.generation_parent", parent)
         } else {
-            try db.execute(sql: "DELETE FROM settings WHERE key = 'state.generation_parent'")
+            try execute(sql: "DELETE FROM settings WHERE key = 'state.generation_parent'")
         }
         try setSetting("state.generation_start", String(state.generation.startSequence.rawValue))
         try setSetting("state.incarnation", String(state.incarnation))
@@ -67,21 +93,21 @@ package final class CatalogTransaction {
     // MARK: Images
 
     package func insertImage() throws -> ImageID {
-        try db.execute(sql: "INSERT INTO images DEFAULT VALUES")
+        try execute(sql: "INSERT INTO images DEFAULT VALUES")
         return ImageID(rawValue: db.lastInsertedRowID)
     }
     /// On a replica: an image with the id that its primary gave it. Ids handed out later are above it.
     package func insertImage(_ id: ImageID) throws {
-        try db.execute(sql: "INSERT INTO images (id) VALUES (?)", arguments: [id.rawValue])
+        try execute(sql: "INSERT INTO images (id) VALUES (?)", arguments: [id.rawValue])
     }
     /// A deleted image comes back; it has no head until ``setHead(_:_:)``.
     package func reviveImage(_ image: ImageID) throws {
-        try db.execute(
+        try execute(
             sql: "UPDATE images SET deleted = 0, head = NULL WHERE id = ?",
             arguments: [image.rawValue])
     }
     package func images() throws -> [ImageRecord] {
-        try Row.fetchAll(db, sql: "SELECT id, head, deleted FROM images ORDER BY id").map { row in
+        try fetchAll(Row.self, sql: "SELECT id, head, deleted FROM images ORDER BY id").map { row in
             ImageRecord(
                 id: ImageID(rawValue: row["id"]),
                 headLayerID: (row["head"] as Int64?).map { LayerID(rawValue: $0) },
@@ -89,7 +115,7 @@ package final class CatalogTransaction {
         }
     }
     package func setHead(_ image: ImageID, _ layer: LayerID) throws {
-        try db.execute(
+        try execute(
             sql: "UPDATE images SET head = ? WHERE id = ?",
             arguments: [layer.rawValue, image.rawValue])
     }
@@ -97,26 +123,26 @@ package final class CatalogTransaction {
     package func setHead(
         _ image: ImageID, _ layer: LayerID, insteadOf other: LayerID
     ) throws {
-        try db.execute(
+        try execute(
             sql: "UPDATE images SET head = ? WHERE id = ? AND head = ?",
             arguments: [layer.rawValue, image.rawValue, other.rawValue])
     }
     package func clearHead(ofImagesWith layer: LayerID) throws {
-        try db.execute(
+        try execute(
             sql: "UPDATE images SET head = NULL WHERE head = ?", arguments: [layer.rawValue])
     }
     package func markImageDeleted(_ image: ImageID) throws {
-        try db.execute(
+        try execute(
             sql: "UPDATE images SET deleted = 1 WHERE id = ?", arguments: [image.rawValue])
     }
     package func deleteImage(_ image: ImageID) throws {
-        try db.execute(sql: "DELETE FROM images WHERE id = ?", arguments: [image.rawValue])
+        try execute(sql: "DELETE FROM images WHERE id = ?", arguments: [image.rawValue])
     }
 
     // MARK: Layers
 
     package func insertLayer(_ layer: LayerRecord) throws -> LayerID {
-        try db.execute(
+        try execute(
             sql: """
                 INSERT INTO layers (image, parent, sealed, size_bytes, sealed_sequence)
                 VALUES (?, ?, ?, ?, ?)
@@ -128,7 +154,7 @@ package final class CatalogTransaction {
         return LayerID(rawValue: db.lastInsertedRowID)
     }
     package func updateLayer(_ layer: LayerRecord) throws {
-        try db.execute(
+        try execute(
             sql: """
                 UPDATE layers SET image = ?, parent = ?, sealed = ?, size_bytes = ?,
                     sealed_sequence = ? WHERE id = ?
@@ -139,35 +165,40 @@ package final class CatalogTransaction {
             ])
     }
     package func deleteLayer(_ id: LayerID) throws {
-        try db.execute(sql: "DELETE FROM layers WHERE id = ?", arguments: [id.rawValue])
+        try execute(sql: "DELETE FROM layers WHERE id = ?", arguments: [id.rawValue])
     }
+    private static let layerColumns = "id, image, parent, sealed, size_bytes, sealed_sequence"
+
     package func layers() throws -> [LayerRecord] {
-        try Row.fetchAll(db, sql: "SELECT * FROM layers ORDER BY id").map(Self.layer)
+        try fetchAll(Row.self, sql: "SELECT \(Self.layerColumns) FROM layers ORDER BY id")
+            .map(Self.layer)
     }
     package func layer(_ id: LayerID) throws -> LayerRecord? {
-        try Row.fetchOne(db, sql: "SELECT * FROM layers WHERE id = ?", arguments: [id.rawValue])
-            .map(Self.layer)
+        try fetchOne(
+            Row.self, sql: "SELECT \(Self.layerColumns) FROM layers WHERE id = ?",
+            arguments: [id.rawValue]
+        ).map(Self.layer)
     }
     private static func layer(_ row: Row) -> LayerRecord {
         LayerRecord(
-            id: LayerID(rawValue: row["id"]), imageID: ImageID(rawValue: row["image"]),
-            parentID: (row["parent"] as Int64?).map { LayerID(rawValue: $0) },
-            isSealed: row["sealed"], sizeBytes: UInt64(row["size_bytes"] as Int64),
-            sealedSequence: SequenceNumber(rawValue: UInt64(row["sealed_sequence"] as Int64)))
+            id: LayerID(rawValue: row[0]), imageID: ImageID(rawValue: row[1]),
+            parentID: (row[2] as Int64?).map { LayerID(rawValue: $0) }, isSealed: row[3],
+            sizeBytes: UInt64(row[4] as Int64),
+            sealedSequence: SequenceNumber(rawValue: UInt64(row[5] as Int64)))
     }
 
     /// Everything that named `old` names `new` from now on (the end of a merge down).
     package func replaceReferences(to old: LayerID, with new: LayerID) throws {
         let pair: StatementArguments = [new.rawValue, old.rawValue]
-        try db.execute(sql: "UPDATE layers SET parent = ? WHERE parent = ?", arguments: pair)
-        try db.execute(sql: "UPDATE snapshot_nodes SET layer = ? WHERE layer = ?", arguments: pair)
-        try db.execute(sql: "UPDATE images SET head = ? WHERE head = ?", arguments: pair)
+        try execute(sql: "UPDATE layers SET parent = ? WHERE parent = ?", arguments: pair)
+        try execute(sql: "UPDATE snapshot_nodes SET layer = ? WHERE layer = ?", arguments: pair)
+        try execute(sql: "UPDATE images SET head = ? WHERE head = ?", arguments: pair)
     }
 
     /// The highest place in the sequence that any row tells of.
     package func highestSequence() throws -> SequenceNumber {
-        let highest = try Int64.fetchOne(
-            db,
+        let highest = try fetchOne(
+            Int64.self,
             sql: """
                 SELECT max((SELECT coalesce(max(sealed_sequence), 0) FROM layers),
                     (SELECT coalesce(max(sequence), 0) FROM snapshots))
@@ -183,26 +214,27 @@ package final class CatalogTransaction {
 
     /// The highest id the table ever had; 0 when it had none.
     func lastID(of table: String) throws -> Int64 {
-        try Int64.fetchOne(
-            db, sql: "SELECT seq FROM sqlite_sequence WHERE name = ?", arguments: [table]) ?? 0
+        try fetchOne(
+            Int64.self, sql: "SELECT seq FROM sqlite_sequence WHERE name = ?", arguments: [table])
+            ?? 0
     }
 
     // MARK: Merges and events
 
     package func setMerge(_ merge: MergeRecord) throws {
-        try db.execute(
+        try execute(
             sql: "INSERT OR REPLACE INTO merges (layer, into_layer, direction) VALUES (?, ?, ?)",
             arguments: [
                 merge.layerID.rawValue, merge.intoLayerID.rawValue, merge.direction.rawValue,
             ])
     }
     package func deleteMerges(naming layer: LayerID) throws {
-        try db.execute(
+        try execute(
             sql: "DELETE FROM merges WHERE layer = ? OR into_layer = ?",
             arguments: [layer.rawValue, layer.rawValue])
     }
     package func merges() throws -> [MergeRecord] {
-        try Row.fetchAll(db, sql: "SELECT * FROM merges ORDER BY layer").map { row in
+        try fetchAll(Row.self, sql: "SELECT * FROM merges ORDER BY layer").map { row in
             MergeRecord(
                 layerID: LayerID(rawValue: row["layer"]),
                 intoLayerID: LayerID(rawValue: row["into_layer"]),
@@ -214,25 +246,25 @@ package final class CatalogTransaction {
     package static let eventLimit: Int64 = 10_000
 
     package func addEvent(_ event: EventRecord) throws {
-        try db.execute(
+        try execute(
             sql: "INSERT INTO events (at_ns, kind, subject, message) VALUES (?, ?, ?, ?)",
             arguments: [event.atNs, event.kind, event.subject, event.message])
-        try db.execute(
+        try execute(
             sql: "DELETE FROM events WHERE id <= ?",
             arguments: [db.lastInsertedRowID - Self.eventLimit])
     }
     /// The newest first.
     package func events(limit: Int) throws -> [EventRecord] {
-        try Row.fetchAll(
-            db, sql: "SELECT * FROM events ORDER BY id DESC LIMIT ?", arguments: [limit]
+        try fetchAll(
+            Row.self, sql: "SELECT * FROM events ORDER BY id DESC LIMIT ?", arguments: [limit]
         ).map { row in
             Self.event(row)
         }
     }
     /// What came after the event with this id, the oldest first.
     package func events(after id: Int64) throws -> [EventRecord] {
-        try Row.fetchAll(
-            db, sql: "SELECT * FROM events WHERE id > ? ORDER BY id", arguments: [id]
+        try fetchAll(
+            Row.self, sql: "SELECT * FROM events WHERE id > ? ORDER BY id", arguments: [id]
         ).map(Self.event)
     }
     private static func event(_ row: Row) -> EventRecord {

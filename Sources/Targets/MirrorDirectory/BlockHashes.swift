@@ -5,6 +5,8 @@ import Volume
 
 enum BlockHashes {
     private static let pieceBlocks: UInt64 = 256
+    private static let zeroHash = [UInt8](repeating: 0, count: Int(Geometry.blockSizeBytes))
+        .withUnsafeBytes { blockHash($0) }
 
     /// - Parameters:
     ///   - toleratesRot: a block that fails its checksum is unlike any other, instead of an error.
@@ -39,13 +41,15 @@ enum BlockHashes {
         _ read: (UnsafeMutableRawBufferPointer, UInt64) throws(VolumeError) -> Int
     ) throws(VolumeError) {
         let got = try read(part, offset)
-        UnsafeMutableRawBufferPointer(rebasing: part[got...])
-            .initializeMemory(as: UInt8.self, repeating: 0)
         let blockBytes = Int(Geometry.blockSizeBytes)
-        for start in stride(from: 0, to: part.count, by: blockBytes) {
+        let whole = (got + blockBytes - 1) / blockBytes * blockBytes
+        UnsafeMutableRawBufferPointer(rebasing: part[got..<whole])
+            .initializeMemory(as: UInt8.self, repeating: 0)
+        for start in stride(from: 0, to: whole, by: blockBytes) {
             hashes.append(
                 blockHash(UnsafeRawBufferPointer(rebasing: part[start..<start + blockBytes])))
         }
+        hashes += repeatElement(zeroHash, count: (part.count - whole) / blockBytes)
     }
 
     /// Block by block, so that only those that do not verify are left out.
