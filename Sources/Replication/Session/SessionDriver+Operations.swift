@@ -49,8 +49,7 @@ extension SessionDriver {
             let all = try source.allocatedBlocks()
             _ = stream.withLegs(id) { $0.enterUnknown(all) }
         }
-        let first = stream.withLegs(id) { $0.legs[0].snapshot } ?? nil
-        if let first { _ = try source.capture(first) }
+        let first = try captureFirst()?.end
         defer { if let first { source.release(first) } }
         let target = try connected()
         let unknown: [ImageID: BlockSet]? = stream.withLegs(id) { $0.unknown }
@@ -96,21 +95,23 @@ extension SessionDriver {
 
     func openLeg(_ stagingID: UInt64) throws(TargetError) -> SessionEvent {
         closeLeg()
-        while true {
-            if let info = stream.withLegs(id, { $0.legs[0].snapshot }) ?? nil {
-                guard let shape = try source.capture(info) else {
-                    // It was deleted meanwhile: its leg goes with the next.
-                    _ = stream.withLegs(id) { $0.join(cut: info.sequence) }
-                    continue
-                }
-                return try begin(
-                    stagingID, .snapshot(info), shape, streamFrom: info.sequence,
-                    takenAt: info.sequence)
-            }
-            let (shape, streamFrom) = try source.captureHead(for: id)
+        if let (info, shape) = try captureFirst() {
             return try begin(
-                stagingID, .head, shape, streamFrom: streamFrom, takenAt: streamFrom)
+                stagingID, .snapshot(info), shape, streamFrom: info.sequence,
+                takenAt: info.sequence)
         }
+        let (shape, streamFrom) = try source.captureHead(for: id)
+        return try begin(stagingID, .head, shape, streamFrom: streamFrom, takenAt: streamFrom)
+    }
+
+    /// The snapshot that the first leg ends in, captured; nil for the head. One that was deleted, or is
+    /// of one image alone (what a restore replaced), cannot be shipped: its leg goes with the next.
+    private func captureFirst() throws(TargetError) -> (end: SnapshotInfo, shape: PoolShape)? {
+        while let info = stream.withLegs(id, { $0.legs[0].snapshot }) ?? nil {
+            if let shape = try source.capture(info) { return (info, shape) }
+            _ = stream.withLegs(id) { $0.join(cut: info.sequence) }
+        }
+        return nil
     }
 
     private func begin(
