@@ -33,7 +33,8 @@ build:
 # The same tests with long counts; DOPPEL_SOAK multiplies steps and seeds (docs/testing.md).
 soak:
 	.ci/scripts/ensure-packages build run test
-	swift run -c release -Xswiftc -enable-testing simulator --seeds $(or $(SEEDS),10000) --steps 1000
+	swift run -c release -Xswiftc -enable-testing simulator \
+	    --seeds $(or $(SEEDS),4000) --steps 2500 --jobs $$(nproc)
 	DOPPEL_SOAK=$(or $(DOPPEL_SOAK),50) .ci/scripts/run-tests
 
 bench: build

@@ -148,7 +148,8 @@ let package = Package(
         .executableTarget(
             name: "simulator",
             dependencies: [
-                "Simulation", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "Simulation", "SystemIO",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ], path: "Tests/Simulator", swiftSettings: strict),
         .testTarget(

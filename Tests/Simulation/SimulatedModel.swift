@@ -2,34 +2,53 @@
 
 import BlockCore
 import Pool
+import TestSupport
 
 package struct Violation: Error, CustomStringConvertible {
     package var description: String
     package init(_ description: String) { self.description = description }
 }
 
-/// One image; blocks that are not here are zeros.
-struct ModelImage: Hashable {
-    var sizeBytes = 0
-    var blocks: [UInt64: [UInt8]] = [:]
+/// One image, in whole blocks; those that are not here are zeros.
+struct ModelImage {
+    private(set) var sizeBytes = 0
+    private var blocks: [[UInt8]?] = []
 
-    static let zeros = [UInt8](repeating: 0, count: 4096)
+    static let blockBytes = 4096
+    static let zeros = [UInt8](repeating: 0, count: blockBytes)
 
-    func block(_ index: UInt64) -> [UInt8] { blocks[index] ?? Self.zeros }
-    var blockCount: UInt64 { UInt64((sizeBytes + 4095) / 4096) }
+    init() {}
+
+    /// What was read somewhere.
+    init(_ bytes: [UInt8]) {
+        sizeBytes = bytes.count
+        blocks = stride(from: 0, to: bytes.count, by: Self.blockBytes).map { start in
+            let part = bytes[start..<min(start + Self.blockBytes, bytes.count)]
+            if sameBytes(part, Self.zeros[..<part.count]) { return nil }
+            return Array(part) + Self.zeros[part.count...]
+        }
+    }
+
+    func block(_ index: Int) -> [UInt8] {
+        index < blocks.count ? blocks[index] ?? Self.zeros : Self.zeros
+    }
+    var blockCount: Int { (sizeBytes + Self.blockBytes - 1) / Self.blockBytes }
 
     mutating func write(_ bytes: ArraySlice<UInt8>, at offset: Int) {
-        sizeBytes = max(sizeBytes, offset + bytes.count)
-        var position = offset
+        resize(to: max(sizeBytes, offset + bytes.count))
         var rest = bytes
         while !rest.isEmpty {
-            let index = UInt64(position / 4096)
-            let inside = position % 4096
-            let part = rest.prefix(4096 - inside)
-            var content = block(index)
-            content.replaceSubrange(inside..<inside + part.count, with: part)
-            blocks[index] = content
-            position += part.count
+            let position = offset + (rest.startIndex - bytes.startIndex)
+            let (index, inside) = (position / Self.blockBytes, position % Self.blockBytes)
+            let part = rest.prefix(Self.blockBytes - inside)
+            if part.count == Self.blockBytes {
+                blocks[index] = Array(part)
+            } else {
+                var content = blocks[index] ?? Self.zeros
+                blocks[index] = nil
+                content.replaceSubrange(inside..<inside + part.count, with: part)
+                blocks[index] = content
+            }
             rest = rest.dropFirst(part.count)
         }
     }
@@ -37,33 +56,35 @@ struct ModelImage: Hashable {
     mutating func zero(from start: Int, to end: Int) {
         let end = min(end, sizeBytes)
         guard start < end else { return }
-        for index in UInt64(start / 4096)...UInt64((end - 1) / 4096) {
+        for index in start / Self.blockBytes...(end - 1) / Self.blockBytes {
             guard var content = blocks[index] else { continue }
-            let low = max(start - Int(index) * 4096, 0)
-            let high = min(end - Int(index) * 4096, 4096)
-            content.replaceSubrange(low..<high, with: repeatElement(0, count: high - low))
-            blocks[index] = content == Self.zeros ? nil : content
+            blocks[index] = nil
+            let low = max(start - index * Self.blockBytes, 0)
+            let high = min(end - index * Self.blockBytes, Self.blockBytes)
+            if low == 0, high == Self.blockBytes { continue }
+            content.replaceSubrange(low..<high, with: Self.zeros[low..<high])
+            blocks[index] = content
         }
     }
 
     mutating func resize(to size: Int) {
-        if size < sizeBytes {
-            let old = sizeBytes
-            zero(from: size, to: old)
-            blocks = blocks.filter { Int($0.key) * 4096 < size }
-        }
+        if size < sizeBytes { zero(from: size, to: sizeBytes) }
         sizeBytes = size
+        if blockCount < blocks.count {
+            blocks.removeLast(blocks.count - blockCount)
+        } else if blockCount > blocks.count {
+            blocks += repeatElement(nil, count: blockCount - blocks.count)
+        }
     }
 
-    /// The same content, with zeros nowhere kept.
-    var normal: ModelImage {
-        var copy = self
-        copy.blocks = blocks.filter { $0.value != Self.zeros }
-        return copy
+    /// Whether a block holds these bytes; where they are fewer, the image ends there.
+    func holds(_ bytes: ArraySlice<UInt8>, inBlock index: Int) -> Bool {
+        let mine = index < blocks.count ? blocks[index] ?? Self.zeros : Self.zeros
+        return sameBytes(mine[..<bytes.count], bytes)
     }
 }
 
-struct ModelPool: Hashable {
+struct ModelPool {
     var images: [ImageID: ModelImage] = [:]
     /// Times of modification are lazy, and not compared.
     var names: [NodeID: NodeRecord] = [:]
@@ -106,7 +127,7 @@ extension ModelImage {
         if sizeBytes != shown.sizeBytes {
             return "has \(shown.sizeBytes) bytes instead of \(sizeBytes)"
         }
-        for index in 0..<blockCount where block(index) != shown.block(index) {
+        for index in 0..<blockCount where !holds(shown.block(index)[...], inBlock: index) {
             return "differs in block \(index)"
         }
         return nil
@@ -175,8 +196,8 @@ extension History.Entry {
                     image.sizeBytes)
             else { return "inside an operation image \(id.rawValue) has \(image.sizeBytes) bytes" }
             for index in 0..<image.blockCount {
-                let content = image.block(index)
-                if content != a.block(index), content != b.block(index) {
+                let content = image.block(index)[...]
+                if !a.holds(content, inBlock: index), !b.holds(content, inBlock: index) {
                     return "inside an operation image \(id.rawValue) differs in block \(index)"
                 }
             }

@@ -29,7 +29,7 @@ extension SimulatedWorld {
             if isMirrorAway { mirrorLosesPower() }
         case ..<66: toggleMirrorFaults()
         case ..<78: try restartCleanly()
-        case ..<86: try pauseOrResume()
+        case ..<88: try pauseOrResume()
         default: try endFaults()
         }
     }
@@ -48,7 +48,7 @@ extension SimulatedWorld {
         }
     }
 
-    private func endFaults() throws {
+    func endFaults() throws {
         mirrorPool.disk.failSyncs { _ in false }
         mirrorPool.disk.limitSpace(toBytes: .max)
         failsSyncs = false
@@ -180,10 +180,10 @@ extension SimulatedWorld {
         }
         for index in 0..<found.blockCount {
             let content = found.block(index)
+            if states.contains(where: { $0.holds(content[...], inBlock: index) }) { continue }
             let old = states.map { $0.block(index) }
-            if old.contains(content) { continue }
             // A torn write's last sector ends where the image does.
-            let end = min(found.sizeBytes - Int(index) * 4096, 4096)
+            let end = min(found.sizeBytes - index * 4096, 4096)
             for sector in stride(from: 0, to: end, by: 512) {
                 let range = sector..<min(sector + 512, end)
                 let part = content[range]
@@ -269,13 +269,6 @@ extension SimulatedWorld {
         var bytes = [UInt8](repeating: 0xee, count: Int(sizeBytes))
         let got = try bytes.withUnsafeMutableBytes { try read($0) }
         guard got == bytes.count else { throw Violation("read \(got) of \(sizeBytes) bytes") }
-        var image = ModelImage()
-        image.sizeBytes = bytes.count
-        for start in stride(from: 0, to: bytes.count, by: 4096) {
-            var block = Array(bytes[start..<min(start + 4096, bytes.count)])
-            block += [UInt8](repeating: 0, count: 4096 - block.count)
-            if block != ModelImage.zeros { image.blocks[UInt64(start / 4096)] = block }
-        }
-        return image
+        return ModelImage(bytes)
     }
 }

@@ -38,6 +38,10 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
     let options: Options
     let seed: UInt64
     var random: SeededRandom
+    /// Of the steps: where they are few, a session gets far; where they are many, one meets the other.
+    private let faultsPermille: Int
+    /// What a session does at most while its turn lasts.
+    private let deliveries: Int
     let primaryPool: SimulatedPool
     let mirrorPool: SimulatedPool
     var primary: Primary?
@@ -58,6 +62,8 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
     var durableNames: [NodeID: NodeRecord] = [:]
     /// What the mirror said it holds durably, for flushes.
     var mirrorFloor: UInt64 = 0
+    /// What the mirror showed when it was looked at last, and its disk's changes then.
+    var checked: (change: Int, sequence: UInt64) = (-1, 0)
     /// All cuts that the mirror may show.
     var cuts: [UInt64: ModelPool] = [:]
     /// A snapshot, a restore on its way when the power goes.
@@ -85,6 +91,8 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         self.options = options
         self.seed = seed
         random = SeededRandom(seed: seed)
+        faultsPermille = [4, 12, 30, 60][random.below(4)]
+        deliveries = [3, 8, 24][random.below(3)]
         var misbehaviour = SimulatedDisk.Misbehaviour()
         if options.bug == .dirtyFileUnsynced {
             misbehaviour.skipsSync = { $0.contains("/targets/") }
@@ -137,12 +145,13 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
     private func run() throws {
         guard primary != nil else { return try startPrimary() }
         switch random.below(1000) {
-        case ..<380: try clientStep()
-        case ..<700: try deliver()
-        case ..<800: try timer()
-        case ..<880: try behind()
-        case ..<945: try checkMirror()
-        default: try fault()
+        case ..<300: try deliver()
+        case ..<380: try timer()
+        case ..<450: try behind()
+        case ..<500: try checkMirror()
+        case ..<510: try endFaults()
+        case ..<(510 + faultsPermille): try fault()
+        default: try clientStep()
         }
     }
 
@@ -158,7 +167,7 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
 
     private func deliver() throws {
         guard let driver = attached?.driver else { return }
-        for _ in 0..<1 + random.below(6) {
+        for _ in 0..<1 + random.below(deliveries) {
             let before = driver.snapshot.state
             guard driver.step() else { break }
             noteTransition(before, driver.snapshot.state)

@@ -51,6 +51,9 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     let lock = Lock()
     private var root: Node
     private var unsyncedNames: [NameChange] = []
+    /// Folders by path, as far as somebody looked.
+    private var folders: [String: Node] = [:]
+    private var changes = 0
     private var nextID: UInt64 = 2
     private var clock: Int64
     private var isOff = false
@@ -75,6 +78,7 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         nextID = crashed.nextID
         clock = crashed.clock + 1_000_000_000
         freeBytes = crashed.freeBytes
+        changes = crashed.changes + 1
     }
 
     // MARK: Faults
@@ -85,6 +89,8 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     package func cancelPowerOff() { lock.withLock { syncsUntilOff = nil } }
     package var isPoweredOff: Bool { lock.withLock { isOff } }
     package var syncCount: Int { lock.withLock { syncs } }
+    /// Grows with everything that another look at the disk might find changed.
+    package var changeCount: Int { lock.withLock { changes } }
 
     /// What others do while a sync is waited for; called before each, without a lock.
     package func whileSyncing(_ body: ((_ path: String) -> Void)?) {
@@ -144,6 +150,8 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     func check(_ operation: String, _ path: String) throws(SystemError) {
         if isOff { throw failure(operation, path) }
     }
+
+    func noteChange() { changes += 1 }
 
     func tick() -> Int64 {
         clock += 1000
@@ -208,37 +216,58 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     }
 
     /// Something beside this disk is about to become durable, all of it or nothing (D3).
-    package func commit(_ what: String) throws(SystemError) { try sync(what) {} }
+    package func commit(_ what: String) throws(SystemError) {
+        try sync(what) { changes += 1 }
+    }
 
     // MARK: Names
 
-    private func parts(_ path: String) -> [String] {
-        path.split(separator: "/").map(String.init)
-    }
-
+    /// A folder, from its path.
     private func find(_ path: String) -> Node? {
+        if let known = folders[path] { return known }
         var node = root
-        for part in parts(path) {
-            guard let next = node.entries[part] else { return nil }
+        for part in path.split(separator: "/") {
+            guard let next = node.entries[String(part)] else { return nil }
             node = next
         }
+        guard node.isDirectory else { return nil }
+        folders[path] = node
         return node
     }
 
+    private func findEntry(_ path: String) -> Node? {
+        let (folder, name) = Self.split(path)
+        return name.isEmpty ? find(path) : find(folder)?.entries[name]
+    }
+
+    private static func split(_ path: String) -> (folder: String, name: String) {
+        guard let slash = path.utf8.lastIndex(of: UInt8(ascii: "/")) else { return ("", path) }
+        return (String(path[..<slash]), String(path[path.utf8.index(after: slash)...]))
+    }
+
     /// The folder of a file, with it. Called with `lock` held.
-    func siblings(of path: String) -> [String: Node] { find(parentPath(path))?.entries ?? [:] }
+    func siblings(of path: String) -> [String: Node] {
+        find(Self.split(path).folder)?.entries ?? [:]
+    }
 
     private func place(
         _ operation: String, _ path: String
     ) throws(SystemError) -> (Node, String) {
         try check(operation, path)
-        guard let name = parts(path).last, let parent = find(parentPath(path)), parent.isDirectory
-        else { throw failure(operation, path, ENOENT) }
+        let (folder, name) = Self.split(path)
+        guard !name.isEmpty, let parent = find(folder), parent.isDirectory else {
+            throw failure(operation, path, ENOENT)
+        }
         return (parent, name)
     }
 
     private func change(_ entries: [(directory: Node, name: String, node: Node?)]) {
-        for entry in entries { entry.directory.entries[entry.name] = entry.node }
+        for entry in entries {
+            let old = entry.directory.entries[entry.name]
+            if old?.isDirectory ?? false || entry.node?.isDirectory ?? false { folders = [:] }
+            entry.directory.entries[entry.name] = entry.node
+        }
+        changes += 1
         unsyncedNames.append(NameChange(entries: entries))
     }
 
@@ -327,7 +356,7 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         lock.lock()
         defer { lock.unlock() }
         try check("list", path)
-        guard let node = find(path), node.isDirectory else { throw failure("list", path, ENOENT) }
+        guard let node = find(path) else { throw failure("list", path, ENOENT) }
         return node.entries.sorted { $0.key < $1.key }.map {
             DirectoryEntry(name: $0.key, kind: $0.value.isDirectory ? .directory : .file)
         }
@@ -337,7 +366,7 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         lock.lock()
         defer { lock.unlock() }
         try check("stat", path)
-        return find(path).map(Self.status)
+        return findEntry(path).map(Self.status)
     }
 
     static func status(_ node: Node) -> FileStatus {

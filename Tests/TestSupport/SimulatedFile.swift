@@ -28,6 +28,7 @@ final class SimulatedFile: DiskFile, @unchecked Sendable {  // `node` is under d
     private func record(_ change: Change) {
         node.now.apply(change)
         node.modifyNs = disk.tick()
+        disk.noteChange()
         switch change {
         case .truncate: node.unsynced.append(change)
         case .write(let offset, let bytes):
