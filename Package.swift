@@ -83,6 +83,9 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(
+            name: "SystemIOTests", dependencies: ["SystemIO", "TestSupport"],
+            swiftSettings: strict),
+        .testTarget(
             name: "PoolTests",
             dependencies: [
                 "BlockCore", "SystemIO", "Pool", "TestSupport",

@@ -52,9 +52,9 @@ int64_t clx_pwrite(int fd, const void *b, size_t n, uint64_t o) {
     return result64(r);
 }
 int64_t clx_pwritev(int fd, const clx_piece *p, int n, uint64_t o) {
-    struct iovec v[8];
+    struct iovec v[CLX_MAX_PIECES];
     int64_t r;
-    if (n > 8) return -EINVAL;
+    if (n > CLX_MAX_PIECES) return -EINVAL;
     for (int i = 0; i < n; i++) v[i] = (struct iovec){(void *)p[i].base, p[i].length};
     do r = pwritev(fd, v, n, (off_t)o);
     while (r < 0 && errno == EINTR);

@@ -46,10 +46,12 @@ public final class LinuxFile: DiskFile, @unchecked Sendable {  // `fd` changes o
     public override func write(
         pieces: [UnsafeRawBufferPointer], at offset: UInt64
     ) throws(SystemError) {
-        let parts = pieces.map { clx_piece(base: $0.baseAddress, length: $0.count) }
+        let parts = pieces.prefix(Int(CLX_MAX_PIECES)).map {
+            clx_piece(base: $0.baseAddress, length: $0.count)
+        }
         let put = clx_pwritev(fd, parts, Int32(parts.count), offset)
         if put < 0 { throw failure("write", put) }
-        // What one call left goes piece by piece.
+        // What one call left, or does not take, goes piece by piece.
         var done = Int(put)
         var position = offset
         for piece in pieces {

@@ -50,6 +50,7 @@ public final class UnixSocket: @unchecked Sendable {  // one reader, writers und
                 let sent = rest.withUnsafeBytes {
                     send(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
                 }
+                if sent < 0, errno == EINTR { continue }
                 if sent <= 0 { return false }
                 rest = rest.dropFirst(sent)
             }
@@ -68,6 +69,7 @@ public final class UnixSocket: @unchecked Sendable {  // one reader, writers und
             if buffer.count > limitBytes { return nil }
             var chunk = [UInt8](repeating: 0, count: 65536)
             let got = chunk.withUnsafeMutableBytes { recv(fd, $0.baseAddress, $0.count, 0) }
+            if got < 0, errno == EINTR { continue }
             if got <= 0 { return nil }
             buffer += chunk[..<got]
         }

@@ -32,7 +32,8 @@ int clx_open(const char *path, int flags, uint32_t mode);
 int clx_close(int fd);
 int64_t clx_pread(int fd, void *buffer, size_t length, uint64_t offset);
 int64_t clx_pwrite(int fd, const void *buffer, size_t length, uint64_t offset);
-/// One call for several pieces, one after another in the file; at most 8.
+/// One call for several pieces, one after another in the file; at most CLX_MAX_PIECES.
+enum { CLX_MAX_PIECES = 8 };
 typedef struct {
     const void *base;
     size_t length;
