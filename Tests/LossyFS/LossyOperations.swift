@@ -121,6 +121,7 @@ enum LossyOperations {
             let wanted = status!.pointee
             answer(request) { (request, store) throws(Errno) in
                 if inode != LossyFileSystem.control {
+                    try store.requirePower()
                     if fields & FUSE_SET_ATTR_SIZE != 0 {
                         store.contents[inode]?.resize(to: wanted.st_size)
                         store.touch(inode)
@@ -253,7 +254,7 @@ enum LossyOperations {
             answer(request) { (request, store) throws(Errno) in
                 if inode != LossyFileSystem.control {
                     guard store.contents[inode] != nil else { throw Errno(ESTALE) }
-                    if flags & O_TRUNC != 0 { store.contents[inode]!.resize(to: 0) }
+                    if flags & O_TRUNC != 0, !store.isOff { store.contents[inode]!.resize(to: 0) }
                     store.opened(inode)
                 }
                 cfuse_reply_open(request, inode, UInt32(CFUSE_OPEN_DIRECT_IO))
@@ -300,6 +301,7 @@ enum LossyOperations {
         table.fallocate = { request, inode, mode, offset, length, _ in
             waitForDisk(request, inode)
             answer(request) { (request, store) throws(Errno) in
+                try store.requirePower()
                 guard store.contents[inode] != nil else { throw Errno(ESTALE) }
                 let (keeps, end) = (mode & 1 != 0, offset + length)
                 switch mode & ~1 {

@@ -179,6 +179,10 @@ struct LossyStore {
     private var spaceBytes: Int?
     /// Reading, writing and syncing wait until it is over.
     private(set) var hangs = false
+    /// The power goes when so many more syncs were done.
+    private var syncsUntilOff: Int?
+    /// The power is gone: nothing changes until `drop` brings back what is left.
+    private(set) var isOff = false
     /// How long each write takes.
     private(set) var writeMs: UInt32 = 0
 
@@ -209,6 +213,8 @@ struct LossyStore {
         return inode
     }
 
+    func requirePower() throws(Errno) { if isOff { throw Errno(EIO) } }
+
     private mutating func changeNames(_ body: (inout [UInt64: LossyNode]) -> Void) {
         body(&nodes)
         journal.append(nodes)
@@ -217,6 +223,7 @@ struct LossyStore {
     mutating func insert(
         _ parent: UInt64, _ name: [UInt8], _ node: LossyNode
     ) throws(Errno) -> UInt64 {
+        try requirePower()
         guard name.count <= 255 else { throw Errno(ENAMETOOLONG) }
         guard let folder = nodes[parent] else { throw Errno(ESTALE) }
         guard folder.entries[name] == nil else { throw Errno(EEXIST) }
@@ -236,6 +243,7 @@ struct LossyStore {
     }
 
     mutating func remove(_ parent: UInt64, _ name: [UInt8], isFolder: Bool) throws(Errno) {
+        try requirePower()
         let inode = try child(parent, name)
         let gone = try node(inode)
         if isFolder {
@@ -280,6 +288,7 @@ struct LossyStore {
     }
 
     mutating func change(_ inode: UInt64, _ body: (inout LossyNode) -> Void) throws(Errno) {
+        try requirePower()
         if orphans[inode] != nil { return body(&orphans[inode]!) }
         guard nodes[inode] != nil else { throw Errno(ESTALE) }
         changeNames { body(&$0[inode]!) }
@@ -309,6 +318,7 @@ struct LossyStore {
     mutating func write(
         _ bytes: UnsafeRawBufferPointer, to inode: UInt64, at offset: Int
     ) throws(Errno) {
+        try requirePower()
         guard contents[inode] != nil else { throw Errno(ESTALE) }
         if failingWrites > 0 {
             failingWrites -= 1
@@ -335,6 +345,11 @@ struct LossyStore {
     mutating func sync(_ inode: UInt64) throws(Errno) {
         let isFile = contents[inode] != nil
         guard isFile || nodes[inode] != nil else { throw Errno(ESTALE) }
+        if let left = syncsUntilOff {
+            isOff = left == 0
+            syncsUntilOff = max(left - 1, 0)
+        }
+        try requirePower()
         if passingSyncs > 0 {
             passingSyncs -= 1
             if passingSyncs == 0 { failingSyncs = 1 }
@@ -373,6 +388,9 @@ struct LossyStore {
         case ("slow", 2):
             guard let ms = UInt32(words[1]) else { throw Errno(EINVAL) }
             writeMs = ms
+        case ("off", 2):
+            guard let count = Int(words[1]), count >= 0 else { throw Errno(EINVAL) }
+            syncsUntilOff = count
         case ("hang", 1): hangs = true
         case ("go", 1): hangs = false
         case ("space", 2):
@@ -383,6 +401,7 @@ struct LossyStore {
     }
 
     private mutating func drop(_ seeded: SeededRandom?) {
+        (isOff, syncsUntilOff) = (false, nil)
         var random = seeded
         if random != nil {
             let kept = Int(random!.next() % UInt64(journal.count + 1))

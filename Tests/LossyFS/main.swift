@@ -10,6 +10,7 @@
 //     drop            forget all that was not synced
 //     drop SEED       forget some of it: any set of pages and sectors, any prefix of the changes
 //                     of names, as the seed has it
+//     off N           after N more syncs nothing is done any more, as without power, until `drop`
 //     sync-fails N    the next N syncs fail with EIO and lose what they were to write
 //     sync-passes N   after N more syncs one fails
 //     write-fails N   the next N writes fail with EIO
