@@ -46,6 +46,30 @@ same() { [ "$1" = "$2" ] || fail "$3: $1 is not $2"; good "$3"; }
 partition=1048576
 fs_of() { printf '%s?offset=%s' "$1" "$partition"; }
 fsck() { e2fsck -fn "$(fs_of "$1")" >"$folder/fsck.log" 2>&1; }
+block_of() { printf '%-4095s\n' "block $1 was acknowledged"; }
+# Kills the daemon while a program writes with fsync, as soon as a hundred blocks were acknowledged.
+# Arguments: a file for their numbers; what the blocks say besides theirs.
+kill_under_load() {
+    local log=$1 word=$2 daemon
+    : >"$log"
+    (
+        for ((i = 0; i < 16384; i++)); do
+            block_of "$i$word" | dd of="$mnt/db/data.raw" bs=4096 seek="$i" conv=notrunc,fsync \
+                status=none 2>/dev/null || exit 0
+            echo "$i" >>"$log"
+        done
+    ) &
+    writer=$!
+    for _ in $(seq 300); do
+        [ "$(wc -l <"$log")" -lt 100 ] || break
+        sleep 0.1
+    done
+    daemon=$("$doppel" status "$pool" --json | sed -nE 's/.*"ownerPID" ?: ?([0-9]+).*/\1/p' | head -n 1)
+    [ -n "$daemon" ] || fail "doppel status names no daemon"
+    run kill -KILL "$daemon"
+    wait "$writer" || true
+    writer=
+}
 copy_in() { debugfs -w -R "write $2 $3" "$(fs_of "$1")" >/dev/null 2>&1; }
 copy_out() { debugfs -R "dump $2 $3" "$(fs_of "$1")" >/dev/null 2>&1; }
 
@@ -93,25 +117,7 @@ if fsck "$mnt/disk.img"; then fail "the damage did no damage"; fi
 good "report.bin is deleted, the file system is damaged, and e2fsck says so"
 
 step "And a crash: the daemon is killed (SIGKILL) while a program writes with fsync"
-block_of() { printf '%-4095s\n' "block $1 was acknowledged"; }
-: >"$folder/acknowledged"
-(
-    for ((i = 0; i < 16384; i++)); do
-        block_of "$i" | dd of="$mnt/db/data.raw" bs=4096 seek="$i" conv=notrunc,fsync \
-            status=none 2>/dev/null || exit 0
-        echo "$i" >>"$folder/acknowledged"
-    done
-) &
-writer=$!
-for _ in $(seq 300); do
-    [ "$(wc -l <"$folder/acknowledged")" -lt 100 ] || break
-    sleep 0.1
-done
-daemon=$("$doppel" status "$pool" --json | sed -nE 's/.*"ownerPID" ?: ?([0-9]+).*/\1/p' | head -n 1)
-[ -n "$daemon" ] || fail "doppel status names no daemon"
-run kill -KILL "$daemon"
-wait "$writer" || true
-writer=
+kill_under_load "$folder/acknowledged" ""
 acknowledged=$(wc -l <"$folder/acknowledged")
 [ "$acknowledged" -ge 100 ] || fail "only $acknowledged writes came through before the crash"
 good "$acknowledged writes had been acknowledged when it died"
@@ -146,24 +152,7 @@ run "$doppel" unmount "$mnt"
 run "$doppel" mount "$pool" "$mnt" --mirror "$mirror"
 run "$doppel" wait "$pool" --timeout 5m
 run "$doppel" target list "$pool"
-: >"$folder/mirrored"
-(
-    for ((i = 0; i < 16384; i++)); do
-        block_of "$i, again," | dd of="$mnt/db/data.raw" bs=4096 seek="$i" conv=notrunc,fsync \
-            status=none 2>/dev/null || exit 0
-        echo "$i" >>"$folder/mirrored"
-    done
-) &
-writer=$!
-for _ in $(seq 300); do
-    [ "$(wc -l <"$folder/mirrored")" -lt 100 ] || break
-    sleep 0.1
-done
-daemon=$("$doppel" status "$pool" --json | sed -nE 's/.*"ownerPID" ?: ?([0-9]+).*/\1/p' | head -n 1)
-[ -n "$daemon" ] || fail "doppel status names no daemon"
-run kill -KILL "$daemon"
-wait "$writer" || true
-writer=
+kill_under_load "$folder/mirrored" ", again,"
 mirrored=$(wc -l <"$folder/mirrored")
 [ "$mirrored" -ge 100 ] || fail "only $mirrored writes came through before the primary died"
 run "$doppel" mount "$mirror" "$look"
