@@ -52,7 +52,8 @@ package struct PoolLocation: Sendable, Hashable {
     /// Where the pool can be reached as files; nil where it is not mounted, or its daemon is gone.
     package var liveMountPoint: String? {
         guard let mountPoint = owner?.mountPoint, owner?.socketPath != nil,
-            Self.mounts().contains(where: { $0.mountPoint == mountPoint })
+            let mount = Self.mounts().last(where: { $0.mountPoint == mountPoint }),
+            mount.source == poolPath, mount.state == .served
         else { return nil }
         return mountPoint
     }

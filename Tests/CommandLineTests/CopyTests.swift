@@ -153,4 +153,20 @@ import Testing
             #expect(access(out + ".doppel-partial", F_OK) != 0)
         }
     }
+
+    /// The daemon was killed and nobody has mounted the pool again: who names the mount point means the
+    /// pool behind it.
+    @Test(.enabled(if: hasFuse)) func aDeadMountPointIsNoObstacle() throws {
+        try Sandbox.withPool("a.img") { box in
+            try box.mount()
+            try box.write("flushed", to: box.mountPoint + "/a.img")
+            try box.killDaemon()
+            let copy = box.folder + "/copy.raw"
+            try box.ok("export", box.mountPoint, "a.img", copy)
+            #expect(try box.text(copy, count: 7) == "flushed")
+            try box.ok("import", box.mountPoint, copy, "--as", "b.img")
+            try box.mount()
+            #expect(try box.bytes(box.mountPoint + "/b.img") == box.bytes(copy))
+        }
+    }
 }
