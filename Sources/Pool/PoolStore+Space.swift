@@ -63,18 +63,31 @@ extension PoolStore {
     /// Gives the reserve's space to whoever needs it next; ``makeReserve`` takes it back.
     package func releaseReserve() { Self.releaseReserve(path: path, disk: disk) }
 
-    static func releaseReserve(path: String, disk: Disk) {
+    static func releaseReserve(path: String, disk: Disk, keepingBytes: UInt64 = 0) {
         guard let file = try? disk.open(path + "/reserve", .readWrite) else { return }
-        try? file.truncate(to: 0)
+        try? file.truncate(to: keepingBytes)
         try? file.sync()
+    }
+
+    /// How much of the reserve is lent: a small one as a whole.
+    package enum Lending: Sendable {
+        case all, half
+        fileprivate func keptBytes(of reserve: UInt64) -> UInt64 {
+            self == .half && reserve >= 16 << 20 ? reserve / 2 & ~4095 : 0
+        }
     }
 
     /// Runs something that gives space back, or that recovery cannot do without, with the reserve's
     /// space at its disposal. What others took of it meanwhile is owed: see ``payReserve()``.
-    package func withReserve<T, E: Error>(_ body: () throws(E) -> T) throws(E) -> T {
+    package func withReserve<T, E: Error>(
+        lending: Lending = .all, _ body: () throws(E) -> T
+    ) throws(E) -> T {
         let reserve = reserveBytes
         reserveLoan.begin(lending: reserve)
-        if reserve > 0 { releaseReserve() }
+        if reserve > 0 {
+            Self.releaseReserve(
+                path: path, disk: disk, keepingBytes: lending.keptBytes(of: reserve))
+        }
         defer {
             reserveLoan.end()
             payReserve()

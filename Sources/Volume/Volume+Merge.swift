@@ -79,7 +79,11 @@ extension Volume {
             let rows = try read { try $0.layers() }
             for merge in try mergeCandidates(rows) where !merge.names(stoppedLayers) {
                 do throws(VolumeError) {
-                    guard try withRoom({ () throws(VolumeError) in try advance(merge, rows) })
+                    // Half of the reserve: writers may take what it is lent, again and again, and what a
+                    // deletion needs has to be there still.
+                    guard
+                        try withRoom(
+                            lending: .half, { () throws(VolumeError) in try advance(merge, rows) })
                     else { continue }
                     isMergeWaiting = false
                     return true

@@ -96,16 +96,28 @@ extension Volume {
                 takeBack(made)
                 throw error
             }
-            for id in imageIDs { forget(image: id) }
-            let rows = Dictionary(
-                uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
-            for node in nodes {
-                guard let image = node.node.imageID, let head = heads[image] else { continue }
-                try openAgain(image, head: head, node, rows)
+            do throws(VolumeError) { try switchTo(heads, nodes) } catch {
+                // The catalog has it, and the table of images may lack some: whatever it was, the
+                // volume is not to go on, and the next open finds all of them.
+                throw VolumeError(
+                    .io, image: error.image, errno: error.errno,
+                    "it has to be opened anew: \(error.message)")
             }
-            try collectGarbage()
         }
         background.wake()
+    }
+
+    private func switchTo(
+        _ heads: [ImageID: LayerID], _ nodes: [SnapshotNode]
+    ) throws(VolumeError) {
+        for id in imageIDs { forget(image: id) }
+        let rows = Dictionary(
+            uniqueKeysWithValues: try read { try $0.layers() }.map { ($0.id, $0) })
+        for node in nodes {
+            guard let image = node.node.imageID, let head = heads[image] else { continue }
+            try openAgain(image, head: head, node, rows)
+        }
+        try collectGarbage()
     }
 
     private func putBack(

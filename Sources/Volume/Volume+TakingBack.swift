@@ -74,10 +74,12 @@ extension Volume {
 
     /// On a disk that is full to the last block, what gives space back or ends what was begun needs some
     /// first: the reserve is for that.
-    func withRoom<T>(_ body: () throws(VolumeError) -> T) throws(VolumeError) -> T {
+    func withRoom<T>(
+        lending: PoolStore.Lending = .all, _ body: () throws(VolumeError) -> T
+    ) throws(VolumeError) -> T {
         do throws(VolumeError) { return try body() } catch {
             guard error.kind == .noSpace, store.reserveBytes > 0 else { throw error }
-            return try store.withReserve(body)
+            return try store.withReserve(lending: lending, body)
         }
     }
 }
