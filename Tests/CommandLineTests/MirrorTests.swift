@@ -152,4 +152,20 @@ import Testing
             #expect(looks > 0)
         }
     }
+
+    /// Of replication nothing stays behind in a plain folder.
+    @Test func aPoolWithTargetsAndAPromotedMirrorAreEjected() throws {
+        try Sandbox.withMirror("a.img") { box in
+            try box.write("here", to: box.mountPoint + "/a.img")
+            try box.settle()
+            try box.ok("unmount", box.mountPoint)
+            try box.ok("eject", box.pool)
+            try box.ok("promote", box.mirror, "--force")
+            try box.ok("eject", box.mirror)
+            for folder in [box.pool, box.mirror] {
+                #expect(try FileManager.default.contentsOfDirectory(atPath: folder) == ["a.img"])
+                #expect(try box.text(folder + "/a.img", count: 4) == "here")
+            }
+        }
+    }
 }

@@ -48,11 +48,18 @@ struct EjectionRun {
             try disk.syncDirectory(folder)
         }
         for name in [
-            "README", "README.new", "lock", "owner", "owner.new", "reserve", "catalog.sqlite-wal",
-            "catalog.sqlite-journal", "catalog.sqlite-shm",
+            "README", "README.new", "lock", "owner", "owner.new", "reserve", "role", "role.new",
+            "promoted", "promoted.new", "catalog.sqlite-wal", "catalog.sqlite-journal",
+            "catalog.sqlite-shm",
         ] {
             try change("remove \(name)") { () throws(SystemError) in
                 try removeIfThere(folder + "/" + name)
+            }
+        }
+        // What targets lack, and what is left of a promoted mirror's journal.
+        for name in ["targets", "journal"] {
+            try change("remove \(name)") { () throws(SystemError) in
+                try removeFolder(folder + "/" + name)
             }
         }
         try change("remove quarantine") { () throws(SystemError) in
@@ -148,6 +155,20 @@ struct EjectionRun {
             try disk.removeDirectory(stage + "/images")
             try disk.syncDirectory(stage)
         }
+    }
+
+    /// A folder of the pool's own, with what is in it.
+    private func removeFolder(_ path: String) throws(SystemError) {
+        guard try disk.status(path) != nil else { return }
+        for entry in try disk.list(path) {
+            let inside = path + "/" + entry.name
+            if entry.kind == .directory {
+                try removeFolder(inside)
+            } else {
+                try disk.removeFile(inside)
+            }
+        }
+        try disk.removeDirectory(path)
     }
 
     private func removeIfThere(_ path: String) throws(SystemError) {
