@@ -67,6 +67,9 @@ import Testing
             #expect(target.staleSinceNs != nil)
             #expect(target.reason == "it is paused")
             #expect(target.dirtyBytes == 4096)
+            try box.until("it is behind by more than a second") {
+                try box.target().lagMs > 1000
+            }
             // Also after the pool was opened anew.
             try box.ok("unmount", box.mountPoint)
             try box.mount()

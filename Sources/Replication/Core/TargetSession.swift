@@ -13,8 +13,9 @@
 //        │                     └── barrier ──►┘
 //      fenced: the target has a newer generation; nothing leads out but a new primary
 //
-// Functions: start/resume `begin`, connected `negotiate`, compared `goOn`, legOpened `open`,
-// staged `advance`, legCommitted `commit`, failed `fail`, tick `watch`, barrier `nextWhenStreaming`.
+// Functions: start/resume `begin`, connected `negotiate`, compared `answer`, legOpened `open`,
+// staged `advance`, legCommitted `commit`, failed `fail`, tick `watch`, barrier `nextWhenStreaming`,
+// retry and the end of a pause `nextWhenDisconnected`.
 //
 // Invariants
 //   S1 What was acknowledged is what the target said it has: written what its append returned for,
