@@ -28,6 +28,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private let changing = Lock()
     private var currentHub: TargetHub?
     private var names: (@Sendable () -> @Sendable () -> [NodeRecord])?
+    private weak var fileSystem: VirtualFS?
     private var mirrors: [TargetID: MirrorTarget] = [:]
 
     /// Attaches the targets that the catalog knows, before the pool takes its first change.
@@ -68,8 +69,12 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     }
 
     /// From here on sessions may ask for the pool's names.
-    func start(names: @escaping @Sendable () -> @Sendable () -> [NodeRecord]) {
+    func start(_ fileSystem: VirtualFS) {
+        let names: @Sendable () -> @Sendable () -> [NodeRecord] = { [fileSystem] in
+            fileSystem.captureNames()
+        }
         let hub = lock.withLock {
+            self.fileSystem = fileSystem
             self.names = names
             return currentHub
         }
@@ -117,12 +122,21 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             }
             return target
         }
+        // What is there for a target that hangs waits for nobody who waits for it.
+        if request.execute == .targetRemove, arguments.force ?? false {
+            try hub?.remove(try known(try target()).id, detaches: true)
+            return
+        }
         try changing.withLock {
             switch request.execute {
             case .targetAdd: result.text = try add(try target())
             case .targetSet:
                 let wanted = try target()
-                try update(wanted) { $0.take(wanted) }
+                if wanted.image != nil {
+                    try setImage(wanted)
+                } else {
+                    try update(wanted) { $0.take(wanted) }
+                }
             case .targetPause: try update(try target()) { $0.isPaused = true }
             case .targetResume: try update(try target()) { $0.isPaused = false }
             case .targetRemove: try hub?.remove(try known(try target()).id)
@@ -149,6 +163,25 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         change(&record)
         try refuseWaiting(record.mode, record.address)
         try hub?.update(record.id, change)
+    }
+
+    private func setImage(_ wanted: TargetSpecification) throws {
+        let record = try known(wanted)
+        let path = wanted.image ?? ""
+        let node = try lock.withLock { fileSystem }?.resolve(path)
+        guard let imageID = node?.imageID else {
+            throw ControlFailure(.failed, "'\(path)' is no image of this pool")
+        }
+        var new =
+            hub?.target(record.id)?.images[imageID]
+            ?? TargetImageRecord(targetID: record.id, imageID: imageID, mode: nil, onTimeout: nil)
+        if wanted.inherits ?? false { (new.mode, new.onTimeout) = (nil, nil) }
+        if let mode = wanted.mode.flatMap(TargetRecord.Mode.init(rawValue:)) {
+            try refuseWaiting(mode, record.address)
+            new.mode = mode.rawValue
+        }
+        if let reaction = wanted.onTimeout { new.onTimeout = reaction }
+        try hub?.update(new)
     }
 
     /// Adds a target, or changes one that there is: what `--mirror` asks for.
@@ -204,8 +237,18 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     func status() -> [TargetInfo] {
         (hub?.status() ?? []).map { status in
             var info = TargetInfo(status)
+            info.images = images(of: status)
             info.reachFromNs = lock.withLock { mirrors[status.record.id] }?.lastReachNs
             return info
+        }
+    }
+
+    private func images(of status: TargetStatus) -> [TargetImageInfo] {
+        let fileSystem = lock.withLock { self.fileSystem }
+        return status.images.sorted { $0.key < $1.key }.compactMap { id, policy in
+            guard let path = fileSystem?.path(of: id) else { return nil }
+            return TargetImageInfo(
+                path: path, mode: policy.mode.rawValue, onTimeout: policy.onTimeout.rawValue)
         }
     }
 
@@ -218,6 +261,9 @@ extension TargetRecord {
         if let mode = target.mode.flatMap(Mode.init(rawValue:)) { self.mode = mode }
         if let timeoutMs = target.timeoutMs { self.timeoutMs = timeoutMs }
         if let historyMs = target.historyMs { self.historyMs = historyMs }
+        if let reaction = target.onTimeout.flatMap(OnTimeout.init(rawValue:)) {
+            onTimeout = reaction
+        }
     }
 }
 
@@ -226,7 +272,9 @@ extension TargetInfo {
         self.init(
             id: status.record.id.rawValue, address: status.record.address,
             mode: status.record.mode.rawValue, timeoutMs: status.record.timeoutMs)
-        modeInForce = status.counts ? status.record.mode.rawValue : "async"
+        modeInForce = status.isInForce ? status.record.mode.rawValue : "async"
+        onTimeout = status.record.onTimeout.rawValue
+        stoppedSinceNs = status.stoppedSinceNs
         state = status.state?.rawValue ?? (status.isLevel ? "level" : "idle")
         isInStep = status.isInStep
         staleSinceNs = status.isInStep || status.isLevel ? nil : status.sinceNs

@@ -43,7 +43,7 @@ extension PoolSession {
             uncoveredLayers: (try? volume.uncoveredLayers().count) ?? 0, latchedImages: latched,
             damagedImages: damaged, pendingMerges: (try? volume.pendingMerges()) ?? 0,
             jobs: jobs.list, problems: problems, replica: replicaInfo, targets: targets,
-            waitingRequests: volume.gate.waitingCount)
+            waitingRequests: volume.gate.waitingCount + fileSystem.held.count)
     }
 
     private var replicaInfo: ReplicaInfo {

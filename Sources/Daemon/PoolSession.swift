@@ -116,7 +116,7 @@ package final class PoolSession: Sendable {
                 volume: volume, runs: options.connectsTargets ?? (options.mountPoint != nil),
                 mounts: mounts, allowsAsyncOnly: options.cachesWrites)
         let fileSystem = try VirtualFS(volume: volume, options: fsOptions)
-        replication?.start(names: { [fileSystem] in fileSystem.captureNames() })
+        replication?.start(fileSystem)
         return (volume, fileSystem, replication, nil)
     }
 

@@ -11,6 +11,12 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     /// What is waited for now: "async" while the target is not in step.
     package var modeInForce: String
     package var timeoutMs: Int64
+    /// What happens after the timeout: degrade, block or fail.
+    package var onTimeout: String
+    /// Since when writes are held, or fail, because the target is away.
+    package var stoppedSinceNs: Int64?
+    /// Images that have it otherwise.
+    package var images: [TargetImageInfo]
     /// paused, connecting, negotiating, resyncing, streaming, disconnected, fenced; while nothing is
     /// sent, for the pool is not mounted or is without its targets: level (nothing is missing), idle.
     package var state: String
@@ -47,6 +53,8 @@ package struct TargetInfo: Codable, Sendable, Hashable {
         self.address = address
         self.mode = mode
         self.timeoutMs = timeoutMs
+        onTimeout = "degrade"
+        images = []
         modeInForce = "async"
         state = "paused"
         isInStep = false
@@ -60,6 +68,13 @@ package struct TargetInfo: Codable, Sendable, Hashable {
         resyncedBytes = 0
         rateBytesPerSecond = 0
     }
+}
+
+/// How one image waits for a target, where that differs from the others.
+package struct TargetImageInfo: Codable, Sendable, Hashable {
+    package var path: String
+    package var mode: String
+    package var onTimeout: String
 }
 
 /// What a pool is, besides a pool.
@@ -84,6 +99,11 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     package var timeoutMs: Int64?
     /// How long its journal is kept, so that it can be mounted as it was.
     package var historyMs: Int64?
+    package var onTimeout: String?
+    /// Only this image, from now on.
+    package var image: String?
+    /// The image is as the others again.
+    package var inherits: Bool?
 
     package init(address: String, mode: String? = nil, timeoutMs: Int64? = nil) {
         self.address = address
@@ -91,7 +111,8 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
         self.timeoutMs = timeoutMs
     }
 
-    /// `DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,history=1h]`; a comma in DIR is written `\,`.
+    /// `DIR[,mode=async|flush|semi-sync|sync][,timeout=5s]
+    /// [,on-timeout=degrade|block|fail][,history=1h]`; a comma in DIR is written `\,`.
     /// - Returns: nil for what is no target; then `problem` says why.
     package static func parse(_ text: String) -> (TargetSpecification?, problem: String) {
         var parts: [String] = [""]
@@ -117,6 +138,11 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
             case ("mode", let mode?) where modes.contains(mode): result.mode = mode
             case ("mode", _):
                 return (nil, "'\(word)': the mode is one of \(modes.joined(separator: ", "))")
+            case ("on-timeout", let text?):
+                guard let reaction = TargetRecord.OnTimeout(rawValue: text) else {
+                    return (nil, "'\(word)': on-timeout is degrade, block or fail")
+                }
+                result.onTimeout = reaction.rawValue
             case ("timeout", let text?):
                 guard let timeoutMs = Duration.milliseconds(parsing: text), timeoutMs >= 100 else {
                     return (nil, "'\(word)': a timeout is such as 5s or 500ms, at least 100ms")
@@ -129,7 +155,9 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
                 result.historyMs = historyMs
             default:
                 return (
-                    nil, "'\(word)' is no option of a target; there are mode, timeout and history"
+                    nil,
+                    "'\(word)' is no option of a target; there are mode, timeout, on-timeout and "
+                        + "history"
                 )
             }
         }

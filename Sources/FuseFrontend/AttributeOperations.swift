@@ -38,6 +38,16 @@ enum AttributeOperations {
             guard changes.sizeBytes != nil else {
                 return request.reply(attributes: try fileSystem.setAttributes(inode, changes))
             }
+            let asked = changes
+            fileSystem.whenChangeable(inode) { isGivenUp in
+                if isGivenUp { return request.fail(EIO) }
+                resize(request, inode, asked)
+            }
+        }
+    }
+
+    private static func resize(_ request: Request, _ inode: UInt64, _ changes: AttributeChanges) {
+        request.answer { (fileSystem) throws(FSError) in
             try fileSystem.setAttributes(inode, changes) { attributes in
                 PendingReply { errno in
                     if errno == 0 {

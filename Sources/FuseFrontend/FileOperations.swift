@@ -10,21 +10,32 @@ enum FileOperations {
     // MARK: Opening and closing
 
     static func open(_ request: Request, _ inode: UInt64, _ info: Info) {
-        request.answer { (fileSystem) throws(FSError) in
-            let flags = info.pointee.flags
-            let file = try fileSystem.open(
-                inode, access: access(flags), truncates: flags & O_TRUNC != 0,
-                clientPID: request.callingProcess(flags))
-            guard flags & O_TRUNC == 0 else {
-                return file.finishChange(
+        let flags = info.pointee.flags
+        guard flags & O_TRUNC != 0 else {
+            return request.answer { (fileSystem) throws(FSError) in
+                reply(request, try open(request, inode, flags, fileSystem))
+            }
+        }
+        request.fileSystem.whenChangeable(inode) { isGivenUp in
+            if isGivenUp { return request.fail(EIO) }
+            request.answer { (fileSystem) throws(FSError) in
+                let file = try open(request, inode, flags, fileSystem)
+                file.finishChange(
                     PendingReply { errno in
                         if errno == 0 { return reply(request, file) }
                         file.close()
                         request.fail(errno)
                     })
             }
-            reply(request, file)
         }
+    }
+
+    private static func open(
+        _ request: Request, _ inode: UInt64, _ flags: Int32, _ fileSystem: VirtualFS
+    ) throws(FSError) -> OpenFile {
+        try fileSystem.open(
+            inode, access: access(flags), truncates: flags & O_TRUNC != 0,
+            clientPID: request.callingProcess(flags))
     }
 
     private static func reply(_ request: Request, _ file: OpenFile) {
@@ -90,16 +101,38 @@ enum FileOperations {
     static func write(
         _ request: Request, _ data: UnsafeRawBufferPointer, _ offset: off_t, _ info: Info
     ) {
+        let flags = info.pointee.flags
         handle(info)._withUnsafeGuaranteedRef { file in
-            do throws(FSError) {
-                // The kernel hands O_SYNC, O_DSYNC and RWF_DSYNC down with each direct write and
-                // sends no FSYNC of its own for them. O_SYNC contains O_DSYNC.
-                guard info.pointee.flags & O_DSYNC == 0 else {
-                    try file.write(data, at: UInt64(offset))
-                    return try file.flush(request.replyWritten(data.count))
-                }
-                try file.write(data, at: UInt64(offset), request.replyWritten(data.count))
-            } catch { request.fail(error) }
+            guard !file.mustHold(data.count) else {
+                return hold(request, Array(data), offset, file, flags)
+            }
+            write(request, data, offset, file, flags)
+        }
+    }
+
+    @inline(__always)
+    private static func write(
+        _ request: Request, _ data: UnsafeRawBufferPointer, _ offset: off_t, _ file: OpenFile,
+        _ flags: Int32
+    ) {
+        do throws(FSError) {
+            // The kernel hands O_SYNC, O_DSYNC and RWF_DSYNC down with each direct write and
+            // sends no FSYNC of its own for them. O_SYNC contains O_DSYNC.
+            guard flags & O_DSYNC == 0 else {
+                try file.write(data, at: UInt64(offset))
+                return try file.flush(request.replyWritten(data.count))
+            }
+            try file.write(data, at: UInt64(offset), request.replyWritten(data.count))
+        } catch { request.fail(error) }
+    }
+
+    /// The data is the thread's, which serves others meanwhile.
+    private static func hold(
+        _ request: Request, _ data: [UInt8], _ offset: off_t, _ file: OpenFile, _ flags: Int32
+    ) {
+        file.hold(bytes: data.count) { isGivenUp in
+            if isGivenUp { return request.fail(EIO) }
+            data.withUnsafeBytes { write(request, $0, offset, file, flags) }
         }
     }
 
@@ -119,19 +152,30 @@ enum FileOperations {
         _ request: Request, _ mode: Int32, _ offset: off_t, _ length: off_t, _ info: Info
     ) {
         guard offset >= 0, length > 0 else { return request.fail(EINVAL) }
-        let (start, count) = (UInt64(offset), UInt64(length))
+        let range = (start: UInt64(offset), count: UInt64(length))
         let file = handle(info).takeUnretainedValue()
+        let flags = info.pointee.flags
+        guard file.mustHold(0) else { return allocate(request, mode, range, file, flags) }
+        file.hold(bytes: 0) { isGivenUp in
+            if isGivenUp { return request.fail(EIO) }
+            allocate(request, mode, range, file, flags)
+        }
+    }
+
+    private static func allocate(
+        _ request: Request, _ mode: Int32, _ range: (start: UInt64, count: UInt64),
+        _ file: OpenFile, _ flags: Int32
+    ) {
         request.answer { (_) throws(FSError) in
             let keeps = mode & keepSize != 0
             switch mode & ~keepSize {
-            case 0: try file.allocate(at: start, length: count, keepSize: keeps)
-            case punchHole where keeps: try file.trim(at: start, length: count)
-            case zeroRange: try file.zero(at: start, length: count, keepSize: keeps)
+            case 0: try file.allocate(at: range.start, length: range.count, keepSize: keeps)
+            case punchHole where keeps: try file.trim(at: range.start, length: range.count)
+            case zeroRange:
+                try file.zero(at: range.start, length: range.count, keepSize: keeps)
             default: throw FSError(.notSupported)
             }
-            guard info.pointee.flags & O_DSYNC == 0 else {
-                return try file.flush(request.replyDone)
-            }
+            guard flags & O_DSYNC == 0 else { return try file.flush(request.replyDone) }
             file.finishChange(request.replyDone)
         }
     }

@@ -42,9 +42,10 @@ final class FuseServer: Sendable {
         let offered = connection.pointee.capable
         connection.pointee.max_write = Self.maxWriteBytes
         // What the kernel may have under way for one mount without a caller waiting in it:
-        // asynchronous direct I/O and readahead. The default of 12 starves a deep queue.
-        connection.pointee.max_background = 64
-        connection.pointee.congestion_threshold = 48
+        // asynchronous direct I/O and readahead. The default of 12 starves a deep queue; and what waits
+        // for a target counts, so that it must not keep the other images' requests out.
+        connection.pointee.max_background = 1024
+        connection.pointee.congestion_threshold = 768
         // Changes behind the kernel's back are told to it, so it need not drop its pages whenever
         // a time differs.
         want(connection, UInt32(FUSE_CAP_AUTO_INVAL_DATA), false)

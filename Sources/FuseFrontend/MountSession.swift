@@ -138,6 +138,7 @@ package final class MountSession: @unchecked Sendable {  // fields are under `li
         // A loop that broke leaves its mount behind as a dead one.
         if result != 0, isMounted { fuse_session_unmount(session) }
         // Requests that wait for a target are the session's: they go first.
+        fileSystem.held.abandon()
         fileSystem.volume.gate.abandon()
         life.withWrite {
             self.session = nil

@@ -90,6 +90,19 @@ package final class OpenFile: Sendable {
         }
     }
 
+    /// A change of this many bytes is not to begin now: see ``hold(bytes:_:)``.
+    @inline(__always)
+    package func mustHold(_ bytes: Int) -> Bool {
+        guard case .image(let image) = backing else { return false }
+        return image.mustHold(bytes)
+    }
+
+    /// Runs `body` later, when the image may go on; see ``HeldChanges``.
+    package func hold(bytes: Int, _ body: @escaping @Sendable (_ isGivenUp: Bool) -> Void) {
+        guard case .image(let image) = backing else { return body(false) }
+        fileSystem.held.hold(image, bytes: bytes, body)
+    }
+
     /// Replies when the targets that a write waits for have what was changed before the call: the end
     /// of a trim, an allocation or a resize.
     package func finishChange(_ reply: PendingReply) {
@@ -104,6 +117,9 @@ package final class OpenFile: Sendable {
     @inline(__always)
     package func flush(_ reply: PendingReply) throws(FSError) {
         let gate = fileSystem.volume.gate
+        if case .image(let image) = backing {
+            do throws(VolumeError) { try image.requireTargets() } catch { throw FSError(error) }
+        }
         let sequence = gate.begin(fileSystem.volume.sequence)
         try flush()
         gate.finish(sequence, of: imageID, reply)

@@ -180,6 +180,17 @@ extension VirtualFS {
         return liveAttributes(updated)
     }
 
+    /// Runs `body` now, or later, when a change of the image may begin.
+    package func whenChangeable(
+        _ inode: UInt64, _ body: @escaping @Sendable (_ isGivenUp: Bool) -> Void
+    ) {
+        let id = lock.withLock { tree[NodeID(rawValue: inode)]?.imageID }
+        guard let image = id.flatMap({ try? volume.image($0) }), image.mustHold(0) else {
+            return body(false)
+        }
+        held.hold(image, bytes: 0, body)
+    }
+
     /// As ``setAttributes(_:_:)``.
     /// - Parameter reply: makes the reply, which is sent when the targets that a write waits for have a
     ///   new size; not when this throws.

@@ -47,6 +47,8 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     /// Snapshots that are being deleted: nothing of them can be opened any more.
     var doomedSnapshots: Set<Int64> = []
 
+    package let held = HeldChanges()
+
     /// What is shown instead of the pool's own names and images.
     let fixed: FixedTree?
 

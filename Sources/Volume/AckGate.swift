@@ -121,6 +121,15 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
         if let errno { reply.send(reply.context, reply.value, errno) }
     }
 
+    // MARK: Before anything begins
+
+    /// What a change of this image, or its flush, meets now: nil where it may begin.
+    @inline(__always)
+    package func obstacle(for image: ImageID?) -> TimeoutReaction? {
+        guard hasObstacles.load(ordering: .relaxed) else { return nil }
+        return lock.withLock { tracker.obstacle(for: image) }
+    }
+
     // MARK: The side of the targets
 
     package func count(

@@ -33,7 +33,7 @@ extension Image {
         else { throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB") }
         try forEachPiece(from: offset, to: offset + length) { (start, stop) throws(VolumeError) in
             let blocks = BlockRange(coveringBytesAt: start, lengthBytes: stop - start)
-            try core.admit(0)
+            try core.admit(0, to: id)
             try lockForChange(of: blocks)
             defer { unlock(blocks) }
             try VolumeError.system(id) { () throws(SystemError) in
@@ -60,7 +60,7 @@ extension Image {
 
     private func zeroPiece(from start: UInt64, to end: UInt64, punches: Bool) throws(VolumeError) {
         let covering = BlockRange(coveringBytesAt: start, lengthBytes: end - start)
-        try core.admit(0)
+        try core.admit(0, to: id)
         try lockForChange(of: covering)
         if !tracksBlocks {
             defer { unlock(covering) }
@@ -118,7 +118,7 @@ extension Image {
     private func zeroBlocks(
         _ range: BlockRange, onlyIfEndsAt imageEnd: UInt64?
     ) throws(VolumeError) {
-        try core.admit(0)
+        try core.admit(0, to: id)
         try lockForChange(of: range)
         defer { unlock(range) }
         var range = range
@@ -155,7 +155,7 @@ extension Image {
         guard newSize <= Geometry.maxImageSizeBytes else {
             throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB")
         }
-        try core.admit(0)
+        try core.admit(0, to: id)
         let high = try lockAll(toResizeTo: newSize)
         defer { unlockAll() }
         let all = BlockRange(

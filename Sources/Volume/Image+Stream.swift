@@ -10,7 +10,29 @@ extension VolumeCore {
     /// Waits, before any lock, until targets that hold writers back have room.
     @inline(__always)
     func waitForRoom(_ bytes: UInt64) {
-        stream?.waitForRoom(bytes: Int(min(bytes, UInt64(StreamRecord.maxPayloadBytes))) + 16384)
+        stream?.waitForRoom(bytes: Self.room(for: bytes))
+    }
+
+    @inline(__always)
+    static func room(for bytes: UInt64) -> Int {
+        Int(min(bytes, UInt64(StreamRecord.maxPayloadBytes))) + 16384
+    }
+}
+
+extension Image {
+    /// A change is not to begin now: a target that the image does not go on without is lost, or has
+    /// fallen so far behind that it holds writers back. Asked before a change, by who can park it: the
+    /// change itself waits only where the last of the ring is used up.
+    @inline(__always)
+    package func mustHold(_ bytes: Int) -> Bool {
+        if core.gate.obstacle(for: id) == .block { return true }
+        guard let stream = core.stream else { return false }
+        return !stream.hasRoom(bytes: VolumeCore.room(for: UInt64(bytes)))
+    }
+
+    /// - Throws: where a target that the image does not go on without is lost.
+    package func requireTargets() throws(VolumeError) {
+        if core.gate.obstacle(for: id) == .fail { throw VolumeCore.lostTarget(id) }
     }
 }
 

@@ -21,7 +21,7 @@ extension Image {
             throw VolumeError(.tooLarge, image: id, "an image ends at 64 TiB")
         }
         let blocks = BlockRange(coveringBytesAt: offset, lengthBytes: length)
-        try core.admit(length)
+        try core.admit(length, to: id)
         while true {
             try lockForChange(of: blocks)
             if !tracksBlocks || !needsMerging(blocks, offset: offset, end: offset + length) {

@@ -72,9 +72,16 @@ final class VolumeCore: Sendable {
     /// Called before any lock by whatever changes content: waits until targets that hold writers back
     /// have room.
     @inline(__always)
-    func admit(_ bytes: UInt64) throws(VolumeError) {
+    func admit(_ bytes: UInt64, to image: ImageID) throws(VolumeError) {
         waitForRoom(bytes)
         guard !isFenced.load(ordering: .relaxed) else { throw refusal }
+        if gate.obstacle(for: image) == .fail { throw Self.lostTarget(image) }
+    }
+    static func lostTarget(_ image: ImageID) -> VolumeError {
+        VolumeError(
+            .io, image: image, errno: 5,
+            "a target that this image does not go on without (on-timeout=fail) does not answer; "
+                + "`doppel status` shows which")
     }
     private var refusal: VolumeError { VolumeError(.readOnly, fenceReason ?? "") }
 

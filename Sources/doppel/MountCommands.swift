@@ -40,7 +40,9 @@ struct Mount: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             "A mirror to replicate to, from now on.",
-            discussion: "DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,history=1h]",
+            discussion:
+                "DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,on-timeout=degrade|block|fail]"
+                + "[,history=1h]",
             valueName: "target"))
     var mirror: String?
     @Flag(help: "Send nothing to the pool's targets; what they lack is kept track of.")
@@ -247,7 +249,7 @@ struct Unmount: ParsableCommand {
         while let pid, ProcessControl.isAlive(pid),
             let owner = PoolStore.readOwner(path: pool, disk: disk), owner.pid == pid
         {
-            if force, !owner.isDraining, disk.monotonic() - startNs > 1_000_000_000 {
+            if force, !owner.isDraining, disk.monotonic() - startNs > 500_000_000 {
                 Output.error(
                     "doppel: files are open still; process \(pid) serves them until they are closed"
                 )

@@ -23,6 +23,8 @@ struct Target: ParsableCommand {
         ])
 }
 
+enum TimeoutChoice: String, ExpressibleByArgument, CaseIterable { case degrade, block, fail }
+
 enum TargetMode: String, ExpressibleByArgument, CaseIterable {
     case async, flush
     case semiSync = "semi-sync"
@@ -42,11 +44,20 @@ struct TargetSettings: ParsableArguments {
     var mode: TargetMode?
     @Option(help: "How long a silent target is waited for before the pool goes on without it.")
     var timeout: String?
+    @Option(
+        help: ArgumentHelp(
+            "What happens after the timeout: degrade, block or fail.",
+            discussion: """
+                degrade: the pool goes on, and the target is brought in step later. block: writes are \
+                held until the target is there again. fail: they get EIO until then.
+                """))
+    var onTimeout: TimeoutChoice?
     @Option(help: "How long it can be mounted as it was, such as 1h or 2d; 0s for not at all.")
     var history: String?
 
     func specification(_ address: String) throws -> TargetSpecification {
         var result = TargetSpecification(address: address, mode: mode?.rawValue)
+        result.onTimeout = onTimeout?.rawValue
         if let timeout {
             guard let timeoutMs = Duration.milliseconds(parsing: timeout), timeoutMs >= 100 else {
                 throw ValidationError("--timeout is such as 5s or 500ms, at least 100ms")
@@ -95,14 +106,34 @@ struct TargetAdd: ParsableCommand {
 struct TargetSet: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "set", abstract: "Change how a target is waited for.",
-        discussion: "EXAMPLE\n  doppel target set /srv/vms /backup/vms --mode async")
+        discussion: """
+            With --image, for one image alone: only its --mode and --on-timeout can differ. Who waits for
+            the target while it is away is let go of by any change.
+
+            EXAMPLES
+              doppel target set /srv/vms /backup/vms --mode async
+              doppel target set /srv/vms /backup/vms --image db.raw --mode sync --on-timeout block
+              doppel target set /srv/vms /backup/vms --image db.raw --inherit
+            """)
     @OptionGroup var place: TargetArguments
     @OptionGroup var settings: TargetSettings
+    @Option(help: "Only this image of the pool.") var image: String?
+    @Flag(help: "The image is as the others again.") var inherit = false
+
+    func validate() throws {
+        if inherit, image == nil { throw ValidationError("--inherit goes with --image") }
+        if image != nil, settings.timeout != nil || settings.history != nil {
+            throw ValidationError("--image goes with --mode, --on-timeout and --inherit alone")
+        }
+    }
 
     func run() throws {
         try exiting {
             var request = ControlRequest(.targetSet)
-            request.arguments?.target = try settings.specification(place.target).absolute
+            var wanted = try settings.specification(place.target).absolute
+            wanted.image = image
+            wanted.inherits = inherit
+            request.arguments?.target = wanted
             _ = try PoolAccess.perform(request, on: place.pool)
         }
     }
@@ -128,14 +159,24 @@ struct TargetResume: ParsableCommand {
 struct TargetRemove: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "remove", abstract: "Forget a target. What it holds stays as it is.",
-        discussion: "EXAMPLE\n  doppel target remove /srv/vms /mnt/usb/vms-mirror")
+        discussion: """
+            EXAMPLES
+              doppel target remove /srv/vms /mnt/usb/vms-mirror
+              doppel target remove /srv/vms /mnt/usb/vms-mirror --detach
+            """)
     @OptionGroup var place: TargetArguments
-    func run() throws { try exiting { try place.send(.targetRemove) } }
+    @Flag(help: "At once, also where the target hangs: nobody waits for it any more.")
+    var detach = false
+    func run() throws {
+        try exiting { try place.send(.targetRemove) { $0.force = detach } }
+    }
 }
 
 extension TargetArguments {
-    func send(_ command: ControlCommand) throws {
-        var request = ControlRequest(command)
+    func send(
+        _ command: ControlCommand, _ fill: (inout ControlArguments) -> Void = { _ in }
+    ) throws {
+        var request = ControlRequest(command, fill)
         request.arguments?.target = TargetSpecification(address: target).absolute
         _ = try PoolAccess.perform(request, on: pool)
     }
@@ -226,6 +267,14 @@ enum TargetText {
         var lines = ["  target       \(target.address): \(state(target)), mode \(target.mode)"]
         if target.modeInForce != target.mode {
             lines.append("               in force: \(target.modeInForce)")
+        }
+        if let since = target.stoppedSinceNs {
+            let what = target.onTimeout == "fail" ? "fail" : "are held"
+            lines.append("               WRITES \(what) since \(Output.time(since))")
+        }
+        for image in target.images {
+            lines.append(
+                "               \(image.path): mode \(image.mode), on timeout \(image.onTimeout)")
         }
         if let since = target.staleSinceNs {
             lines.append(

@@ -79,7 +79,7 @@ import Testing
             try box.settle()
             try box.untilInStep()
             #expect(try box.run("status", box.pool).code == 0)
-            #expect(try box.target().modeInForce == "flush")
+            try box.until("it counts again") { try box.target().modeInForce == "flush" }
         }
     }
 

@@ -159,7 +159,7 @@ import Testing
                 (
                     "targets",
                     [
-                        "on_timeout", "interval_ms", "latency_budget_us", "rate", "rpo_ms",
+                        "on_timeout", "armed", "interval_ms", "latency_budget_us", "rate", "rpo_ms",
                         "rpo_bytes", "on_rpo", "rejoins", "keep_diverged",
                     ]
                 ),

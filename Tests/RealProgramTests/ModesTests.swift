@@ -121,4 +121,170 @@ import Testing
             }
         }
     }
+
+    // MARK: On timeout
+
+    /// A call that has to come back at once, whatever hangs.
+    @discardableResult private func quickly<T>(_ what: String, _ body: () throws -> T) throws -> T {
+        let started = Date()
+        defer {
+            // A second, and what a machine that is busy with other things takes for starting a program.
+            let took = Date().timeIntervalSince(started)
+            #expect(took < 4, "\(what) took \(took) s")
+        }
+        return try body()
+    }
+
+    private func untilStopped(_ box: Sandbox) throws {
+        try box.until("writes are stopped", seconds: 30) { try box.target().stoppedSinceNs != nil }
+    }
+
+    /// Writes are held before they change anything, hold no thread of the mount, and go on when the
+    /// target is there again. Everything else answers meanwhile.
+    @Test(arguments: getenv("DOPPEL_SOAK") == nil ? ["sync"] : ["flush", "sync"])
+    func blockHoldsWritesUntilTheMirrorIsThereAgain(
+        mode: String
+    ) throws {
+        try LossyMount.with { lossy in
+            try Sandbox.withMirror(
+                "a.img", "b.img", "c.img", at: lossy.file("mirror"),
+                options: "mode=\(mode),timeout=500ms,on-timeout=block"
+            ) { box in
+                try box.ok(
+                    "target", "set", box.pool, box.mirror, "--image", "b.img", "--mode", "async")
+                try box.until("it counts") { try box.target().modeInForce == mode }
+                let (a, b) = (box.mountPoint + "/a.img", box.mountPoint + "/b.img")
+                try box.write("before", to: a)
+                try lossy.tell("hang")
+                defer { try? lossy.tell("go") }
+                let first = BackgroundRequest(box.mountPoint + "/c.img", O_RDWR) {
+                    pwrite($0, "parked", 6, 4096) == 6 && fsync($0) == 0
+                }
+                try untilStopped(box)
+                #expect(first.code == nil)
+                #expect(try box.target().modeInForce == mode)
+                // More than the mount has threads.
+                let held = (0..<48).map { number in
+                    BackgroundRequest(a, O_RDWR) {
+                        pwrite($0, "held", 4, (number + 2) * 4096) == 4
+                    }
+                }
+                try box.until("they are held", seconds: 30) {
+                    try box.status().waitingRequests == held.count + 1
+                }
+                let read = try quickly("a read") { try box.text(a, count: 6) }
+                #expect(read == "before")
+                #expect(
+                    try box.text(a, count: 4, at: 2 * 4096) == "\0\0\0\0", "it changed something")
+                try quickly("another image") { try box.write("goes on", to: b) }
+                try quickly("status") { _ = try box.run("status", box.pool) }
+                #expect(held.allSatisfy { $0.code == nil })
+                #expect(first.code == nil)
+                try lossy.tell("go")
+                try box.until("all go on", seconds: 40) {
+                    first.code == 0 && held.allSatisfy { $0.code == 0 }
+                }
+                try box.settle()
+                #expect(try box.target().stoppedSinceNs == nil)
+                #expect(try box.target().staleSinceNs == nil)
+                try box.lookIntoMirror()
+                try box.expectSame(box.mountPoint, box.look)
+            }
+        }
+    }
+
+    @Test func failGivesEIOBeforeAnythingChanges() throws {
+        try LossyMount.with { lossy in
+            try Sandbox.withMirror(
+                "a.img", "b.img", at: lossy.file("mirror"), options: "mode=sync,timeout=500ms"
+            ) { box in
+                try box.ok(
+                    "target", "set", box.pool, box.mirror, "--image", "a.img", "--on-timeout",
+                    "fail")
+                try box.until("it counts") { try box.target().modeInForce == "sync" }
+                let (a, b) = (box.mountPoint + "/a.img", box.mountPoint + "/b.img")
+                try box.write("before", to: a)
+                try lossy.tell("hang")
+                defer { try? lossy.tell("go") }
+                let parked = BackgroundRequest(a, O_RDWR) { pwrite($0, "parked", 6, 4096) == 6 }
+                try box.until("it is told", seconds: 30) { parked.code != nil }
+                #expect(parked.code == EIO)
+                try untilStopped(box)
+                #expect(box.writeError(a) == EIO)
+                #expect(try box.text(a, count: 6) == "before", "it changed something")
+                let synced = BackgroundRequest(a, O_RDWR) { fsync($0) == 0 }
+                try box.until("it is told", seconds: 30) { synced.code != nil }
+                #expect(synced.code == EIO)
+                // The other image goes on without the mirror.
+                try box.write("goes on", to: b)
+                #expect(try box.target().staleSinceNs != nil)
+                try lossy.tell("go")
+                try box.until("it goes on", seconds: 40) { box.writeError(a) == 0 }
+                try box.settle()
+                try box.lookIntoMirror()
+                try box.expectSame(box.mountPoint, box.look)
+            }
+        }
+    }
+
+    /// The way out while writes are held by a target that hangs.
+    @Test(arguments: ["remove", "unmount"]) func aHungTargetIsLetGoOfAtOnce(by verb: String) throws
+    {
+        try LossyMount.with { lossy in
+            try Sandbox.withMirror(
+                "a.img", at: lossy.file("mirror"),
+                options: "mode=sync,timeout=500ms,on-timeout=block"
+            ) { box in
+                let a = box.mountPoint + "/a.img"
+                try lossy.tell("hang")
+                defer { try? lossy.tell("go") }
+                let parked = BackgroundRequest(a, O_RDWR) { pwrite($0, "parked", 6, 0) == 6 }
+                try untilStopped(box)
+                let held = BackgroundRequest(a, O_RDWR) { pwrite($0, "held", 4, 4096) == 4 }
+                try box.until("it is held") { try box.status().waitingRequests == 2 }
+                if verb == "remove" {
+                    try quickly("remove") {
+                        try box.ok("target", "remove", box.pool, box.mirror, "--detach")
+                    }
+                    try box.until("both go on") { parked.code == 0 && held.code == 0 }
+                    #expect(try box.status().targets?.isEmpty == true)
+                } else {
+                    try quickly("unmount") {
+                        _ = try box.run("unmount", box.mountPoint, "--force")
+                    }
+                    #expect(!box.isMounted)
+                    try lossy.tell("go")
+                    try box.until("both go on", seconds: 40) {
+                        parked.code == 0 && held.code == 0
+                    }
+                }
+            }
+        }
+    }
+
+    /// A target that comes and goes is waited for only when it has been in step for a while.
+    @Test func aMirrorThatFlapsIsTrustedAgainSlowly() throws {
+        try LossyMount.with { lossy in
+            try Sandbox.withMirror(
+                "a.img", at: lossy.file("mirror"), options: "mode=sync,timeout=500ms"
+            ) { box in
+                var waits: [Double] = []
+                for round in 0..<2 {
+                    try lossy.tell("hang")
+                    defer { try? lossy.tell("go") }
+                    try box.write("round \(round)", to: box.mountPoint + "/a.img")
+                    #expect(try box.target().modeInForce == "async")
+                    try lossy.tell("go")
+                    try box.untilInStep()
+                    let started = Date()
+                    try box.until("it counts again", seconds: 30) {
+                        try box.target().modeInForce == "sync"
+                    }
+                    waits.append(Date().timeIntervalSince(started))
+                }
+                // Twice the timeout, then twice that.
+                #expect(waits[1] > 1.2, "\(waits)")
+            }
+        }
+    }
 }

@@ -48,6 +48,8 @@ enum ModelBug: CaseIterable {
     case takesWrittenForDurable
     /// Who waits goes on before it is written down that the target is stale.
     case releasesBeforeStale
+    /// Who stands still is let go of when the target is lost.
+    case goesOnWithoutIt
 }
 
 /// A write or an fsync that waits for the target.

@@ -45,6 +45,10 @@ struct SessionWorld {
     var acks = AckTracker<ModelRequest>()
     /// It is written down that the target is stale.
     var isStale = false
+    /// Everybody is let go of, for somebody asked for it.
+    var isReleased = false
+    /// When the target was last left behind by this session.
+    var leftBehindNs: Int64 = 0
     /// Requests that were done, by what they asked for.
     var doneCounts: [AckPoint: Int] = [:]
     let targetID = TargetID(rawValue: 1)
@@ -58,7 +62,7 @@ struct SessionWorld {
     var operation: SessionOperation?
     var staleRecordWanted = false
 
-    init(seed: UInt64, mode: ReplicationMode, bug: ModelBug? = nil) {
+    init(seed: UInt64, policy: AckPolicy, bug: ModelBug? = nil) {
         random = SeededRandom(seed: seed)
         self.bug = bug
         let empty = PoolContent(
@@ -67,7 +71,9 @@ struct SessionWorld {
         history[0] = empty
         target = ModelTarget(content: empty)
         var options = SessionOptions()
-        options.mode = mode
+        options.policy = TargetPolicy(policy)
+        options.rearmMs = 60
+        options.longestRearmMs = 500
         options.chunkBlocks = 3
         options.chunksPerSync = 3
         session = TargetSession(options: options, seed: seed)
@@ -102,18 +108,31 @@ struct SessionWorld {
         case .stopStreaming: stopHolding()
         case .recordStale:
             staleRecordWanted = true
+            leftBehindNs = now
             if bug == .releasesBeforeStale { acks.forget(targetID) }
             try checkDone()
         case .countForAcknowledgements:
             acks.count(
                 targetID, session.options.policy, durable: SequenceNumber(rawValue: acknowledged))
             isStale = false
+            seenTransitions.insert("counts")
+            if now - leftBehindNs < session.options.rearmMs * 1_000_000, leftBehindNs > 0 {
+                throw Violation("it counts again at once after it was left behind")
+            }
             try checkDone()
         case .lose:
-            acks.isLost(targetID)
+            if bug == .goesOnWithoutIt { acks.forget(targetID) } else { acks.isLost(targetID) }
+            while acks.takeFailed() != nil { seenTransitions.insert("waiting > failed") }
+            seenTransitions.insert("\(session.options.policy.all.onTimeout) > lost")
+            try checkDone()
+        case .find:
+            acks.isInStep(targetID)
+            seenTransitions.insert("lost > found")
             try checkDone()
         case .releaseWaiters:
             acks.forget(targetID)
+            isReleased = true
+            defer { isReleased = false }
             try checkDone()
         case .joinLegs(let through):
             while let end = legs[0].end, end.sequence <= through {
@@ -159,7 +178,8 @@ struct SessionWorld {
     /// Whoever is told that all is well: it is, or it is written down that the target is stale.
     private mutating func checkDone() throws {
         while let request = acks.takeDone() {
-            guard isStale || has(request) else {
+            let mayLack = isStale && (isReleased || session.options.policy.isLeftBehind)
+            guard mayLack || has(request) else {
                 throw Violation(
                     "\(request) is done; the target is at \(target.checkpoint) and not stale")
             }
@@ -235,6 +255,8 @@ struct SessionWorld {
     }
 
     mutating func write() throws {
+        // Held, or failed, before anything changes.
+        guard acks.obstacle(for: nil) == nil else { return }
         try append(
             .write(image: random.below(Self.imageCount), block: random.below(Self.blockCount)))
         try wait(isFlush: false)
@@ -309,6 +331,7 @@ struct SessionWorld {
         isStale = true
         target.crash(&random)
         session = TargetSession(options: session.options, seed: random.next())
+        leftBehindNs = 0
         try tell(.start)
     }
 

@@ -5,14 +5,17 @@ import Testing
 
 /// The session core against a pool and a target that are plain values.
 @Suite struct TargetSessionTests {
-    private static func mode(of seed: UInt64) -> ReplicationMode {
-        ReplicationMode.allCases[Int(seed % UInt64(ReplicationMode.allCases.count))]
+    private static func policy(of seed: UInt64) -> AckPolicy {
+        let (modes, reactions) = (ReplicationMode.allCases, TimeoutReaction.allCases)
+        return AckPolicy(
+            modes[Int(seed) % modes.count],
+            onTimeout: reactions[Int(seed) / modes.count % reactions.count])
     }
 
     static func run(
         seed: UInt64, steps: Int, bug: ModelBug? = nil
     ) throws -> Set<String> {
-        var world = SessionWorld(seed: seed, mode: mode(of: seed), bug: bug)
+        var world = SessionWorld(seed: seed, policy: policy(of: seed), bug: bug)
         try world.tell(.start)
         do {
             for _ in 0..<steps { try world.step() }
@@ -38,7 +41,8 @@ import Testing
             "connecting > negotiating", "negotiating > resyncing", "resyncing > streaming",
             "streaming > resyncing", "streaming > disconnected", "resyncing > disconnected",
             "connecting > disconnected", "negotiating > disconnected",
-            "disconnected > connecting", "disconnected > paused",
+            "disconnected > connecting", "disconnected > paused", "counts", "degrade > lost",
+            "block > lost", "fail > lost", "lost > found", "waiting > failed",
         ]
         #expect(expected.subtracting(seen).isEmpty, "never taken: \(expected.subtracting(seen))")
     }
@@ -125,6 +129,9 @@ extension SessionWorld {
         guard session.state == .streaming, target.content == live else {
             throw Violation(
                 "in the end it is \(session.state), at \(target.checkpoint) of \(sequence)")
+        }
+        guard acks.waitingCount == 0, acks.obstacle(for: nil) == nil else {
+            throw Violation("in the end \(acks.waitingCount) requests wait still")
         }
         for (info, content) in snapshots {
             guard let there = target.snapshots[info.name], there == content else {

@@ -143,7 +143,10 @@ let targetB = TargetID(rawValue: 2)
             stream.attachTracking(targetA)
             stream.setHoldsWriters(targetA, true)
             _ = stream.beginStreaming(targetA)
-            while stream.lagBytes(targetA) + 4160 <= 48 << 10 {
+            // Who asks begins nothing from three quarters on, who does not waits from seven eighths on.
+            while stream.lagBytes(targetA) + 4160 <= 56 << 10 {
+                #expect(
+                    stream.hasRoom(bytes: 4160) == (stream.lagBytes(targetA) + 4160 <= 48 << 10))
                 stream.waitForRoom(bytes: 4160)
                 stream.appendBlocks(1, BlockRange(start: 0, count: 1), stamp: 1)
             }

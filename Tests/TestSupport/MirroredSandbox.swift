@@ -10,6 +10,7 @@ package struct TargetLine: Decodable {
     package var timeoutMs: Int64
     package var state: String
     package var isInStep: Bool
+    package var stoppedSinceNs: Int64?
     package var staleSinceNs: Int64?
     package var reason: String?
     package var durableSequence: UInt64

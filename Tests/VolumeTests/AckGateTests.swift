@@ -162,6 +162,47 @@ import Volume
         #expect(replies.all == [1, 2])
     }
 
+    /// `degrade` goes on without the target, `block` waits on, `fail` says so; and an image may have it
+    /// otherwise than the rest.
+    @Test func whoGoesOnWithoutALostTargetIsItsPolicysToSay() {
+        let images = (1...3).map { ImageID(rawValue: $0) }
+        let policy = policy(
+            .sync,
+            images: [
+                images[1]: AckPolicy(.sync, onTimeout: .block),
+                images[2]: AckPolicy(.semiSync, onTimeout: .fail),
+            ])
+        gate.count(target(1), policy, durable: sequence(0))
+        for (index, image) in images.enumerated() {
+            gate.finishWrite(sequence(5), of: image, replies.pending(UInt(index)))
+            #expect(gate.obstacle(for: image) == nil)
+        }
+        gate.isLost(target(1))
+        #expect(replies.all.sorted() == [0, 2])
+        #expect(replies.codes == [5, 0])
+        #expect(images.map { gate.obstacle(for: $0) } == [nil, .block, .fail])
+        gate.finishWrite(sequence(6), of: images[0], replies.pending(10))
+        gate.finishWrite(sequence(6), of: images[1], replies.pending(11))
+        gate.finish(gate.begin(sequence(6)), of: images[2], replies.pending(12))
+        #expect(replies.all.suffix(2) == [10, 12])
+        #expect(replies.codes.suffix(2) == [0, 5])
+        // In step, and not counting yet: who stood still is served, the others do not wait.
+        gate.isInStep(target(1))
+        #expect(images.map { gate.obstacle(for: $0) } == [nil, nil, nil])
+        gate.finishWrite(sequence(7), of: images[0], replies.pending(20))
+        #expect(replies.all.last == 20)
+        gate.finishWrite(sequence(7), of: images[2], replies.pending(21))
+        acknowledge(target(1), sequence(6), .written)
+        #expect(replies.all.last == 11)
+        acknowledge(target(1), sequence(7), .written)
+        #expect(replies.all.last == 21)
+        gate.count(target(1), policy, durable: sequence(7))
+        gate.finishWrite(sequence(8), of: images[0], replies.pending(30))
+        #expect(gate.waitingCount == 1)
+        gate.stopCounting(target(1))
+        #expect(gate.waitingCount == 0)
+    }
+
     /// What a target only had in memory, or in its file's cache, is not there after it was away.
     @Test func whatATargetMayHaveLostIsWaitedForAgain() {
         gate.count(target(1), policy(.semiSync), durable: sequence(0))

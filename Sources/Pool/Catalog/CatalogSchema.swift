@@ -57,6 +57,7 @@ enum CatalogSchema {
             image INTEGER NOT NULL, mode TEXT, on_timeout TEXT,
             PRIMARY KEY (target, image)) WITHOUT ROWID;
         ALTER TABLE targets ADD COLUMN on_timeout TEXT NOT NULL DEFAULT 'degrade';
+        ALTER TABLE targets ADD COLUMN armed INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE targets ADD COLUMN interval_ms INTEGER;
         ALTER TABLE targets ADD COLUMN latency_budget_us INTEGER;
         ALTER TABLE targets ADD COLUMN rate INTEGER;

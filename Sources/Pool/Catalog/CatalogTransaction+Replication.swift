@@ -84,7 +84,8 @@ extension CatalogTransaction {
 
     private static let targetColumns = [
         "address", "pool", "mode", "timeout_ms", "history_ms", "added_ns", "paused", "stale_ns",
-        "stale_sequence", "stale_reason", "on_timeout", "interval_ms", "latency_budget_us", "rate",
+        "stale_sequence", "stale_reason", "on_timeout", "armed", "interval_ms", "latency_budget_us",
+        "rate",
         "rpo_ms", "rpo_bytes", "on_rpo", "rejoins", "keep_diverged",
     ]
     private static func arguments(_ target: TargetRecord) -> StatementArguments {
@@ -93,7 +94,7 @@ extension CatalogTransaction {
             target.historyMs, target.addedNs, target.isPaused, target.stale?.sinceNs,
             number(target.stale?.sequence), target.stale?.reason,
         ] + [
-            target.onTimeout.rawValue, target.intervalMs, target.latencyBudgetUs,
+            target.onTimeout.rawValue, target.isArmed, target.intervalMs, target.latencyBudgetUs,
             target.rateBytesPerSecond, target.rpoMs, target.rpoBytes, target.onRPO.rawValue,
             target.rejoins, target.keepsDiverged,
         ]
@@ -146,6 +147,7 @@ extension CatalogTransaction {
                 mode: mode, timeoutMs: row["timeout_ms"], historyMs: row["history_ms"],
                 addedNs: row["added_ns"], isPaused: row["paused"], stale: Self.stale(row))
             target.onTimeout = try Self.choice(row, "on_timeout")
+            target.isArmed = row["armed"]
             target.intervalMs = row["interval_ms"]
             target.latencyBudgetUs = row["latency_budget_us"]
             target.rateBytesPerSecond = row["rate"]

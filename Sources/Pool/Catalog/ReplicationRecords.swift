@@ -85,6 +85,9 @@ package struct TargetRecord: Sendable, Hashable {
     /// Acknowledgements were given without it; nil while it is in step.
     package var stale: Stale?
     package var onTimeout = OnTimeout.degrade
+    /// It was in step since it was added or let go of on purpose: who does not go on without it stands
+    /// still while it is away.
+    package var isArmed = false
     /// Ships what changed once in so long; nil: as it comes.
     package var intervalMs: Int64?
     package var latencyBudgetUs: Int64?

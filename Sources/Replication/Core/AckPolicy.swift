@@ -90,6 +90,10 @@ package struct TargetPolicy: Sendable, Hashable {
     package var isLeftBehind: Bool {
         contains { $0.mode.isWaitedFor && $0.onTimeout == .degrade }
     }
+    /// Somebody stands still rather than go on without it.
+    package var hasStandstill: Bool {
+        contains { $0.mode.isWaitedFor && $0.onTimeout != .degrade }
+    }
     /// Somebody waits for less than durable.
     package var hearsOfWrites: Bool {
         contains { $0.mode.writePoint != nil || $0.mode.flushPoint == .received }

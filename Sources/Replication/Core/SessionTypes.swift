@@ -9,6 +9,13 @@ package struct SessionOptions: Sendable, Hashable {
     package var timeoutMs: Int64 = 5000
     /// Longest time that a target's journal stays unsynced.
     package var flushIntervalMs: Int64 = 1000
+    /// Bytes sent after which the journal is synced: what is not durable there is held in the ring.
+    package var flushBytes: UInt64 = 16 << 20
+    /// How long a target that was left behind streams again before it is waited for; doubled each time
+    /// it is left behind again.
+    package var rearmMs: Int64 = 10_000
+    /// … up to this; one that was waited for so long is trusted as before.
+    package var longestRearmMs: Int64 = 600_000
     package var firstRetryMs: Int64 = 200
     package var longestRetryMs: Int64 = 10_000
     /// Blocks read and staged at once.
@@ -137,7 +144,7 @@ package enum SessionEvent: Sendable {
     case disconnected
     case compared
     /// nil: there was nothing to send. With a barrier next, nothing after it was sent.
-    case sent(through: SequenceNumber?, isBarrierNext: Bool)
+    case sent(through: SequenceNumber?, bytes: Int = 0, isBarrierNext: Bool)
     case flushed(through: SequenceNumber)
     case legOpened(LegSummary)
     case streamStaged(StagedStretch)
@@ -162,6 +169,8 @@ package enum SessionEffect: Sendable, Hashable {
     case recordStale(since: SequenceNumber, reason: String)
     /// The target is in step again: it is not stale, and acknowledgements wait for it.
     case countForAcknowledgements
+    /// It is in step again: those who did not go on without it are served as before.
+    case find
     /// It is not waited for by those who go on without it; the others are held, or fail.
     case lose
     /// It is not waited for by anybody.

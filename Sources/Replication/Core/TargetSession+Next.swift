@@ -55,6 +55,7 @@ extension TargetSession {
         }
         let isWanted = flushWanted > durable
         if isWanted, sent >= flushWanted || !hasRecords, sent > durable { return .flush }
+        if unflushedBytes >= options.flushBytes, sent > durable { return .flush }
         if let unflushedSinceNs, sent > durable {
             let due = unflushedSinceNs + options.flushIntervalMs * 1_000_000
             if now >= due { return .flush }

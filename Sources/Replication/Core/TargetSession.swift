@@ -21,7 +21,10 @@
 //   S1 What was acknowledged is what the target said it has: written what its append returned for,
 //      durable what it flushed or committed. Never more.
 //   S2 While `counts`, everything after `durable` is held for the target in the ring, also while it
-//      is away for less than the timeout. It stops counting only after `recordStale` was answered.
+//      is away for less than the timeout, and its legs have it after that. It stops counting only after
+//      `recordStale` was answered.
+//   S5 Who does not go on without the target (`on-timeout` block and fail) is held, or fails, from `lose`
+//      to `find`; before its first time in step the target keeps nobody from anything.
 //   S3 A staging is committed only when nothing of its leg is left, at a sequence that the stream
 //      was staged to, not before the shape's.
 //   S4 `legIsClean` follows `legCommitted` alone.
@@ -41,6 +44,14 @@ package struct TargetSession: Sendable {
     package internal(set) var sent = SequenceNumber.zero
     /// Acknowledgements wait for it.
     package internal(set) var counts = false
+    /// It was waited for too long: who does not go on without it is held, or fails.
+    package internal(set) var isLost = false
+    /// It was in step since it was added or last let go of on purpose.
+    private var isArmed: Bool
+    /// How long it has to be in step before it counts; 0: it was not left behind yet.
+    private var rearmDelayMs: Int64 = 0
+    private var inStepSinceNs: Int64 = 0
+    private var countsSinceNs: Int64 = 0
     /// Why it is not streaming, and since when; kept while it resyncs.
     package internal(set) var outage: Outage?
     package internal(set) var resync: Resync?
@@ -60,8 +71,11 @@ package struct TargetSession: Sendable {
     /// The next record is a barrier: what it stands for has to be staged.
     var metBarrier = false
     var unflushedSinceNs: Int64?
+    var unflushedBytes: UInt64 = 0
     /// Waits for `staleRecorded`; then it stops counting.
     var isDegrading = false
+    /// … for everybody, because somebody asked for it.
+    private var isReleasing = false
     var pauseWanted = false
     /// The target was let go of since it was last connected.
     var isReleased = true
@@ -74,9 +88,15 @@ package struct TargetSession: Sendable {
     ///   - seed: of the staging ids.
     ///   - counts: it was in step when the pool was closed, or when its primary died: nobody is
     ///     answered without it before it is written down that it is stale.
-    package init(options: SessionOptions, seed: UInt64, counts: Bool = false) {
+    ///   - isArmed: who does not go on without it does not begin to, either, because the pool was
+    ///     opened anew.
+    package init(
+        options: SessionOptions, seed: UInt64, counts: Bool = false, isArmed: Bool = false
+    ) {
         self.options = options
         self.counts = counts && options.policy.isWaitedFor
+        self.isArmed = isArmed || self.counts
+        isLost = isArmed && !self.counts
         random = seed
     }
 
@@ -104,7 +124,7 @@ package struct TargetSession: Sendable {
         case .ringOverflowed:
             let reason = "it fell behind further than the write stream reaches back"
             fail(TargetError(.io, reason), now, &effects)
-            giveUp(reason, &effects)
+            giveUp(reason, now, &effects)
         case .staleRecorded: stopCounting(&effects)
         default: answer(event, now, &effects)
         }
@@ -121,8 +141,8 @@ package struct TargetSession: Sendable {
         case (.connecting, .connected(let report, let position)):
             negotiate(report, position, now, &effects)
         case (.negotiating, .compared): state = .resyncing
-        case (.streaming, .sent(let through, let isBarrierNext)):
-            noteSent(through, now, &effects)
+        case (.streaming, .sent(let through, let bytes, let isBarrierNext)):
+            noteSent(through, bytes, now, &effects)
             if isBarrierNext { metBarrier = true }
         case (.streaming, .flushed(let through)): noteFlushed(through, now, &effects)
         case (.resyncing, .flushed(let through)): noteFlushed(through, now, &effects)
@@ -165,7 +185,7 @@ package struct TargetSession: Sendable {
         guard state != .paused, state != .fenced else { return }
         pauseWanted = true
         leave("it is paused", now, &effects)
-        giveUp("it is paused", &effects)
+        giveUp("it is paused", now, releases: true, &effects)
         effects.append(.tell(kind: "target-paused", message: "it is paused"))
     }
 
@@ -179,7 +199,7 @@ package struct TargetSession: Sendable {
         case .fenced, .splitBrain:
             state = .fenced
             if error.kind == .fenced { effects.append(.fence(reason: error.message)) }
-            giveUp(error.message, &effects)
+            giveUp(error.message, now, releases: true, &effects)
             effects.append(
                 .tell(
                     kind: error.kind == .fenced ? "target-fenced" : "split-brain",
@@ -206,15 +226,36 @@ package struct TargetSession: Sendable {
         hasRecords = false
         metBarrier = false
         unflushedSinceNs = nil
+        unflushedBytes = 0
         resync?.suspend()
     }
 
-    /// Nothing is held for the target any more, and nobody waits for it; but first it is written
-    /// down that it is behind (S2).
-    private mutating func giveUp(_ reason: String, _ effects: inout [SessionEffect]) {
-        guard counts else { return effects.append(.stopStreaming) }
-        guard !isDegrading else { return }
+    /// Nothing is held for the target any more, and who goes on without it waits for it no longer; but
+    /// first it is written down that it is behind (S2). Who does not go on without it is held, or fails.
+    /// - Parameter releases: nobody waits for it any more, whatever was asked for.
+    private mutating func giveUp(
+        _ reason: String, _ now: Int64, releases: Bool = false, _ effects: inout [SessionEffect]
+    ) {
+        if isDegrading {
+            isReleasing = isReleasing || releases
+            return
+        }
+        let isForgone = counts && (releases || options.policy.isLeftBehind)
+        guard isForgone else {
+            if releases {
+                (isArmed, isLost) = (false, false)
+                effects.append(.releaseWaiters)
+            } else {
+                lose(reason, &effects)
+            }
+            return effects.append(.stopStreaming)
+        }
         isDegrading = true
+        isReleasing = releases
+        let wasTrusted =
+            rearmDelayMs == 0 || now - countsSinceNs >= options.longestRearmMs * 1_000_000
+        rearmDelayMs =
+            wasTrusted ? options.rearmMs : min(rearmDelayMs * 2, options.longestRearmMs)
         effects.append(.recordStale(since: durable, reason: reason))
         effects.append(.tell(kind: "target-degraded", message: reason))
     }
@@ -223,7 +264,23 @@ package struct TargetSession: Sendable {
         guard isDegrading else { return }
         isDegrading = false
         counts = false
-        effects += [.stopStreaming, .releaseWaiters]
+        if isReleasing {
+            (isArmed, isLost, isReleasing) = (false, false, false)
+            effects.append(.releaseWaiters)
+        } else {
+            // S5, also where it was lost before: whose wait is over now is told.
+            isLost = false
+            lose("it is left behind", &effects)
+        }
+        effects.append(.stopStreaming)
+    }
+
+    private mutating func lose(_ reason: String, _ effects: inout [SessionEffect]) {
+        guard isArmed || counts, !isLost else { return }
+        isLost = true
+        effects.append(.lose)
+        guard options.policy.hasStandstill else { return }
+        effects.append(.tell(kind: "writes-stopped", message: reason))
     }
 
     // MARK: Connecting
@@ -264,7 +321,7 @@ package struct TargetSession: Sendable {
             hasRecords = true
             return
         }
-        giveUp("it lacks more than the write stream holds", &effects)
+        giveUp("it lacks more than the write stream holds", now, &effects)
         if !needsComparing { state = .resyncing }
     }
 
@@ -273,20 +330,35 @@ package struct TargetSession: Sendable {
         if state != .streaming {
             effects.append(.tell(kind: "target-in-step", message: "it is in step"))
         }
+        if state != .streaming || inStepSinceNs == 0 { inStepSinceNs = now }
         state = .streaming
         outage = nil
         resync = nil
         unflushedSinceNs = nil
-        if options.policy.isWaitedFor, !counts {
-            counts = true
-            effects.append(.countForAcknowledgements)
+        unflushedBytes = 0
+        if isLost {
+            isLost = false
+            effects.append(.find)
         }
+        rearm(now, &effects)
+    }
+
+    /// One that was left behind is waited for again when it has been in step for a while: longer each
+    /// time, so that one that comes and goes does not stop everybody again and again.
+    private mutating func rearm(_ now: Int64, _ effects: inout [SessionEffect]) {
+        guard options.policy.isWaitedFor, !counts, !isDegrading,
+            now - inStepSinceNs >= rearmDelayMs * 1_000_000
+        else { return }
+        counts = true
+        isArmed = true
+        countsSinceNs = now
+        effects.append(.countForAcknowledgements)
     }
 
     // MARK: Streaming
 
     private mutating func noteSent(
-        _ through: SequenceNumber?, _ now: Int64, _ effects: inout [SessionEffect]
+        _ through: SequenceNumber?, _ bytes: Int, _ now: Int64, _ effects: inout [SessionEffect]
     ) {
         guard let through else {
             hasRecords = false
@@ -295,12 +367,14 @@ package struct TargetSession: Sendable {
         sent = max(sent, through)
         if options.policy.hearsOfWrites { effects.append(.acknowledge(.written, sent)) }
         if unflushedSinceNs == nil { unflushedSinceNs = now }
+        unflushedBytes += UInt64(bytes)
     }
 
     private mutating func noteFlushed(
         _ through: SequenceNumber, _ now: Int64, _ effects: inout [SessionEffect]
     ) {
         unflushedSinceNs = nil
+        unflushedBytes = 0
         guard through > durable else { return }
         durable = through
         if flushWanted > durable { flushWantedSinceNs = now }
@@ -329,12 +403,15 @@ package struct TargetSession: Sendable {
         let silence = "it has made no progress for \(options.timeoutMs) ms"
         if state == .streaming, let outstanding {
             let isWaitedFor = flushWanted > durable && now - flushWantedSinceNs > limitNs
-            guard now - outstanding.sinceNs > limitNs || isWaitedFor else { return }
+            guard now - outstanding.sinceNs > limitNs || isWaitedFor else {
+                return rearm(now, &effects)
+            }
             fail(TargetError(.io, silence), now, &effects)
-            giveUp(silence, &effects)
-        } else if counts, !isDegrading, let outage, now - outage.sinceNs > limitNs {
-            giveUp(outage.reason, &effects)
+            giveUp(silence, now, &effects)
+        } else if counts, !isLost, !isDegrading, let outage, now - outage.sinceNs > limitNs {
+            giveUp(outage.reason, now, &effects)
         }
+        if state == .streaming { rearm(now, &effects) }
     }
 
     mutating func newStagingID() -> UInt64 {

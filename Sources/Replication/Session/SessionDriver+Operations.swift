@@ -30,7 +30,8 @@ extension SessionDriver {
     func send() throws(TargetError) -> SessionEvent {
         if let batch = stream.takeBatch(id, limitBytes: 4 << 20) {
             try connected().append(batch)
-            return .sent(through: batch.lastSequence, isBarrierNext: false)
+            return .sent(
+                through: batch.lastSequence, bytes: batch.lengthBytes, isBarrierNext: false)
         }
         switch stream.waitForRecords(id, timeoutMs: 0) {
         case .barrier: return .sent(through: nil, isBarrierNext: true)

@@ -31,6 +31,8 @@ package final class SessionDriver: @unchecked Sendable {
     var target: (any ReplicaTarget)?
     var leg: OpenLeg?
     let records: RecordBuffer
+    /// Batches of the stream are in its memory.
+    private let consumer: AnyObject?
 
     /// The leg under way, as the operations need it.
     struct OpenLeg {
@@ -45,10 +47,10 @@ package final class SessionDriver: @unchecked Sendable {
     /// - Parameters:
     ///   - clock: nanoseconds that never go back.
     ///   - connect: opens the target; called again for every attempt.
-    ///   - counts: see ``TargetSession/init(options:seed:counts:)``.
+    ///   - counts, isArmed: see ``TargetSession/init(options:seed:counts:isArmed:)``.
     package init(
-        id: TargetID, options: SessionOptions, seed: UInt64, counts: Bool, stream: WriteStream,
-        source: any SessionSource, clock: @escaping @Sendable () -> Int64,
+        id: TargetID, options: SessionOptions, seed: UInt64, counts: Bool, isArmed: Bool = false,
+        stream: WriteStream, source: any SessionSource, clock: @escaping @Sendable () -> Int64,
         connect: @escaping @Sendable () throws(TargetError) -> any ReplicaTarget
     ) {
         self.id = id
@@ -57,7 +59,9 @@ package final class SessionDriver: @unchecked Sendable {
         self.clock = clock
         self.connect = connect
         self.options = options
-        session = TargetSession(options: options, seed: seed, counts: counts)
+        consumer = stream.consumer(id)
+        session = TargetSession(
+            options: options, seed: seed, counts: counts, isArmed: isArmed)
         records = RecordBuffer(
             capacityBytes: Int(options.chunkBlocks) * 4096 + (64 << 10))
     }
@@ -96,6 +100,16 @@ package final class SessionDriver: @unchecked Sendable {
         lock.unlock()
         if isFree { worker?.join() }
         return isFree
+    }
+
+    /// As ``stop(timeoutMs:)``, and waits for nothing: the thread ends when the target lets it.
+    package func abandon() {
+        tell(.pause)
+        lock.withLock {
+            isStopping = true
+            thread = nil
+            changed.broadcast()
+        }
     }
 
     package func pause() { tell(.pause) }
@@ -145,6 +159,7 @@ package final class SessionDriver: @unchecked Sendable {
         case .countForAcknowledgements: source.counts(id, durable: session.durable)
         case .fence(let reason): source.fence(id, reason: reason)
         case .lose: source.lost(id)
+        case .find: source.found(id)
         case .releaseWaiters: source.releaseWaiters(of: id)
         case .legIsClean:
             _ = stream.withLegs(id) { $0.commitFirst() }

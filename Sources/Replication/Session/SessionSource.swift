@@ -60,5 +60,6 @@ package protocol SessionSource: AnyObject, Sendable {
     func retracted(_ target: TargetID)
     func counts(_ target: TargetID, durable: SequenceNumber)
     func lost(_ target: TargetID)
+    func found(_ target: TargetID)
     func releaseWaiters(of target: TargetID)
 }

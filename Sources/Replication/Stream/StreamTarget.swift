@@ -79,8 +79,9 @@ final class StreamTarget {
         return new
     }
 
-    func freeBuffer() {
+    private func freeBuffer() {
         bytes?.deallocate()
         bytes = nil
     }
+    deinit { freeBuffer() }
 }

@@ -51,8 +51,10 @@ package final class WriteStream: @unchecked Sendable {  // R2 for payloads; the 
 
     /// Longest payload of a record; what is longer is split by who appends it.
     package let maxPayloadBytes: Int
-    /// Targets that hold writers back do so from here on; the rest is for those under way.
+    /// Targets that hold writers back do so from here on: who asks (`hasRoom`) begins nothing new.
     private let softLimitBytes: UInt64
+    /// Who begins all the same waits from here on; the rest is for those under way.
+    private let hardLimitBytes: UInt64
 
     package init(
         capacityBytes: Int = WriteStream.defaultCapacityBytes, lastSequence: SequenceNumber
@@ -63,12 +65,10 @@ package final class WriteStream: @unchecked Sendable {  // R2 for payloads; the 
         last = lastSequence
         maxPayloadBytes = min(StreamRecord.maxPayloadBytes, capacity / 8 & ~4095)
         softLimitBytes = UInt64(capacity - capacity / 4)
+        hardLimitBytes = UInt64(capacity - capacity / 8)
     }
 
-    deinit {
-        for target in targets.values { target.freeBuffer() }
-        memory.free()
-    }
+    deinit { memory.free() }
 
     /// The last one given.
     package var lastSequence: SequenceNumber { lock.withLock { last } }
@@ -203,15 +203,25 @@ package final class WriteStream: @unchecked Sendable {  // R2 for payloads; the 
 
     // MARK: Room
 
-    /// Returns when the ring has room for a record, as far as the targets that hold writers back are
-    /// concerned. Called before any lock.
+    /// Whether the ring has room for a record, as far as the targets that hold writers back are
+    /// concerned.
+    @inline(__always)
+    package func hasRoom(bytes: Int) -> Bool { isBelow(softLimitBytes, bytes) }
+
+    @inline(__always)
+    private func isBelow(_ limit: UInt64, _ bytes: Int) -> Bool {
+        let from = heldFrom.load(ordering: .relaxed)
+        if from == .max { return true }
+        let now = endMirror.load(ordering: .relaxed)
+        let end = now + UInt64(bytes)
+        // A record larger than the limit itself waits for an empty ring.
+        return end < from || end - from <= limit || now <= from
+    }
+
+    /// Returns when the ring has room for a record. Called before any lock.
     @inline(__always)
     package func waitForRoom(bytes: Int) {
-        let from = heldFrom.load(ordering: .relaxed)
-        if from == .max { return }
-        let end = endMirror.load(ordering: .relaxed) + UInt64(bytes)
-        if end < from || end - from <= softLimitBytes { return }
-        waitForRoomLocked(bytes)
+        if !isBelow(hardLimitBytes, bytes) { waitForRoomLocked(bytes) }
     }
 
     private func waitForRoomLocked(_ bytes: Int) {
@@ -219,8 +229,7 @@ package final class WriteStream: @unchecked Sendable {  // R2 for payloads; the 
         defer { lock.unlock() }
         while true {
             let from = heldFrom.load(ordering: .relaxed)
-            // A record larger than the limit itself waits for an empty ring.
-            if from == .max || ring.end == from || ring.end + UInt64(bytes) - from <= softLimitBytes
+            if from == .max || ring.end <= from || ring.end + UInt64(bytes) - from <= hardLimitBytes
             {
                 return
             }
@@ -250,16 +259,19 @@ package final class WriteStream: @unchecked Sendable {  // R2 for payloads; the 
         _ id: TargetID, legs: DirtyLegs = DirtyLegs(), durable: SequenceNumber = .zero
     ) {
         lock.withLock {
-            targets[id]?.freeBuffer()
             targets[id] = StreamTarget(legs: legs, durable: durable)
             cursorsChanged()
         }
     }
 
-    /// Forgets a target. Its consumer has ended.
+    /// What a consumer keeps as long as it may have a batch in its hands, also one whose target is
+    /// detached meanwhile.
+    func consumer(_ id: TargetID) -> AnyObject? { lock.withLock { targets[id] } }
+
+    /// Forgets a target.
     package func detach(_ id: TargetID) {
         lock.withLock {
-            targets.removeValue(forKey: id)?.freeBuffer()
+            targets[id] = nil
             cursorsChanged()
             arrived.broadcast()
         }

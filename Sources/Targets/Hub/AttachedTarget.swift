@@ -10,6 +10,7 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     private let lock = Lock()
     private var currentRecord: TargetRecord
     private var currentDriver: SessionDriver?
+    private var currentImages: [ImageID: TargetImageRecord] = [:]
     private var stale: (since: SequenceNumber, reason: String)?
     private var isDirtyWorkDue = false
     private var isBackInStep = false
@@ -146,6 +147,16 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     }
 
     package var record: TargetRecord { lock.withLock { currentRecord } }
+    /// What is different for single images.
+    package var images: [ImageID: TargetImageRecord] { lock.withLock { currentImages } }
+    func setImages(_ images: [TargetImageRecord]) {
+        lock.withLock {
+            currentImages = Dictionary(
+                images.filter { $0.targetID == currentRecord.id }.map { ($0.imageID, $0) },
+                uniquingKeysWith: { $1 })
+        }
+    }
+    package var policy: TargetPolicy { lock.withLock { currentRecord.policy(currentImages) } }
     package var driver: SessionDriver? { lock.withLock { currentDriver } }
     func setDriver(_ driver: SessionDriver?) {
         lock.withLock {

@@ -215,6 +215,7 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     func answer() { volume.gate.answer() }
     func retracted(_ target: TargetID) { volume.gate.retract(target) }
     func lost(_ target: TargetID) { volume.gate.isLost(target) }
+    func found(_ target: TargetID) { volume.gate.isInStep(target) }
     func counts(_ target: TargetID, durable: SequenceNumber) {
         owner?.counts(target, durable: durable)
     }

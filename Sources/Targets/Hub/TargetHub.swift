@@ -70,11 +70,14 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         source = try PoolSource(volume: volume, stream: stream)
         source.attach(self)
         volume.gate.attach { [weak self] sequence in self?.wantFlush(sequence) }
-        let records = try Self.read(volume.store) { try $0.targets() }
+        let (records, images) = try Self.read(volume.store) {
+            (try $0.targets(), try $0.targetImages())
+        }
         for record in records {
             let target = try AttachedTarget.open(
                 record, volume: volume, stream: stream, incarnation: source.hello.incarnation,
                 suspects: suspects)
+            target.setImages(images)
             targets[record.id] = target
         }
     }
@@ -124,19 +127,21 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     private func launch(_ target: AttachedTarget) {
         guard options.connects, !target.record.isPaused else { return }
         var session = options.session
-        session.policy = target.record.policy
-        session.timeoutMs = target.record.timeoutMs
+        session.take(target)
         let record = target.record
         // H3: until it is connected, or the timeout has passed, fsyncs wait for one that was in step.
         let counts = session.policy.isWaitedFor && record.stale == nil
-        if counts {
+        // Who does not go on without it does not do so because the pool was opened anew.
+        if counts || record.isArmed {
             volume.gate.count(
                 record.id, session.policy,
-                durable: stream.standing(record.id)?.durable ?? .zero)
+                durable: stream.standing(record.id)?.durable ?? .zero,
+                as: counts ? .counting : .lost)
         }
         let driver = SessionDriver(
             id: record.id, options: session, seed: UInt64(bitPattern: disk.now()), counts: counts,
-            stream: stream, source: source, clock: { [disk] in disk.monotonic() }
+            isArmed: record.isArmed, stream: stream, source: source,
+            clock: { [disk] in disk.monotonic() }
         ) { [opener] () throws(TargetError) in try opener(record) }
         // Only who waits for a target is held back for it.
         stream.setHoldsWriters(record.id, session.policy.isWaitedFor)
@@ -211,10 +216,14 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     private func recordInStep(_ target: AttachedTarget) {
         let isInStep =
             target.takeInStep()
-            || !target.record.policy.isWaitedFor && target.driver?.snapshot.state == .streaming
-        guard isInStep, target.record.stale != nil else { return }
+            || !target.policy.isWaitedFor && target.driver?.snapshot.state == .streaming
+        let isArmed = target.policy.hasStandstill
+        guard isInStep, target.record.stale != nil || target.record.isArmed != isArmed else {
+            return
+        }
         var record = target.record
         record.stale = nil
+        record.isArmed = isArmed
         let new = record
         do throws(TargetError) {
             try writeOnce { try $0.updateTarget(new) }
@@ -272,10 +281,21 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         return record
     }
 
-    package func remove(_ id: TargetID) throws(TargetError) {
+    /// - Parameter detaches: does not wait for the target, which may hang: its thread is left to
+    ///   itself.
+    package func remove(_ id: TargetID, detaches: Bool = false) throws(TargetError) {
         guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
-        halt(target)
-        try write { try $0.deleteTarget(id) }
+        if !detaches { halt(target) }
+        // Whoever waits for it is answered when the catalog does not know it any more, and not before;
+        // where the catalog takes nothing, letting go is all there is left to ask for.
+        do throws(TargetError) { try write { try $0.deleteTarget(id) } } catch {
+            guard detaches, store.catalog.isFailed else { throw error }
+            log.error("target \(target.record.address): \(error)")
+        }
+        if detaches {
+            target.driver?.abandon()
+            target.setDriver(nil)
+        }
         volume.gate.stopCounting(id)
         stream.detach(id)
         _ = lock.withLock { targets.removeValue(forKey: id) }
@@ -294,9 +314,33 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         }
         var record = target.record
         change(&record)
+        // Nobody stands still for a target that was let go of on purpose, before it is in step again.
+        record.isArmed = false
         let new = record
         try write { try $0.updateTarget(new) }
         target.update { $0 = new }
+    }
+
+    /// Changes how one image waits for a target; the others do not notice.
+    package func update(_ new: TargetImageRecord) throws(TargetError) {
+        guard let target = target(new.targetID) else {
+            throw TargetError(.absent, "there is no such target")
+        }
+        halt(target)
+        defer {
+            launch(target)
+            wakeKeeper()
+        }
+        let id = target.record.id
+        try write {
+            try $0.setTargetImage(new)
+            var record = target.record
+            record.isArmed = false
+            try $0.updateTarget(record)
+        }
+        target.update { $0.isArmed = false }
+        target.setImages(
+            try Self.read(store) { try $0.targetImages() }.filter { $0.targetID == id })
     }
 
     /// Ends the session, as if the target had gone.

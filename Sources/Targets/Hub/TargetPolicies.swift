@@ -1,16 +1,49 @@
+import BlockCore
 import Pool
 import Replication
 
 extension TargetRecord {
     /// How it is waited for.
-    package var policy: TargetPolicy { TargetPolicy(AckPolicy(replicationMode)) }
+    /// - Parameter images: what is different for some.
+    func policy(_ images: [ImageID: TargetImageRecord]) -> TargetPolicy {
+        let all = AckPolicy(mode.replication, onTimeout: onTimeout.reaction)
+        return TargetPolicy(
+            all,
+            images: images.mapValues { image in
+                AckPolicy(
+                    image.mode.flatMap(ReplicationMode.init(rawValue:)) ?? all.mode,
+                    onTimeout: image.onTimeout.flatMap(TimeoutReaction.init(rawValue:))
+                        ?? all.onTimeout)
+            })
+    }
+}
 
-    private var replicationMode: ReplicationMode {
-        switch mode {
+extension TargetRecord.Mode {
+    var replication: ReplicationMode {
+        switch self {
         case .async: .async
         case .flush: .flush
         case .semiSync: .semiSync
         case .sync: .sync
         }
+    }
+}
+
+extension TargetRecord.OnTimeout {
+    var reaction: TimeoutReaction {
+        switch self {
+        case .degrade: .degrade
+        case .block: .block
+        case .fail: .fail
+        }
+    }
+}
+
+extension SessionOptions {
+    /// A target that is given little time is trusted again after little time.
+    mutating func take(_ target: AttachedTarget) {
+        policy = target.policy
+        timeoutMs = target.record.timeoutMs
+        rearmMs = min(rearmMs, 2 * timeoutMs)
     }
 }

@@ -8,8 +8,15 @@ package struct TargetStatus: Sendable {
     package var record: TargetRecord
     /// nil while nothing is sent: the pool is not mounted, or is without its targets.
     package var state: TargetSession.State?
-    /// An fsync waits for it.
+    /// It is waited for.
     package var counts: Bool
+    package var images: [ImageID: AckPolicy] = [:]
+    /// Somebody does not go on without it, and it is away since then.
+    package var stoppedSinceNs: Int64?
+    /// What was asked for is what is done: waiting for it, or standing still while it is away.
+    package var isInForce: Bool {
+        counts || stoppedSinceNs != nil && record.onTimeout != .degrade
+    }
     package var reason: String?
     package var durable: SequenceNumber
     package var lagBytes: UInt64
@@ -66,6 +73,11 @@ extension TargetHub {
             result.lagMs = max(result.lagMs, (disk.now() - sinceNs) / 1_000_000)
         }
         result.checkpointNs = moment(of: durable)
+        result.images = target.policy.images
+        if let session, session.isLost, session.options.policy.hasStandstill {
+            let outageNs = session.outage.map { disk.now() - (disk.monotonic() - $0.sinceNs) }
+            result.stoppedSinceNs = outageNs ?? disk.now()
+        }
         if let resync = session?.resync, result.state == .resyncing {
             let total = resync.totalBlocks
             result.resyncTotalBytes = total * Geometry.blockSizeBytes
