@@ -72,6 +72,10 @@ let package = Package(
             name: "MountFixture",
             dependencies: ["FuseFrontend", "SystemIO", "Pool", "Volume", "VirtualFS"],
             path: "Tests/MountFixture", swiftSettings: strict),
+        // Hands a pool over and dies on the way, for the tests of that.
+        .executableTarget(
+            name: "HandoverFixture", dependencies: ["Daemon"], path: "Tests/HandoverFixture",
+            swiftSettings: strict),
         // Forgets on command what was not synced; lies under a pool in the tests.
         .executableTarget(
             name: "LossyFS", dependencies: ["CFuse", "SystemIO"], path: "Tests/LossyFS",
@@ -94,7 +98,7 @@ let package = Package(
         .testTarget(
             name: "CommandLineTests",
             dependencies: [
-                "doppel", "SystemIO", "TestSupport",
+                "doppel", "HandoverFixture", "SystemIO", "TestSupport",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ], swiftSettings: strict),
         .testTarget(

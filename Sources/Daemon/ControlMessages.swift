@@ -23,6 +23,9 @@ package enum ControlCommand: String, Codable, Sendable, CaseIterable {
     case targetResume = "target-resume"
     case targetRemove = "target-remove"
     case wait
+    case failover
+    /// Of two pools that both are primaries, this one goes on.
+    case targetResolve = "target-resolve"
     /// Shows a mirror, which the daemon is writing to, as it is now or was.
     case mirrorMount = "mirror-mount"
 }
@@ -192,6 +195,7 @@ package struct ControlResult: Codable, Sendable, Hashable {
     package var check: CheckReport?
     package var jobs: [JobInfo]?
     package var targets: [TargetInfo]?
+    package var failover: FailoverInfo?
     package init() {}
 }
 

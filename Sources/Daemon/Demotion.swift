@@ -14,29 +14,44 @@ package struct DemotionInfo: Codable, Sendable, Hashable {
 
 package enum PoolDemotion {
     /// Makes a pool that nobody uses a mirror of the one that took its place.
-    /// - Parameter primary: where that is; nil: the target that fenced the pool.
-    package static func perform(path: String, to primary: String?) throws -> DemotionInfo {
+    /// - Parameters:
+    ///   - primary: where that is; nil: the target that fenced the pool.
+    ///   - isResolving: also where both went on from the same place, each on its own.
+    package static func perform(
+        path: String, to primary: String?, isResolving: Bool = false
+    ) throws -> DemotionInfo {
         do {
+            if PoolSight.look(at: path, disk: LinuxDisk())?.isReplica ?? false {
+                throw ControlFailure(.failed, "\(path) is a mirror already")
+            }
             let address = try primary ?? fencingTarget(of: path)
             let sight = try sight(of: address)
-            // What an unclean end left open is written down, and the pool is closed cleanly.
-            var options = PoolSession.Options()
-            options.connectsTargets = false
-            try PoolSession(path: path, options: options).close()
-            let store = try PoolStore.open(path: path, disk: LinuxDisk())
-            let isSettled = !store.wasUnclean
-            let state = try store.catalog.read { try $0.poolState() }
-            defer { try? store.close(clean: isSettled, lastSequence: state.lastSequence) }
-            let own = try store.catalog.read { try PoolSight($0) }
-            try check(own, follows: sight, path, address)
-            try Demotion.run(store, to: sight, at: address, isSettled: isSettled)
-            let replica = try store.catalog.read { try $0.replica() }
-            var isTracked = false
-            if case .tracked = replica?.divergence { isTracked = true }
-            return DemotionInfo(
-                path: path, primary: address, primaryPool: sight.poolID,
-                generation: sight.history.current?.number ?? 0, isTracked: isTracked)
+            return try follow(path, sight, at: address) { own in
+                try check(own, follows: sight, path, address, isResolving)
+            }
         } catch { throw PoolSession.failure(error) }
+    }
+
+    /// - Parameter check: whether it may; it is settled by then, and a primary still.
+    static func follow(
+        _ path: String, _ sight: PoolSight, at address: String, _ check: (PoolSight) throws -> Void
+    ) throws -> DemotionInfo {
+        // What an unclean end left open is written down, and the pool is closed cleanly.
+        var options = PoolSession.Options()
+        options.connectsTargets = false
+        try PoolSession(path: path, options: options).close()
+        let store = try PoolStore.open(path: path, disk: LinuxDisk())
+        let isSettled = !store.wasUnclean
+        let state = try store.catalog.read { try $0.poolState() }
+        defer { try? store.close(clean: isSettled, lastSequence: state.lastSequence) }
+        try check(try store.catalog.read { try PoolSight($0) })
+        try Demotion.run(store, to: sight, at: address, isSettled: isSettled)
+        let replica = try store.catalog.read { try $0.replica() }
+        var isTracked = false
+        if case .tracked = replica?.divergence { isTracked = true }
+        return DemotionInfo(
+            path: path, primary: address, primaryPool: sight.poolID,
+            generation: sight.history.current?.number ?? 0, isTracked: isTracked)
     }
 
     private static func fencingTarget(of path: String) throws -> String {
@@ -66,13 +81,15 @@ package enum PoolDemotion {
     }
 
     private static func check(
-        _ own: PoolSight, follows other: PoolSight, _ path: String, _ address: String
+        _ own: PoolSight, follows other: PoolSight, _ path: String, _ address: String,
+        _ isResolving: Bool
     ) throws {
         guard !own.isReplica else {
             throw ControlFailure(.failed, "\(path) is a mirror already")
         }
         switch own.history.relation(to: other.history) {
         case .replacedByOther: return
+        case .split where isResolving, .replacesOther where isResolving: return
         case .split:
             throw ControlFailure(
                 .failed,

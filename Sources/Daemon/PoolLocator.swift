@@ -149,7 +149,8 @@ package enum PoolAccess {
             }
         }
         var options = PoolSession.Options()
-        options.connectsTargets = request.execute == .wait
+        options.connectsTargets = [.wait, .failover].contains(request.execute)
+        options.keepsRole = request.execute == .targetResolve
         let session = try PoolSession(path: location.poolPath, options: options)
         let reply = session.execute(request) {
             listener($0.data)

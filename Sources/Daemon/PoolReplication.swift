@@ -16,7 +16,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private static let defaultTimeoutMs: Int64 = 5000
     private static let defaultHistoryMs: Int64 = 3_600_000
 
-    private let volume: Volume
+    let volume: Volume
     /// Sessions connect; otherwise what targets lack is kept track of alone.
     private let runs: Bool
     private let mounts: MirrorMounts
@@ -25,7 +25,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private let allowsAsyncOnly: Bool
     private let lock = Lock()
     /// One change of targets at a time; held across I/O.
-    private let changing = Lock()
+    let changing = Lock()
     private var currentHub: TargetHub?
     private var names: (@Sendable () -> @Sendable () -> [NodeRecord])?
     private weak var fileSystem: VirtualFS?
@@ -51,10 +51,10 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
                 + "--cache none, or `doppel target set ... --mode async`")
     }
 
-    private var store: PoolStore { volume.store }
+    var store: PoolStore { volume.store }
     var hub: TargetHub? { lock.withLock { currentHub } }
 
-    private func attach() throws {
+    func attach() throws {
         let stream = volume.attachStream()
         var options = HubOptions()
         options.connects = runs
@@ -199,7 +199,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     }
 
     /// - Returns: what the person should know all the same.
-    private func add(_ target: TargetSpecification) throws -> String? {
+    func add(_ target: TargetSpecification) throws -> String? {
         if hub?.all.contains(where: { $0.record.address == target.address }) ?? false {
             throw ControlFailure(
                 .failed, "\(target.address) is a target already; `doppel target set` changes it")
@@ -275,7 +275,9 @@ extension TargetInfo {
         modeInForce = status.isInForce ? status.record.mode.rawValue : "async"
         onTimeout = status.record.onTimeout.rawValue
         stoppedSinceNs = status.stoppedSinceNs
-        state = status.state?.rawValue ?? (status.isLevel ? "level" : "idle")
+        state =
+            status.isSplitBrain
+            ? "split-brain" : status.state?.rawValue ?? (status.isLevel ? "level" : "idle")
         isInStep = status.isInStep
         staleSinceNs = status.isInStep || status.isLevel ? nil : status.sinceNs
         reason = status.isInStep || status.isLevel ? nil : status.reason

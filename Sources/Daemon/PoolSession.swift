@@ -27,6 +27,8 @@ package final class PoolSession: Sendable {
         package var connectsTargets: Bool?
         /// The moment that a mirror is shown at; nil for its newest.
         package var atNs: Int64?
+        /// A handover that was cut off is about to be decided by a person.
+        package var keepsRole = false
         package init() {}
     }
     package enum Reserve: Sendable, Hashable {
@@ -61,6 +63,7 @@ package final class PoolSession: Sendable {
                 path: path, owner: owner, drainTimeoutMs: options.drainTimeoutMs)
         } catch { throw Self.failure(error) }
         do {
+            if !options.isReadOnly, !options.keepsRole { try Handover.settle(store) }
             let parts = try Self.open(store, options, status, mirrorMounts)
             (volume, fileSystem, replication, mirror) = parts
             let (sessions, target) = (parts.replication, options.mirror)
@@ -272,6 +275,11 @@ package final class PoolSession: Sendable {
         case .targetAdd, .targetSet, .targetList, .targetPause, .targetResume, .targetRemove, .wait:
             guard let replication else { throw Self.notReplicated(mirror != nil) }
             try replication.perform(request, &result)
+        case .targetResolve:
+            result.text = try resolve(try need(arguments.target, "target").address)
+        case .failover:
+            let target = try need(arguments.target, "target").address
+            result.failover = try failOver(to: target, timeoutMs: arguments.timeoutMs)
         case .unmount, .mirrorMount:
             throw ControlFailure(.usage, "the pool is not mounted")
         }

@@ -137,7 +137,9 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
         try requireWritable()
         try journal.check(isFreeing: isFreeing)
         return try volume.withNameChange { (place) throws(FSError) in
-            try lock.withLock { () throws(FSError) in
+            // It may have waited until the pool was handed over.
+            try requireUnfenced()
+            return try lock.withLock { () throws(FSError) in
                 let (result, changes) = try body(&tree)
                 if !changes.isEmpty {
                     note(changes, ticket: journal.queue(changes, at: place.take(changes)))
@@ -185,6 +187,9 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     package func waitDurable(inode: UInt64) throws(FSError) {
         try journal.waitDurable(lock.withLock { ticket(of: inode) })
     }
+
+    /// Returns when every change of names is durable here, also in a pool that takes no more.
+    package func settleNames() throws(FSError) { try journal.waitDurable() }
 
     package func syncDirectory(_ inode: UInt64) throws(FSError) {
         try requireUnfenced()
@@ -248,7 +253,9 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     func commitLazyTimes() -> Bool {
         guard !options.isReadOnly else { return false }
         return volume.withNameChange { (place) in
-            lock.withLock {
+            // One that was replaced, or handed over, changes nothing any more.
+            guard volume.fenceReason == nil else { return false }
+            return lock.withLock {
                 let changes = adoptTimes(of: lazyTimes)
                 if !changes.isEmpty {
                     note(changes, ticket: journal.queue(changes, at: place.take(changes)))
@@ -263,6 +270,7 @@ package final class VirtualFS: @unchecked Sendable {  // tables are under `lock`
     func commitTime(of inode: UInt64) {
         guard !options.isReadOnly else { return }
         volume.withNameChange { (place) in
+            guard volume.fenceReason == nil else { return }
             lock.withLock {
                 let changes = adoptTimes(of: [NodeID(rawValue: inode)])
                 guard !changes.isEmpty else { return }

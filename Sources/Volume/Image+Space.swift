@@ -197,7 +197,7 @@ extension Image {
                 // The tail of the new last block is in the head then, where it can be cleared.
                 try writeZeros(from: newSize, to: min((newSize | 4095) + 1, old))
             }
-            core.cut.lockRead()
+            try core.lockForChange()
             stripes.lockAll()
             // Neither settled nor outgrown meanwhile.
             if sizeBytes <= high, isMarked(changed) { return high }

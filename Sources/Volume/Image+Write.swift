@@ -39,7 +39,7 @@ extension Image {
     /// are held.
     func lockForChange(of blocks: BlockRange) throws(VolumeError) {
         guard core.marksActivity else {
-            core.cut.lockRead()
+            try core.lockForChange()
             stripes.lock(blocks)
             return
         }
@@ -52,7 +52,7 @@ extension Image {
                     throw VolumeError(error, image: id)
                 }
             }
-            core.cut.lockRead()
+            try core.lockForChange()
             if activity.isActive(first: first, last: last) { break }
             core.cut.unlock()
         }

@@ -83,6 +83,16 @@ final class VolumeCore: Sendable {
             "a target that this image does not go on without (on-timeout=fail) does not answer; "
                 + "`doppel status` shows which")
     }
+    /// Takes the cut lock, shared, for a change: one that waited for it while the pool was handed over
+    /// comes too late.
+    @inline(__always)
+    func lockForChange() throws(VolumeError) {
+        cut.lockRead()
+        guard !isFenced.load(ordering: .relaxed) else {
+            cut.unlock()
+            throw refusal
+        }
+    }
     private var refusal: VolumeError { VolumeError(.readOnly, fenceReason ?? "") }
 
     /// The caller holds the cut lock exclusively.

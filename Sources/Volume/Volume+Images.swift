@@ -14,6 +14,7 @@ extension Volume {
         _ insert: (CatalogTransaction) throws -> ImageID
     ) throws(VolumeError) -> Image {
         try structure.withLock { () throws(VolumeError) in
+            try requireUnfenced()
             var made = Prepared()
             do throws(VolumeError) {
                 let image = try makeEmptyImage(insert, &made)

@@ -30,6 +30,7 @@ extension Volume {
         nodes: [NodeRecord]
     ) throws(VolumeError) {
         try structure.withLock { () throws(VolumeError) in
+            try requireUnfenced()
             try settleOverdue()
             let image = try image(id)
             try refuseTaken(keepAs)

@@ -73,6 +73,20 @@ extension Volume {
     /// What a person has to know of it; nil where the pool takes changes.
     package var fenceReason: String? { core.fenceReason }
 
+    /// Keeps every change waiting as long as `body` runs: writes, names, snapshots. Reads go on. When the
+    /// pool was fenced meanwhile, those that waited hear that.
+    package func holdingChanges<T>(_ body: () throws -> T) rethrows -> T {
+        try structure.withLock {
+            core.cut.lockWrite()
+            defer { core.cut.unlock() }
+            return try body()
+        }
+    }
+
+    func requireUnfenced() throws(VolumeError) {
+        if let reason = fenceReason { throw VolumeError(.readOnly, reason) }
+    }
+
     func secure(upTo sequence: SequenceNumber) throws(VolumeError) {
         try keeperBox.keeper?.secure(upTo: sequence)
     }

@@ -28,7 +28,8 @@ struct Doppel: ParsableCommand {
             Init.self, Adopt.self, Eject.self, Create.self, Resize.self, Rename.self, Delete.self,
             Import.self,
             Export.self, Mount.self, Unmount.self, List.self, Status.self, Snapshot.self,
-            Restore.self, Clone.self, Target.self, Wait.self, Promote.self, Demote.self, Scrub.self,
+            Restore.self, Clone.self, Target.self, Wait.self, Promote.self, Demote.self,
+            Failover.self, Scrub.self,
             Check.self,
             Events.self, Jobs.self, Version.self, GenerateManual.self,
         ])

@@ -19,7 +19,7 @@ struct Target: ParsableCommand {
             """,
         subcommands: [
             TargetAdd.self, TargetSet.self, TargetList.self, TargetPause.self, TargetResume.self,
-            TargetRemove.self,
+            TargetRemove.self, TargetResolve.self,
         ])
 }
 

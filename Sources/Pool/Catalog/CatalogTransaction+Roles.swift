@@ -23,6 +23,19 @@ package struct PeerRecord: Sendable, Hashable {
     }
 }
 
+/// To whom a pool is being handed over, and the generation that begins there.
+package struct HandoverRecord: Sendable, Hashable {
+    package var poolID: String
+    package var address: String
+    package var generationID: String
+
+    package init(poolID: String, address: String, generationID: String) {
+        self.poolID = poolID
+        self.address = address
+        self.generationID = generationID
+    }
+}
+
 /// What is different for one image of a target; nil: as the target has it.
 package struct TargetImageRecord: Sendable, Hashable {
     package var targetID: TargetID
@@ -108,6 +121,24 @@ extension CatalogTransaction {
                 sql: "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)",
                 arguments: [table, next << 32])
         }
+    }
+
+    // MARK: Handing over
+
+    /// The pool is being handed over: until it is known how that ended, it takes no change.
+    package func handover() throws -> HandoverRecord? {
+        guard let pool = try setting("handover.pool"),
+            let address = try setting("handover.address"),
+            let id = try setting("handover.generation_id")
+        else { return nil }
+        return HandoverRecord(poolID: pool, address: address, generationID: id)
+    }
+    package func setHandover(_ record: HandoverRecord?) throws {
+        try db.execute(sql: "DELETE FROM settings WHERE key LIKE 'handover.%'")
+        guard let record else { return }
+        try setSetting("handover.pool", record.poolID)
+        try setSetting("handover.address", record.address)
+        try setSetting("handover.generation_id", record.generationID)
     }
 
     // MARK: Peers

@@ -55,6 +55,8 @@ package struct TargetSession: Sendable {
     /// Why it is not streaming, and since when; kept while it resyncs.
     package internal(set) var outage: Outage?
     package internal(set) var resync: Resync?
+    /// It is fenced for that.
+    package internal(set) var isSplitBrain = false
 
     package struct Outage: Sendable, Hashable {
         package var sinceNs: Int64
@@ -198,6 +200,7 @@ package struct TargetSession: Sendable {
         switch error.kind {
         case .fenced, .splitBrain:
             state = .fenced
+            isSplitBrain = error.kind == .splitBrain
             if error.kind == .fenced { effects.append(.fence(reason: error.message)) }
             giveUp(error.message, now, releases: true, &effects)
             effects.append(

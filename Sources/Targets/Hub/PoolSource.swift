@@ -19,8 +19,8 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
 
     let volume: Volume
     let stream: WriteStream
-    let hello: PrimaryHello
     private let lock = Lock()
+    private var currentHello: PrimaryHello
     private var names: (@Sendable () -> @Sendable () -> [NodeRecord])?
     private weak var hub: TargetHub?
     /// Read: a view of a capture is being read. Write: one is taken away.
@@ -30,13 +30,25 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     init(volume: Volume, stream: WriteStream) throws(TargetError) {
         self.volume = volume
         self.stream = stream
-        let (state, history) = try TargetHub.read(volume.store) {
+        currentHello = try Self.hello(of: volume.store)
+    }
+
+    var hello: PrimaryHello { lock.withLock { currentHello } }
+
+    /// The pool is in another generation by now.
+    func readHello() throws(TargetError) {
+        let hello = try Self.hello(of: volume.store)
+        lock.withLock { currentHello = hello }
+    }
+
+    private static func hello(of store: PoolStore) throws(TargetError) -> PrimaryHello {
+        let (state, history) = try TargetHub.read(store) {
             (try $0.poolState(), try $0.history())
         }
-        hello = PrimaryHello(
-            poolID: volume.store.identity.id, generation: state.generation,
+        return PrimaryHello(
+            poolID: store.identity.id, generation: state.generation,
             incarnation: state.incarnation, incarnationID: state.incarnationID, history: history,
-            address: volume.store.path)
+            address: store.path)
     }
 
     func attach(_ hub: TargetHub) { lock.withLock { self.hub = hub } }

@@ -354,6 +354,43 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         target.setDriver(nil)
     }
 
+    /// Begins a generation of the pool's own: nobody else goes on with the one before. What connects from
+    /// now on hears of it.
+    package func beginGeneration(after number: UInt64) throws {
+        let generation = try volume.holdingChanges {
+            try store.catalog.write { tx in
+                var state = try tx.poolState()
+                state.generation = Generation(
+                    number: max(number, state.generation.number) + 1, id: PoolStore.randomID(),
+                    parentID: state.generation.id, startSequence: volume.sequence)
+                try tx.setPoolState(state)
+                try tx.addGeneration(
+                    .init(
+                        generation: state.generation, poolID: store.identity.id,
+                        begunNs: store.disk.now(), cause: .resolved))
+                try tx.setHandover(nil)
+                try tx.clearFence()
+                return state.generation
+            }
+        }
+        log.notice("generation \(generation.number) begins")
+        try source.readHello()
+        try? store.writeRole()
+    }
+
+    /// Lets go of the target, which is as it should be: to be opened by somebody else.
+    package func release(_ id: TargetID) throws(TargetError) {
+        guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
+        halt(target)
+    }
+
+    /// The opposite of ``release(_:)``.
+    package func takeBack(_ id: TargetID) {
+        guard let target = target(id) else { return }
+        launch(target)
+        wakeKeeper()
+    }
+
     // MARK: Waiting and ending
 
     /// Returns when the targets hold everything that was done before the call, durably.

@@ -32,6 +32,8 @@ package struct TargetStatus: Sendable {
 
     /// What would be lost with this machine: what is on its way, and what is known to differ.
     package var atRiskBytes: UInt64 { lagBytes + dirtyBytes }
+    /// Both this pool and the target went on from the same place, each on its own.
+    package var isSplitBrain = false
     package var isInStep: Bool { state == .streaming }
     /// Nobody sends anything, and nothing is missing.
     package var isLevel: Bool { state == nil && !lacks }
@@ -66,6 +68,7 @@ extension TargetHub {
             suspectBytes: (standing?.unknownBlocks ?? 0) * Geometry.blockSizeBytes,
             figures: target.figures,
             bytesPerSecond: target.bytesPerSecond)
+        result.isSplitBrain = session?.isSplitBrain ?? false
         result.sinceNs =
             record.stale?.sinceNs
             ?? session?.outage.map { disk.now() - (disk.monotonic() - $0.sinceNs) }

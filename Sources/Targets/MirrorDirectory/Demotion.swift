@@ -21,9 +21,11 @@ package enum Demotion {
     ///   - store: of a primary, opened and held.
     ///   - primary: what is known of the pool to follow; its generation is the oldest that may write here.
     ///   - address: where it is.
+    ///   - sequence: how far a pool that is open is; of one that was just opened the catalog says it.
     ///   - isSettled: the pool was closed cleanly: its dirty files say all there is to say.
     package static func run(
-        _ store: PoolStore, to primary: PoolSight, at address: String, isSettled: Bool,
+        _ store: PoolStore, to primary: PoolSight, at address: String,
+        sequence: SequenceNumber = .zero, isSettled: Bool,
         also: (CatalogTransaction) throws -> Void = { _ in }
     ) throws(TargetError) {
         let next = try journalEnd(of: store) + 1
@@ -35,7 +37,7 @@ package enum Demotion {
             try sight.write(to: store.path, disk: store.disk)
             try store.catalog.write { tx in
                 let state = try tx.poolState()
-                let last = max(state.lastSequence, try tx.namesSequence())
+                let last = max(state.lastSequence, try tx.namesSequence(), sequence)
                 var replica = ReplicaRecord(primaryPoolID: primary.poolID)
                 replica.primaryAddress = address
                 replica.generation = primary.history.current
@@ -58,6 +60,23 @@ package enum Demotion {
         } catch let error as SystemError {
             throw TargetError(.io, error.description, errno: error.errno)
         } catch { throw TargetError(.io, "\(store.path) was not demoted: \(error)") }
+    }
+
+    /// A mirror of another pool follows this one, although that one did not come from what it followed.
+    package static func rebind(
+        _ store: PoolStore, to primary: PoolSight, at address: String
+    ) throws(TargetError) {
+        do {
+            try store.catalog.write { tx in
+                guard var replica = try tx.replica(), replica.role == .replica else { return }
+                replica.primaryPoolID = primary.poolID
+                replica.primaryAddress = address
+                replica.generation = primary.history.current
+                if replica.incarnationID != nil { replica.divergence = .unknown }
+                try tx.setReplica(replica)
+            }
+            try store.writeRole()
+        } catch { throw TargetError(.io, "\(store.path) does not follow: \(error)") }
     }
 
     private static func journalEnd(of store: PoolStore) throws(TargetError) -> UInt64 {

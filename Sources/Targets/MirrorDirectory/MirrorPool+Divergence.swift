@@ -20,6 +20,9 @@ extension MirrorPool {
     func divergence(from hello: PrimaryHello) throws(TargetError) -> Divergence? {
         let state = state
         guard state.incarnationID != nil else { return nil }
+        guard state.incarnationID != hello.incarnationID || state.divergence != nil else {
+            return nil
+        }
         let checkpoint = checkpoint
         let content = try rows { try $0.history() }
         if let divergence = state.divergence {

@@ -30,8 +30,11 @@ extension MirrorTarget {
     func admit(_ hello: PrimaryHello, to pool: MirrorPool) throws(TargetError) {
         let state = pool.state
         try check(hello, against: state, try pool.rows { try $0.history() })
-        try pool.update {
+        // The same primary, which only began another generation.
+        let isSame = state.incarnationID == hello.incarnationID
+        try pool.update(also: { if isSame { try $0.setHistory(hello.story) } }) {
             $0.generation = hello.generation
+            if isSame { $0.contentGenerationID = hello.generation.id }
             $0.primaryPoolID = hello.poolID
             $0.primaryAddress = hello.address ?? $0.primaryAddress
             $0.heardNs = pool.store.disk.now()

@@ -1,0 +1,244 @@
+// Planned failover: a mirror becomes the primary, and its primary a mirror of it. Nothing is lost, and at no
+// moment are there two primaries, whoever crashes when.
+//
+//        this pool                               the mirror            crash: the next open of this pool
+//   1    changes are held, not failed                                  a primary
+//   2                                            has everything        a primary
+//   3    note: handing over to it, generation g                        asks the mirror: no primary, so the
+//                                                                      note goes, and this one is
+//   4                                            primary, in g         asks the mirror: it is, so this one
+//                                                                      becomes its mirror
+//   5    fenced: who was held hears EROFS                              the same
+//   6    all of it durable here, too                                   the same
+//   7    a mirror                                                      a mirror
+//
+// Between 3 and 7 this pool takes no change before it was told how the handover ended: where the mirror cannot
+// be asked, it does not open but for reading.
+
+import BlockCore
+import Foundation
+import Pool
+import Replication
+import SystemIO
+import Targets
+import VirtualFS
+import Volume
+
+package struct FailoverInfo: Codable, Sendable, Hashable {
+    package var from: String
+    package var to: String
+    package var generation: UInt64
+    /// Everything up to here is in both.
+    package var sequence: UInt64
+    /// How long changes were held.
+    package var pauseMs: Int64
+}
+
+/// For who follows a handover step by step.
+package enum HandoverStep: String, Sendable, CaseIterable {
+    case held, drained, noted, promoted, fenced, settled, demoted
+}
+
+extension PoolSession {
+    /// - Parameter didReach: called after each step.
+    package func failOver(
+        to address: String, timeoutMs: Int64?, didReach: (HandoverStep) -> Void = { _ in }
+    ) throws -> FailoverInfo {
+        guard let replication else {
+            throw ControlFailure(.failed, "\(store.path) is not a primary that can be changed")
+        }
+        if let reason = volume.fenceReason { throw ControlFailure(.failed, reason) }
+        let info = try replication.handOver(
+            to: address, timeoutMs: timeoutMs ?? 30_000, didReach: didReach)
+        // From here on the mirror is the primary: what fails is made good by the next open.
+        try fileSystem.settleNames()
+        try volume.flushAll()
+        try replication.secure()
+        didReach(.settled)
+        try Handover.becomeMirror(store, of: address, at: volume.sequence, isSettled: true)
+        didReach(.demoted)
+        return info
+    }
+}
+
+extension PoolReplication {
+    /// Steps 1 to 5.
+    fileprivate func handOver(
+        to address: String, timeoutMs: Int64, didReach: (HandoverStep) -> Void
+    ) throws -> FailoverInfo {
+        try changing.withLock {
+            guard let hub, let target = hub.all.first(where: { $0.record.address == address }),
+                let poolID = target.record.poolID
+            else { throw ControlFailure(.failed, "\(address) is no target of this pool") }
+            // Most of it is done while everybody goes on.
+            guard isInStep(target, hub, timeoutMs: timeoutMs) else {
+                throw ControlFailure(
+                    .degraded,
+                    "\(address) is not in step: nothing was changed. `doppel status` says why; "
+                        + "`doppel promote --force` takes it over as it is")
+            }
+            let disk = LinuxDisk()
+            let startNs = disk.monotonic()
+            let note = HandoverRecord(
+                poolID: poolID, address: address, generationID: PoolStore.randomID())
+            let generation = try volume.holdingChanges {
+                didReach(.held)
+                let sequence = volume.sequence
+                guard hub.wait(for: [target.record.id], timeoutMs: timeoutMs).isEmpty else {
+                    throw ControlFailure(
+                        .degraded, "\(address) did not take the rest in time: nothing was changed")
+                }
+                didReach(.drained)
+                return (try take(note, target, hub, sequence, didReach), sequence)
+            }
+            return FailoverInfo(
+                from: store.path, to: address, generation: generation.0.number,
+                sequence: generation.1.rawValue,
+                pauseMs: (disk.monotonic() - startNs) / 1_000_000)
+        }
+    }
+
+    /// A pool that was just opened has to connect first, also where nothing is missing.
+    private func isInStep(
+        _ target: AttachedTarget, _ hub: TargetHub, timeoutMs: Int64
+    ) -> Bool {
+        let disk = LinuxDisk()
+        let deadlineNs = disk.monotonic() + timeoutMs * 1_000_000
+        while true {
+            let leftMs = max((deadlineNs - disk.monotonic()) / 1_000_000, 0)
+            let isLevel = hub.wait(for: [target.record.id], timeoutMs: leftMs).isEmpty
+            if isLevel, target.driver?.snapshot.state == .streaming { return true }
+            guard leftMs > 0, target.driver != nil else { return false }
+            Pause.microseconds(5000)
+        }
+    }
+
+    private func take(
+        _ note: HandoverRecord, _ target: AttachedTarget, _ hub: TargetHub,
+        _ sequence: SequenceNumber, _ didReach: (HandoverStep) -> Void
+    ) throws -> Generation {
+        try hub.release(target.record.id)
+        do {
+            try store.catalog.write { try $0.setHandover(note) }
+            didReach(.noted)
+            let generation = try Handover.promote(note, from: store, at: sequence)
+            didReach(.promoted)
+            volume.fence(Handover.reason(store.path, note.address))
+            didReach(.fenced)
+            return generation
+        } catch {
+            switch Handover.outcome(note) {
+            case .notTaken:
+                try store.catalog.write { try $0.setHandover(nil) }
+                hub.takeBack(target.record.id)
+            case .taken, .unknown:
+                volume.fence(Handover.reason(store.path, note.address))
+            }
+            throw error
+        }
+    }
+
+    /// What targets lack is written down.
+    fileprivate func secure() throws { try hub?.secure(upTo: volume.sequence) }
+}
+
+enum Handover {
+    static func reason(_ path: String, _ address: String) -> String {
+        "\(path) is read-only: it was handed over to \(address), which is the primary now. Unmount this "
+            + "one; it follows the other"
+    }
+
+    static func promote(
+        _ note: HandoverRecord, from store: PoolStore, at sequence: SequenceNumber
+    ) throws -> Generation {
+        let mirrorStore = try PoolStore.open(path: note.address, disk: LinuxDisk())
+        let mirror: RecoveredMirror
+        do { mirror = try RecoveredMirror(store: mirrorStore, runsInBackground: false) } catch {
+            try? mirrorStore.close(clean: false, lastSequence: .zero)
+            throw error
+        }
+        defer { mirror.close() }
+        guard mirrorStore.identity.id == note.poolID, mirror.checkpoint == sequence,
+            mirror.record.staging == nil
+        else {
+            throw ControlFailure(
+                .failed,
+                "\(note.address) does not hold what was handed over: nothing was changed")
+        }
+        return try mirror.promote(
+            NewGeneration(
+                cause: .planned, id: note.generationID, primaryAddress: store.path))
+    }
+
+    // MARK: After a crash
+
+    enum Outcome { case taken, notTaken, unknown }
+
+    /// How a handover ended whose process is gone.
+    static func outcome(_ note: HandoverRecord) -> Outcome {
+        let disk = LinuxDisk()
+        // Who holds it has just opened it, perhaps, and has not yet mended what a crash left of its role.
+        for attempt in 0..<10 {
+            guard let sight = PoolSight.look(at: note.address, disk: disk),
+                sight.poolID == note.poolID
+            else { return .unknown }
+            let isTaken = !sight.isReplica && sight.history.contains(note.generationID)
+            if !sight.isInUse || attempt == 9 { return isTaken ? .taken : .notTaken }
+            Pause.microseconds(100_000)
+        }
+        return .unknown
+    }
+
+    /// Before a pool is opened for changes: how did the handover end that was under way?
+    static func settle(_ store: PoolStore) throws {
+        guard let note = try store.catalog.read({ try $0.handover() }) else { return }
+        switch outcome(note) {
+        case .notTaken:
+            try store.catalog.write { tx in
+                try tx.setHandover(nil)
+                try tx.addEvent(
+                    EventRecord(
+                        atNs: store.disk.now(), kind: "handover-undone", subject: note.address,
+                        message: "a handover was cut off before the mirror took over: this pool is "
+                            + "the primary"))
+            }
+        case .taken:
+            let (sequence, isSettled) = try writeDown(store)
+            try becomeMirror(store, of: note.address, at: sequence, isSettled: isSettled)
+        case .unknown:
+            throw ControlFailure(
+                .failed,
+                "\(store.path) was being handed over to \(note.address) when it was last in use, and "
+                    + "that cannot be asked now whether it took over. Make it reachable; or, if it is "
+                    + "lost, `doppel target resolve \(store.path) \(note.address) --keep here`")
+        }
+    }
+
+    /// What a crash left open goes into the dirty file of the mirror that took over.
+    private static func writeDown(
+        _ store: PoolStore
+    ) throws -> (sequence: SequenceNumber, isSettled: Bool) {
+        let volume = try Volume(store: store, options: VolumeOptions(runsInBackground: false))
+        do {
+            let replication = try PoolReplication(
+                volume: volume, runs: false, mounts: MirrorMounts(), allowsAsyncOnly: false)
+            let isKnown = replication.close()
+            try volume.close()
+            return (volume.sequence, isKnown)
+        } catch {
+            volume.abandon()
+            throw error
+        }
+    }
+
+    static func becomeMirror(
+        _ store: PoolStore, of address: String, at sequence: SequenceNumber, isSettled: Bool
+    ) throws {
+        guard let sight = PoolSight.look(at: address, disk: LinuxDisk()) else {
+            throw ControlFailure(.failed, "\(address) cannot be looked into")
+        }
+        try Demotion.run(
+            store, to: sight, at: address, sequence: sequence, isSettled: isSettled
+        ) { try $0.setHandover(nil) }
+    }
+}
