@@ -287,4 +287,73 @@ import Testing
             }
         }
     }
+
+    // MARK: Several targets
+
+    /// Each has a mode, a session and a fate of its own: one that dies is left behind, and the other is
+    /// waited for as before.
+    @Test func oneOfTwoMirrorsDies() throws {
+        try LossyMount.with { lossy in
+            try Sandbox.withMirror(
+                "a.img", at: lossy.file("mirror"), options: "mode=sync,timeout=700ms"
+            ) { box in
+                let other = box.folder + "/other"
+                try box.ok("target", "add", box.pool, other, "--mode", "semi-sync")
+                try box.until("both count") {
+                    try box.target(other).modeInForce == "semi-sync"
+                        && box.target().modeInForce == "sync"
+                }
+                let a = box.mountPoint + "/a.img"
+                try box.write("on both", to: a)
+                try lossy.tell("hang")
+                defer { try? lossy.tell("go") }
+                try box.write("on one", to: a, at: 4096)
+                #expect(try box.target().modeInForce == "async")
+                #expect(try box.target().staleSinceNs != nil)
+                let standing = try box.target(other)
+                #expect(standing.modeInForce == "semi-sync")
+                #expect(standing.staleSinceNs == nil)
+                #expect(try box.run("status", box.pool).code == 4)
+                try lossy.tell("go")
+                try box.settle()
+                try box.until("both count again", seconds: 30) {
+                    try box.target().modeInForce == "sync"
+                }
+                try box.killDaemon()
+                // Each of them holds all of it.
+                for mirror in [box.mirror, other] {
+                    mkdir(box.look, 0o755)
+                    try box.ok("mount", mirror, box.look)
+                    #expect(try box.text(box.look + "/a.img", count: 7) == "on both")
+                    #expect(try box.text(box.look + "/a.img", count: 6, at: 4096) == "on one")
+                    try box.lookAway()
+                }
+            }
+        }
+    }
+
+    /// A target that answers, and always later than its timeout, is left behind like a silent one.
+    @Test func aMirrorThatIsSlowerThanItsTimeoutIsLeftBehind() throws {
+        try LossyMount.with { lossy in
+            try Sandbox.withMirror(
+                "a.img", at: lossy.file("mirror"), options: "mode=sync,timeout=500ms"
+            ) { box in
+                try lossy.tell("slow 2000")
+                defer { try? lossy.tell("slow 0") }
+                let started = Date()
+                try box.write("meanwhile", to: box.mountPoint + "/a.img")
+                #expect(Date().timeIntervalSince(started) >= 0.4)
+                try box.until("it is degraded") { try box.target().staleSinceNs != nil }
+                #expect(try box.target().modeInForce == "async")
+                try box.write("goes on", to: box.mountPoint + "/a.img", at: 4096)
+                try lossy.tell("slow 0")
+                try box.settle()
+                try box.until("it counts again", seconds: 30) {
+                    try box.target().modeInForce == "sync"
+                }
+                try box.lookIntoMirror()
+                try box.expectSame(box.mountPoint, box.look)
+            }
+        }
+    }
 }
