@@ -411,7 +411,8 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
 
     /// Wakes who rewrites maps when this one has doubled; what that left has to grow fourfold.
     private func noticeLongMap(of head: Layer) {
-        guard let bytes = head.map?.recordBytes else { return }
+        guard head.map != nil else { return }
+        let bytes = head.mapRecordBytes
         mapBytesToNotice = min(mapBytesToNotice, max(1 << 20, 4 * bytes))
         if bytes > mapBytesToNotice {
             mapBytesToNotice = 2 * bytes

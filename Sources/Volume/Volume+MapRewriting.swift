@@ -11,7 +11,7 @@ extension Volume {
         try structure.withLock { () throws(VolumeError) in
             for row in try read({ try $0.layers() }) {
                 guard let layer = layer(row.id), let map = layer.map else { continue }
-                let bytes = map.recordBytes
+                let bytes = layer.mapRecordBytes
                 guard bytes > options.mapRewriteBytes,
                     bytes >= 2 * (mapBytesSeen[row.id] ?? 0), layer.latchedFailure == nil
                 else { continue }
@@ -20,7 +20,7 @@ extension Volume {
                 guard image != nil || row.isSealed, image?.latchedFailure == nil else { continue }
                 mapBytesSeen[row.id] = bytes
                 if try rewriteMap(of: row, layer, map, image) {
-                    mapBytesSeen[row.id] = map.recordBytes
+                    mapBytesSeen[row.id] = layer.mapRecordBytes
                     return true
                 }
             }
@@ -35,7 +35,7 @@ extension Volume {
         let rewritten = try VolumeError.wrapping(row.imageID) { () throws(LayerError) in
             try LayerMapFile.rewrite(
                 disk: disk, path: path, layer: row.id, image: row.imageID,
-                unlessAbove: map.recordBytes / 4)
+                unlessAbove: layer.mapRecordBytes / 4)
         }
         guard let rewritten else { return false }
         // The structure lock keeps commits of a sealed layer away, the flush gate those of a head.

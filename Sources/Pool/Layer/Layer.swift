@@ -171,6 +171,11 @@ package final class Layer: @unchecked Sendable {  // fields below are under `loc
         lock.withLock { if failure == nil { failure = error } }
     }
 
+    /// Bytes of commits in the map, as of the last one; 0 where there is none. From any thread.
+    package var mapRecordBytes: UInt64 {
+        lock.withLock { max(mapEndBytes, LayerMapFile.recordsOffset) - LayerMapFile.recordsOffset }
+    }
+
     /// Extents that the next commit has.
     package var notedExtents: Int { lock.withLock { pending.count } }
 

@@ -66,8 +66,6 @@ package final class LayerMapFile: @unchecked Sendable {  // one flusher at a tim
         endOffset = Self.recordsOffset
     }
 
-    package var recordBytes: UInt64 { endOffset - Self.recordsOffset }
-
     // MARK: Creating
 
     /// Creates the map and writes its first commit; nothing is durable before ``DiskFile/sync()``.
