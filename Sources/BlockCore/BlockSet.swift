@@ -105,6 +105,16 @@ package struct BlockSet: Sendable, Equatable {
         }
     }
 
+    package mutating func formIntersection(_ other: BlockSet) {
+        for (region, ours) in regions {
+            guard let theirs = other.regions[region] else {
+                replace(region, with: Self.empty)
+                continue
+            }
+            replace(region, with: Words((0..<Self.wordsPerRegion).map { ours[$0] & theirs[$0] }))
+        }
+    }
+
     package mutating func subtract(_ other: BlockSet) {
         let keys = other.regions.count < regions.count ? other.regions.keys : regions.keys
         for region in keys {
@@ -118,12 +128,19 @@ package struct BlockSet: Sendable, Equatable {
     /// The regions in which anything is set, ascending.
     package var regionNumbers: [UInt64] { regions.keys.sorted() }
 
-    /// The first run of a region, which ends with the region at the latest.
-    package func firstRun(inRegion region: UInt64) -> BlockRange? {
-        guard let words = regions[region], let word = words.firstIndex(where: { $0 != 0 }) else {
-            return nil
+    /// The first run of a region at or after a block, which ends with the region at the latest.
+    package func nextRun(inRegion region: UInt64, from block: UInt64 = 0) -> BlockRange? {
+        guard let words = regions[region] else { return nil }
+        var start = block > region << 10 ? Int(min(block - region << 10, 1024)) : 0
+        while start < 1024 {
+            let rest = words[start >> 6] >> UInt64(start & 63)
+            if rest != 0 {
+                start += rest.trailingZeroBitCount
+                break
+            }
+            start = (start >> 6 + 1) << 6
         }
-        let start = word * 64 + words[word].trailingZeroBitCount
+        guard start < 1024 else { return nil }
         var end = start
         while end < 1024, words[end >> 6] & (1 << UInt64(end & 63)) != 0 { end += 1 }
         return BlockRange(start: region << 10 + UInt64(start), count: UInt64(end - start))

@@ -264,6 +264,10 @@ extension TargetRecord {
         if let reaction = target.onTimeout.flatMap(OnTimeout.init(rawValue:)) {
             onTimeout = reaction
         }
+        if let rate = target.rateBytesPerSecond {
+            // The catalog has signed numbers; what is beyond them is no limit.
+            rateBytesPerSecond = rate == 0 ? nil : Int64(exactly: rate)
+        }
     }
 }
 
@@ -291,6 +295,7 @@ extension TargetInfo {
         comparedBytes = status.figures.comparedBlocks * Geometry.blockSizeBytes
         resyncedBytes = status.figures.stagedBytes
         rateBytesPerSecond = status.bytesPerSecond
+        rateLimitBytesPerSecond = status.record.rateBytesPerSecond.map(UInt64.init)
         resyncDoneBytes = status.resyncDoneBytes
         resyncTotalBytes = status.resyncTotalBytes
         etaMs = status.etaMs
@@ -380,5 +385,8 @@ private final class ShownTarget: ReplicaTarget, Sendable {
     }
     func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64] {
         try mirror.blockHashes(of: image, in: range)
+    }
+    func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
+        try mirror.allocatedBlocks()
     }
 }

@@ -2,6 +2,8 @@
 
 import Pool
 
+import BlockCore
+
 /// How one target stands.
 package struct TargetInfo: Codable, Sendable, Hashable {
     package var id: Int64
@@ -42,6 +44,8 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     package var comparedBytes: UInt64
     package var resyncedBytes: UInt64
     package var rateBytesPerSecond: UInt64
+    /// What a resync is held to; missing where it goes as fast as it can.
+    package var rateLimitBytesPerSecond: UInt64?
     package var resyncDoneBytes: UInt64?
     package var resyncTotalBytes: UInt64?
     package var etaMs: Int64?
@@ -104,6 +108,8 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     package var image: String?
     /// The image is as the others again.
     package var inherits: Bool?
+    /// What a resync is held to; 0 for as fast as it can go.
+    package var rateBytesPerSecond: UInt64?
 
     package init(address: String, mode: String? = nil, timeoutMs: Int64? = nil) {
         self.address = address
@@ -111,8 +117,8 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
         self.timeoutMs = timeoutMs
     }
 
-    /// `DIR[,mode=async|flush|semi-sync|sync][,timeout=5s]
-    /// [,on-timeout=degrade|block|fail][,history=1h]`; a comma in DIR is written `\,`.
+    /// `DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,on-timeout=degrade|block|fail]
+    /// [,history=1h][,rate=20MiB/s]`; a comma in DIR is written `\,`.
     /// - Returns: nil for what is no target; then `problem` says why.
     package static func parse(_ text: String) -> (TargetSpecification?, problem: String) {
         var parts: [String] = [""]
@@ -153,15 +159,27 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
                     return (nil, "'\(word)': a history is such as 1h or 2d, or 0s for none")
                 }
                 result.historyMs = historyMs
+            case ("rate", let text?):
+                guard let rate = ByteSize.perSecond(parsing: text) else {
+                    return (nil, "'\(word)': a rate is such as 20MiB/s, or 0 for no limit")
+                }
+                result.rateBytesPerSecond = rate
             default:
                 return (
                     nil,
-                    "'\(word)' is no option of a target; there are mode, timeout, on-timeout and "
-                        + "history"
+                    "'\(word)' is no option of a target; there are mode, timeout, on-timeout, "
+                        + "history and rate"
                 )
             }
         }
         return (result, "")
+    }
+}
+
+extension ByteSize {
+    /// `20MiB/s`, `20M`.
+    package static func perSecond(parsing text: String) -> UInt64? {
+        ByteSize(parsing: text.hasSuffix("/s") ? String(text.dropLast(2)) : text)?.bytes
     }
 }
 

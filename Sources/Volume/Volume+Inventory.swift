@@ -77,6 +77,22 @@ extension Volume {
         blocks.formUnion(contents.zero)
     }
 
+    /// All blocks of every live image and of those in snapshots, holes and all.
+    package func wholeImages() throws(VolumeError) -> [ImageID: BlockSet] {
+        try structure.withLock { () throws(VolumeError) in
+            var result: [ImageID: BlockSet] = [:]
+            func insert(_ id: ImageID, _ sizeBytes: UInt64) {
+                let count = Geometry.blockCount(sizeBytes: sizeBytes)
+                result.insert(BlockRange(start: 0, count: count), of: id)
+            }
+            for image in allImages { insert(image.id, image.sizeBytes) }
+            for (_, nodes) in try snapshotNodes() {
+                for node in nodes { if let id = node.node.imageID { insert(id, node.sizeBytes) } }
+            }
+            return result
+        }
+    }
+
     /// Every block that any layer of an image holds, its own and those it was cloned from.
     package func allocatedBlocks() throws(VolumeError) -> [ImageID: BlockSet] {
         try structure.withLock { () throws(VolumeError) in
@@ -157,10 +173,14 @@ extension Volume {
 }
 
 extension Image {
-    /// Returns when everybody who was writing to these blocks at the call has taken its place in the
-    /// sequence.
-    package func waitForWriters(of range: BlockRange) {
-        stripes.lock(range)
-        stripes.unlock(range)
+    /// Returns when everybody who was changing these blocks at the call has taken its place in the
+    /// sequence: writers, and who changes heads.
+    package func waitForWriters(of ranges: [BlockRange]) {
+        for range in ranges {
+            stripes.lock(range)
+            stripes.unlock(range)
+        }
+        core.cut.lockRead()
+        core.cut.unlock()
     }
 }

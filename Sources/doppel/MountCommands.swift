@@ -42,7 +42,7 @@ struct Mount: ParsableCommand {
             "A mirror to replicate to, from now on.",
             discussion:
                 "DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,on-timeout=degrade|block|fail]"
-                + "[,history=1h]",
+                + "[,history=1h][,rate=20MiB/s]",
             valueName: "target"))
     var mirror: String?
     @Flag(help: "Send nothing to the pool's targets; what they lack is kept track of.")

@@ -54,6 +54,9 @@ struct TargetSettings: ParsableArguments {
     var onTimeout: TimeoutChoice?
     @Option(help: "How long it can be mounted as it was, such as 1h or 2d; 0s for not at all.")
     var history: String?
+    @Option(
+        help: "What a resync is held to, such as 20MiB/s; 0 for no limit. Holds at once.")
+    var rate: String?
 
     func specification(_ address: String) throws -> TargetSpecification {
         var result = TargetSpecification(address: address, mode: mode?.rawValue)
@@ -69,6 +72,12 @@ struct TargetSettings: ParsableArguments {
                 throw ValidationError("--history is such as 1h or 2d")
             }
             result.historyMs = historyMs
+        }
+        if let rate {
+            guard let bytes = ByteSize.perSecond(parsing: rate) else {
+                throw ValidationError("--rate is such as 20MiB/s, or 0 for no limit")
+            }
+            result.rateBytesPerSecond = bytes
         }
         return result
     }

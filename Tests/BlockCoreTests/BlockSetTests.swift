@@ -70,14 +70,21 @@ import Testing
             set.forEachRegion { copy.insert(region: $0, words: $1) }
             #expect(copy == set)
             for region in set.regionNumbers {
-                let first = model.filter { $0 >> 10 == region }.min()
-                #expect(set.firstRun(inRegion: region)?.start == first)
+                let here = model.filter { $0 >> 10 == region }
+                #expect(set.nextRun(inRegion: region)?.start == here.min())
+                let from = region << 10 + UInt64(random.below(1100))
+                let next = set.nextRun(inRegion: region, from: from)
+                #expect(next?.start == here.filter { $0 >= from }.min())
+                #expect(next.map { !here.contains($0.end) } ?? true)
             }
         }
         expectEqual(set, model)
         var union = set
         union.formUnion(other)
         expectEqual(union, model.union(otherModel))
+        var both = set
+        both.formIntersection(other)
+        expectEqual(both, model.intersection(otherModel))
         set.subtract(other)
         expectEqual(set, model.subtracting(otherModel))
     }

@@ -141,4 +141,40 @@ import Testing
             }
         }
     }
+
+    /// A rate holds blocks back, and not what is written meanwhile: neither the guest nor the ring waits
+    /// for them. It can be changed at any time.
+    @Test func aResyncIsHeldToItsRateAndTheStreamIsNot() throws {
+        try Sandbox.withMirror("a.img", "b.img", options: "timeout=500ms,rate=1MiB/s") { box in
+            try box.ok("target", "pause", box.pool, box.mirror)
+            func fill(_ image: String, megabytes: Int) throws {
+                try run([
+                    "dd", "if=/dev/urandom", "of=\(box.mountPoint)/\(image)", "bs=1M",
+                    "count=\(megabytes)", "conv=notrunc,fsync", "status=none",
+                ])
+            }
+            try fill("a.img", megabytes: 48)
+            try box.ok("target", "resume", box.pool, box.mirror)
+            try box.until("it is being resynced", seconds: 40) {
+                try box.target().resyncDoneBytes ?? 0 > 0
+            }
+            // More than the ring holds.
+            try fill("b.img", megabytes: 80)
+            try box.until("the stream is staged", seconds: 40) {
+                try box.target().resyncedBytes > 80 << 20
+            }
+            let target = try box.target()
+            #expect(target.rateLimitBytesPerSecond == 1 << 20)
+            #expect(target.state == "resyncing")
+            let done = try #require(target.resyncDoneBytes)
+            #expect(done < 40 << 20, "it does not keep to its rate")
+            try box.ok("target", "set", box.pool, box.mirror, "--rate", "0")
+            try box.settle()
+            try box.untilInStep()
+            #expect(try box.target().rateLimitBytesPerSecond == nil)
+            #expect(try !box.events().contains { $0.kind == "target-lost" })
+            try box.lookIntoMirror()
+            try box.expectSame(box.mountPoint, box.look)
+        }
+    }
 }

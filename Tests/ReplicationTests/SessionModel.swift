@@ -40,6 +40,8 @@ enum ModelBug: CaseIterable {
     case missesCut
     /// A record from before a block became dirty takes it for clean.
     case coversTooEarly
+    /// What the stream carried into a staging, and left the ring, is forgotten with the staging.
+    case forgetsCarried
     /// What comes after a barrier is sent as if nothing lacked.
     case passesBarrier
     /// A target that lost what it had not made durable is believed to have it.

@@ -20,7 +20,7 @@ extension SessionWorld {
             // Whoever took blocks out of the legs for an answer that never came puts them back.
             switch event {
             case .legOpened(let leg): putBack(leg.blocks)
-            case .streamStaged(let stretch), .blocksStaged(_, _, let stretch):
+            case .streamStaged(let stretch), .blocksStaged(_, let stretch):
                 putBack(stretch.dirtied)
             default: break
             }
@@ -44,7 +44,7 @@ extension SessionWorld {
             return .flushed(through: SequenceNumber(rawValue: through))
         case .openLeg(let id): return openLeg(id)
         case .stageStream: return .streamStaged(stageStream(upTo: .max))
-        case .stageBlocks(let image, let range): return stageBlocks(image, range)
+        case .stageBlocks(let chunk, _): return stageBlocks(chunk)
         case .syncStaging:
             target.staging!.synced = target.staging!.content
             if bug == .cleansTooEarly { takenBlocks = [] }
@@ -162,7 +162,7 @@ extension SessionWorld {
 
     private mutating func stageStream(upTo limit: UInt64) -> StagedStretch {
         var stretch = StagedStretch()
-        var covered: Set<Int> = []
+        var (covered, carried): (Set<Int>, Set<Int>) = ([], [])
         let limitCount = limit == .max ? 1 + random.below(6) : Int.max
         for record in ring.filter({ $0.sequence > stagedThrough && $0.sequence <= limit })
             .prefix(limitCount)
@@ -172,6 +172,7 @@ extension SessionWorld {
             switch record.operation {
             case .write(let image, let block):
                 target.staging!.content[image][block] = record.sequence
+                carried.insert(image * Self.blockCount + block)
                 if record.sequence > takenAt || bug == .coversTooEarly {
                     covered.insert(image * Self.blockCount + block)
                 }
@@ -192,28 +193,31 @@ extension SessionWorld {
             if stretch.cut != nil { break }
         }
         stretch.covered = blocks(covered)
+        if bug != .forgetsCarried { stretch.carried = blocks(carried) }
         return stretch
     }
 
-    private mutating func stageBlocks(_ image: ImageID, _ range: BlockRange) -> SessionEvent {
+    private mutating func stageBlocks(_ chunk: BlockChunk) -> SessionEvent {
         if case .snapshot(let info)? = takenEnd {
             // Pinned: a snapshot that is deleted meanwhile can still be read.
-            copy(image, range, from: history[info.sequence.rawValue]!)
-            return .blocksStaged(image, range, StagedStretch())
+            copy(chunk, from: history[info.sequence.rawValue]!)
+            return .blocksStaged(chunk, StagedStretch())
         }
         var stretch = StagedStretch()
         if bug != .stagesAhead {
             stretch = stageStream(upTo: sequence)
             if stretch.cut != nil { return .streamStaged(stretch) }
         }
-        copy(image, range, from: live)
-        return .blocksStaged(image, range, stretch)
+        copy(chunk, from: live)
+        return .blocksStaged(chunk, stretch)
     }
 
-    private mutating func copy(_ image: ImageID, _ range: BlockRange, from source: PoolContent) {
-        for block in range.start..<range.end {
-            let (image, block) = (Int(image.rawValue), Int(block))
-            target.staging!.content[image][block] = source[image][block]
+    private mutating func copy(_ chunk: BlockChunk, from source: PoolContent) {
+        let image = Int(chunk.image.rawValue)
+        for range in chunk.ranges {
+            for block in range.start..<range.end {
+                target.staging!.content[image][Int(block)] = source[image][Int(block)]
+            }
         }
     }
 

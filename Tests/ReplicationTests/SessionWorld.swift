@@ -146,6 +146,7 @@ struct SessionWorld {
             }
             takenBlocks = []
             takenEnd = nil
+        case .settleStaged(let through): settleStaged(through.rawValue)
         case .wake, .tell, .fence: break
         }
     }
@@ -214,6 +215,16 @@ struct SessionWorld {
         }
         for index in legs.indices { legs[index].blocks.formUnion(barred) }
         ring = []
+    }
+
+    private mutating func settleStaged(_ through: UInt64) {
+        for record in ring where record.sequence <= through {
+            if case .write(let image, let block) = record.operation {
+                takenBlocks.insert(number(image, block))
+            }
+        }
+        heldFrom = max(heldFrom, through)
+        ring.removeAll { $0.sequence <= heldFrom }
     }
 
     private mutating func track(_ record: ModelRecord) {

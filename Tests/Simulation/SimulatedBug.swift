@@ -94,6 +94,10 @@ final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at 
         try inner.blockHashes(of: image, in: range)
     }
 
+    func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
+        try inner.allocatedBlocks()
+    }
+
     func disconnect() { inner.disconnect() }
 
     // MARK: Records

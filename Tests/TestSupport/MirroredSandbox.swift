@@ -24,6 +24,7 @@ package struct TargetLine: Decodable {
     package var comparedBytes: UInt64
     package var resyncedBytes: UInt64
     package var rateBytesPerSecond: UInt64
+    package var rateLimitBytesPerSecond: UInt64?
     package var resyncDoneBytes: UInt64?
     package var resyncTotalBytes: UInt64?
     package var etaMs: Int64?

@@ -22,6 +22,13 @@ package struct SessionOptions: Sendable, Hashable {
     package var chunkBlocks: UInt64 = 512
     /// Chunks between two syncs of the staging.
     package var chunksPerSync = 128
+    /// Bytes of the stream beside them after which the staging is synced, so that the ring need not
+    /// hold them until the commit.
+    package var streamBytesPerSync = 16 << 20
+    /// Threads that read for a resync; see ``ReadAhead``.
+    package var readers = 4
+    /// Of blocks read for a resync; nil: as fast as it goes.
+    package var bytesPerSecond: UInt64?
     package init() {}
 
     /// For who has no image otherwise.
@@ -65,6 +72,9 @@ package struct StagedStretch: Sendable {
     /// Blocks that the stream carried whole after they were last taken out of the legs: a record from
     /// before that may be older than what made them dirty.
     package var covered: [ImageID: BlockSet] = [:]
+    /// All blocks that the stream carried.
+    package var carried: [ImageID: BlockSet] = [:]
+    package var lengthBytes = 0
     /// Blocks that a barrier in the stretch stands for.
     package var dirtied: [ImageID: BlockSet] = [:]
     /// The stretch ended in this cut.
@@ -78,8 +88,10 @@ package struct StreamPosition: Sendable, Hashable {
     package var isSameIncarnation: Bool
     /// Every record after the target's checkpoint is in the ring.
     package var holdsAllAfterCheckpoint: Bool
-    /// Blocks are known to differ.
+    /// Blocks are known to differ, or may.
     package var isDirty: Bool
+    /// Some of them may, which a comparison tells.
+    package var hasUnknown: Bool
     /// What the target said was durable the last time; it must not have gone back.
     package var acknowledged: SequenceNumber
     /// What else the target has is not known: everything has to be compared.
@@ -87,12 +99,13 @@ package struct StreamPosition: Sendable, Hashable {
 
     package init(
         isSameIncarnation: Bool, holdsAllAfterCheckpoint: Bool, isDirty: Bool,
-        acknowledged: SequenceNumber, isUnknown: Bool = false
+        hasUnknown: Bool = false, acknowledged: SequenceNumber, isUnknown: Bool = false
     ) {
         self.isUnknown = isUnknown
         self.isSameIncarnation = isSameIncarnation
         self.holdsAllAfterCheckpoint = holdsAllAfterCheckpoint
         self.isDirty = isDirty
+        self.hasUnknown = hasUnknown
         self.acknowledged = acknowledged
     }
 }
@@ -118,8 +131,9 @@ package enum SessionOperation: Sendable, Hashable {
     /// Stages what the stream has, up to a cut at most → `streamStaged` or `failed`.
     case stageStream
     /// Reads blocks, stages the stream up to the moment of the read, then the blocks
-    /// → `blocksStaged`, `streamStaged` with a cut when one came first, or `failed`.
-    case stageBlocks(ImageID, BlockRange)
+    /// → `blocksStaged`, `streamStaged` with a cut when one came first, or `failed`. What is ahead
+    /// may be read meanwhile, as it is likely to come next.
+    case stageBlocks(BlockChunk, ahead: BlockChunk?)
     /// → `stagingSynced` or `failed`.
     case syncStaging
     /// → `legCommitted` or `failed`.
@@ -139,6 +153,8 @@ package enum SessionEvent: Sendable {
     case ringOverflowed
     /// The answer to `recordStale`.
     case staleRecorded
+    /// Blocks of a resync go no faster than this from now on; nil: as fast as they can.
+    case rateChanged(bytesPerSecond: UInt64?)
 
     case connected(ReplicaReport, StreamPosition)
     case disconnected
@@ -149,7 +165,7 @@ package enum SessionEvent: Sendable {
     case legOpened(LegSummary)
     case streamStaged(StagedStretch)
     /// The blocks were staged after the stretch, which met no cut.
-    case blocksStaged(ImageID, BlockRange, StagedStretch)
+    case blocksStaged(BlockChunk, StagedStretch)
     case stagingSynced
     case legCommitted
     case failed(TargetError)
@@ -179,6 +195,9 @@ package enum SessionEffect: Sendable, Hashable {
     case fence(reason: String)
     /// The leg's blocks are no longer dirty.
     case legIsClean
+    /// The stream up to here is in a staging that survives the target's power loss: the ring need not
+    /// hold it. Until the staging is committed its blocks are dirty.
+    case settleStaged(SequenceNumber)
     /// The target turned out to be this far: legs that end at or before it are part of the next one.
     case joinLegs(through: SequenceNumber)
     /// Nothing to do before then, unless something happens.

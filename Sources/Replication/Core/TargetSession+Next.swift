@@ -19,7 +19,7 @@ extension TargetSession {
         case .disconnected: return nextWhenDisconnected(now, &effects)
         case .streaming: return nextWhenStreaming(now, &effects)
         case .resyncing where isDegrading: return nil
-        case .resyncing: return nextOfResync()
+        case .resyncing: return nextOfResync(now, &effects)
         }
     }
 
@@ -51,7 +51,7 @@ extension TargetSession {
             if sent > durable { return .flush }
             metBarrier = false
             state = .resyncing
-            return nextOfResync()
+            return nextOfResync(now, &effects)
         }
         let isWanted = flushWanted > durable
         if isWanted, sent >= flushWanted || !hasRecords, sent > durable { return .flush }

@@ -20,10 +20,16 @@ extension TargetSession {
         var holdsStream = false
         var isOpen = false
         /// Staged since the last sync; to be done again when the staging does not survive.
-        var unsynced: [(image: ImageID, range: BlockRange)] = []
+        var unsynced: [BlockChunk] = []
         /// Staged and synced; to be done again when the whole staging is lost.
         var synced: [ImageID: BlockSet] = [:]
         var batchesSinceSync = 0
+        /// Carried by the stream since the last sync; should the staging be lost before the next, the
+        /// ring still has it.
+        var unsyncedStream: [ImageID: BlockSet] = [:]
+        var streamBytesSinceSync = 0
+        /// Blocks and stream take turns.
+        var isBlocksTurn = false
         /// The regions of `remaining` in the order in which they are read, and how far that got.
         var order: [(image: ImageID, region: UInt64)] = []
         var position = 0
@@ -32,9 +38,9 @@ extension TargetSession {
 
         init(stagingID: UInt64) { self.stagingID = stagingID }
 
-        mutating func noteStaged(_ image: ImageID, _ range: BlockRange) {
-            unsynced.append((image, range))
-            remove(BlockSet([range]), of: image)
+        mutating func noteStaged(_ chunk: BlockChunk) {
+            unsynced.append(chunk)
+            remove(chunk.blocks, of: chunk.image)
             batchesSinceSync += 1
         }
 
@@ -44,18 +50,28 @@ extension TargetSession {
         }
 
         mutating func noteSynced() {
-            for (image, range) in unsynced { synced[image, default: BlockSet()].insert(range) }
+            for chunk in unsynced {
+                synced[chunk.image, default: BlockSet()].formUnion(chunk.blocks)
+            }
+            synced.formUnion(unsyncedStream)
+            forgetUnsynced()
+        }
+
+        private mutating func forgetUnsynced() {
             unsynced = []
             batchesSinceSync = 0
+            unsyncedStream = [:]
+            streamBytesSinceSync = 0
         }
 
         /// The connection is gone: what was not synced counts as not staged.
         mutating func suspend() {
             isOpen = false
             holdsStream = false
-            for (image, range) in unsynced { remaining[image, default: BlockSet()].insert(range) }
-            unsynced = []
-            batchesSinceSync = 0
+            for chunk in unsynced {
+                remaining[chunk.image, default: BlockSet()].formUnion(chunk.blocks)
+            }
+            forgetUnsynced()
         }
 
         mutating func sortRemaining() {
@@ -63,18 +79,6 @@ extension TargetSession {
                 remaining[image]!.regionNumbers.map { (image, $0) }
             }
             position = 0
-        }
-
-        /// The next blocks to read.
-        mutating func nextRun(limit: UInt64) -> (ImageID, BlockRange)? {
-            while position < order.count {
-                let (image, region) = order[position]
-                if let run = remaining[image]?.firstRun(inRegion: region) {
-                    return (image, BlockRange(start: run.start, count: min(run.count, limit)))
-                }
-                position += 1
-            }
-            return nil
         }
 
         /// Without the staging that it had, the target has nothing of this leg.
@@ -87,20 +91,40 @@ extension TargetSession {
         }
     }
 
-    mutating func nextOfResync() -> SessionOperation? {
+    mutating func nextOfResync(
+        _ nowNs: Int64, _ effects: inout [SessionEffect]
+    ) -> SessionOperation? {
         guard var leg = resync, leg.isOpen else {
             if resync == nil { resync = Resync(stagingID: newStagingID()) }
             return .openLeg(stagingID: resync!.stagingID)
         }
         defer { resync = leg }
+        if leg.batchesSinceSync >= options.chunksPerSync
+            || leg.streamBytesSinceSync >= options.streamBytesPerSync
+        {
+            return .syncStaging
+        }
+        let blocks = leg.nextChunks(
+            limit: min(bucket?.chunkBlocks ?? .max, options.chunkBlocks))
+        let hasStream = leg.holdsStream && leg.end == .head && hasRecords
         // A cut may come between any two blocks: the stream first, so that it is met early.
-        if leg.holdsStream, leg.end == .head, hasRecords {
+        if hasStream, !leg.isBlocksTurn || blocks == nil {
+            leg.isBlocksTurn = true
             hasRecords = false
             return .stageStream
         }
-        if leg.batchesSinceSync >= options.chunksPerSync { return .syncStaging }
-        if let (image, range) = leg.nextRun(limit: options.chunkBlocks) {
-            return .stageBlocks(image, range)
+        leg.isBlocksTurn = false
+        if let (now, ahead) = blocks {
+            guard let waitNs = bucket?.take(now.blockCount * Geometry.blockSizeBytes, nowNs: nowNs)
+            else { return .stageBlocks(now, ahead: ahead) }
+            // The stream goes on meanwhile.
+            if hasStream {
+                hasRecords = false
+                return .stageStream
+            }
+            hasRecords = leg.holdsStream
+            effects.append(.wake(atNs: nowNs + min(waitNs, 20_000_000)))
+            return nil
         }
         if case .snapshot(let info) = leg.end {
             leg.stagedThrough = info.sequence
@@ -108,6 +132,14 @@ extension TargetSession {
             return .stageStream
         }
         return .commitLeg(stagingID: leg.stagingID, at: leg.stagedThrough, end: leg.end)
+    }
+
+    mutating func noteStagingSynced(_ effects: inout [SessionEffect]) {
+        guard var leg = resync else { return }
+        leg.noteSynced()
+        // From a cut on the ring says which leg a record belongs to.
+        if leg.holdsStream, leg.end == .head { effects.append(.settleStaged(leg.stagedThrough)) }
+        resync = leg
     }
 
     mutating func open(_ opened: LegSummary) {
@@ -138,6 +170,8 @@ extension TargetSession {
         // The stream's content is newer than what was staged before; should the staging be lost, the
         // stream's part is dirty anyway.
         for (image, blocks) in stretch.covered { leg.remove(blocks, of: image) }
+        leg.unsyncedStream.formUnion(stretch.carried)
+        leg.streamBytesSinceSync += stretch.lengthBytes
         if !stretch.dirtied.isEmpty {
             for (image, blocks) in stretch.dirtied where !blocks.isEmpty {
                 leg.remaining[image, default: BlockSet()].formUnion(blocks)

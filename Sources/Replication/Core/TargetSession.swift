@@ -79,6 +79,8 @@ package struct TargetSession: Sendable {
     /// … for everybody, because somebody asked for it.
     private var isReleasing = false
     var pauseWanted = false
+    /// What the blocks of a resync have to wait for; nil: nothing.
+    var bucket: TokenBucket?
     /// The target was let go of since it was last connected.
     var isReleased = true
     /// What the last report asks for before anything else.
@@ -99,6 +101,7 @@ package struct TargetSession: Sendable {
         self.counts = counts && options.policy.isWaitedFor
         self.isArmed = isArmed || self.counts
         isLost = isArmed && !self.counts
+        bucket = options.bytesPerSecond.map(TokenBucket.init(bytesPerSecond:))
         random = seed
     }
 
@@ -128,6 +131,7 @@ package struct TargetSession: Sendable {
             fail(TargetError(.io, reason), now, &effects)
             giveUp(reason, now, &effects)
         case .staleRecorded: stopCounting(&effects)
+        case .rateChanged(let rate): bucket = rate.map(TokenBucket.init(bytesPerSecond:))
         default: answer(event, now, &effects)
         }
     }
@@ -150,10 +154,10 @@ package struct TargetSession: Sendable {
         case (.resyncing, .flushed(let through)): noteFlushed(through, now, &effects)
         case (.resyncing, .legOpened(let leg)): open(leg)
         case (.resyncing, .streamStaged(let stretch)): advance(stretch)
-        case (.resyncing, .blocksStaged(let image, let range, let stretch)):
+        case (.resyncing, .blocksStaged(let chunk, let stretch)):
             advance(stretch)
-            resync?.noteStaged(image, range)
-        case (.resyncing, .stagingSynced): resync?.noteSynced()
+            resync?.noteStaged(chunk)
+        case (.resyncing, .stagingSynced): noteStagingSynced(&effects)
         case (.resyncing, .legCommitted): commit(now, &effects)
         default: keepWhatWasTaken(event)
         }
@@ -166,7 +170,7 @@ package struct TargetSession: Sendable {
         case .legOpened(let leg):
             open(leg)
             resync?.suspend()
-        case .streamStaged(let stretch), .blocksStaged(_, _, let stretch):
+        case .streamStaged(let stretch), .blocksStaged(_, let stretch):
             for (image, blocks) in stretch.dirtied {
                 resync?.remaining[image, default: BlockSet()].formUnion(blocks)
             }
@@ -310,8 +314,9 @@ package struct TargetSession: Sendable {
                     message: "it lacks what it had confirmed; everything is compared"))
         }
         let isKnown = position.isSameIncarnation && !isEmpty && !wantsEverything
-        // An unclean end may have changed active blocks here, too: between two legs, or back.
-        needsComparing = !isKnown
+        // An unclean end may have changed active blocks here, too: between two legs, or back. And a
+        // dirty file that was lost leaves everything open.
+        needsComparing = !isKnown || position.hasUnknown
         durable = isKnown ? report.checkpoint : .zero
         sent = durable
         // An answer may have been lost: the target can be further than it was known to be. Sequence

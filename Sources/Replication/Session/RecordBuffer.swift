@@ -33,6 +33,63 @@ package final class RecordBuffer {
         count += record.totalBytes
     }
 
+    /// Appends the content of blocks as records: data where there is any, zero where there is none.
+    /// - Parameter read: fills the buffer from its beginning; what it leaves is zeros.
+    package func append<E: Error>(
+        blocks: BlockRange, of image: ImageID, sizeBytes: UInt64, at sequence: SequenceNumber,
+        read: (UnsafeMutableRawBufferPointer) throws(E) -> Int
+    ) throws(E) {
+        let length = Int(blocks.lengthBytes)
+        // Two headers for each run of blocks is never more than the zeros between two runs.
+        grow(to: count + 2 * StreamRecord.headerBytes + length)
+        let start = count + StreamRecord.headerBytes
+        let content = UnsafeMutableRawBufferPointer(rebasing: memory[start..<start + length])
+        let got = try read(content)
+        UnsafeMutableRawBufferPointer(rebasing: content[got...])
+            .initializeMemory(as: UInt8.self, repeating: 0)
+        var run = blocks
+        run.count = 0
+        while run.end < blocks.end {
+            run = BlockRange(start: run.end, count: 0)
+            let isZero = Self.isZero(content, Int(run.start - blocks.start))
+            while run.end < blocks.end,
+                Self.isZero(content, Int(run.end - blocks.start)) == isZero
+            {
+                run.count += 1
+            }
+            // What is read next lies behind what is written: zeros took more room than a header.
+            let from = start + Int((run.start - blocks.start) << Geometry.blockShift)
+            place(
+                StreamRecord(
+                    isZero ? .zero : .data, sequence: sequence, image: image, range: run,
+                    imageSizeBytes: sizeBytes, payloadBytes: isZero ? 0 : Int(run.lengthBytes)),
+                payloadAt: from)
+        }
+    }
+
+    /// The next record, whose payload is in the buffer already, at its place or behind it.
+    private func place(_ record: StreamRecord, payloadAt from: Int) {
+        let to = count + StreamRecord.headerBytes
+        if record.payloadBytes > 0, from != to {
+            (memory.baseAddress! + to).copyMemory(
+                from: memory.baseAddress! + from, byteCount: record.payloadBytes)
+        }
+        record.encodeHeader(into: UnsafeMutableRawBufferPointer(rebasing: memory[count...]))
+        if count == 0 { first = record.sequence }
+        last = record.sequence
+        count += record.totalBytes
+    }
+
+    private static func isZero(_ content: UnsafeMutableRawBufferPointer, _ block: Int) -> Bool {
+        let size = Int(Geometry.blockSizeBytes)
+        let bytes = UnsafeMutableRawBufferPointer(
+            rebasing: content[block * size..<(block + 1) * size])
+        return bytes.withMemoryRebound(to: UInt64.self) { words in
+            for word in words where word != 0 { return false }
+            return true
+        }
+    }
+
     private func grow(to bytes: Int) {
         guard bytes > memory.count else { return }
         let larger = UnsafeMutableRawBufferPointer.allocate(

@@ -17,12 +17,14 @@ extension SessionDriver {
             stream.stopStreaming(id)
             holds = stream.beginStreaming(id, from: report.checkpoint)
         }
-        let isDirty = stream.withLegs(id) { !$0.isClean } ?? true
+        let (isDirty, hasUnknown) =
+            stream.withLegs(id) { (!$0.isClean, !$0.unknown.isEmpty) } ?? (true, false)
         return .connected(
             report,
             StreamPosition(
                 isSameIncarnation: isSame, holdsAllAfterCheckpoint: holds, isDirty: isDirty,
-                acknowledged: acknowledged, isUnknown: !(report.diverged?.isComplete ?? true)))
+                hasUnknown: hasUnknown, acknowledged: acknowledged,
+                isUnknown: !(report.diverged?.isComplete ?? true)))
     }
 
     // MARK: Streaming
@@ -41,57 +43,6 @@ extension SessionDriver {
         }
     }
 
-    // MARK: Comparing
-
-    /// Unknown blocks are held against the end of the first leg; what lies between the ends of the
-    /// legs is not known for them either.
-    func performCompare(everything: Bool) throws(TargetError) -> SessionEvent {
-        if everything {
-            let all = try source.allocatedBlocks()
-            _ = stream.withLegs(id) { $0.enterUnknown(all) }
-        }
-        let first = try captureFirst()?.end
-        defer { if let first { source.release(first) } }
-        let target = try connected()
-        let unknown: [ImageID: BlockSet]? = stream.withLegs(id) { $0.unknown }
-        let rottenBefore = tally.figures.rottenBlocks
-        for (image, blocks) in unknown ?? [:] {
-            for region in blocks.regionNumbers {
-                let range = BlockRange(
-                    start: region * Geometry.blocksPerRegion, count: Geometry.blocksPerRegion)
-                let here = try source.blockHashes(of: image, in: range, of: first)
-                let there = try target.blockHashes(of: image, in: range)
-                let differing = self.differing(here, there, in: range)
-                _ = stream.withLegs(id) { $0.resolve(range, of: image, differing: differing) }
-            }
-        }
-        tellRotten(tally.figures.rottenBlocks - rottenBefore)
-        source.legsChanged(of: id)
-        return .compared
-    }
-
-    private func differing(_ here: [UInt64], _ there: [UInt64], in range: BlockRange) -> BlockSet {
-        var result = BlockSet()
-        var rotten: UInt64 = 0
-        for (offset, hash) in here.enumerated() {
-            let other = offset < there.count ? there[offset] : unreadableBlockHash
-            if offset < there.count, other == unreadableBlockHash { rotten += 1 }
-            guard other != hash || other == unreadableBlockHash else { continue }
-            result.insert(BlockRange(start: range.start + UInt64(offset), count: 1))
-        }
-        tally.compared.add(range.count, ordering: .relaxed)
-        tally.rotten.add(rotten, ordering: .relaxed)
-        return result
-    }
-
-    private func tellRotten(_ blocks: UInt64) {
-        guard blocks > 0 else { return }
-        let size = ByteSize(bytes: blocks * Geometry.blockSizeBytes)
-        source.tell(
-            id, kind: "target-damaged",
-            message: "\(size) on it did not verify and are copied anew; its disk may be failing")
-    }
-
     // MARK: Legs
 
     func openLeg(_ stagingID: UInt64) throws(TargetError) -> SessionEvent {
@@ -107,7 +58,7 @@ extension SessionDriver {
 
     /// The snapshot that the first leg ends in, captured; nil for the head. One that was deleted, or is
     /// of one image alone (what a restore replaced), cannot be shipped: its leg goes with the next.
-    private func captureFirst() throws(TargetError) -> (end: SnapshotInfo, shape: PoolShape)? {
+    func captureFirst() throws(TargetError) -> (end: SnapshotInfo, shape: PoolShape)? {
         while let info = stream.withLegs(id, { $0.legs[0].snapshot }) ?? nil {
             if let shape = try source.capture(info) { return (info, shape) }
             _ = stream.withLegs(id) { $0.join(cut: info.sequence) }
@@ -119,9 +70,12 @@ extension SessionDriver {
         _ stagingID: UInt64, _ end: LegEnd, _ shape: PoolShape, streamFrom: SequenceNumber,
         takenAt: SequenceNumber
     ) throws(TargetError) -> SessionEvent {
-        var takenAt = takenAt
+        var (streamFrom, takenAt) = (streamFrom, takenAt)
         // A barrier that ended the streaming comes first: its blocks are part of this leg.
-        if end == .head, let passed = stream.passBarrier(id) { takenAt = passed.sequence }
+        if end == .head, let passed = stream.passBarrier(id) {
+            takenAt = passed.sequence
+            streamFrom = max(streamFrom, takenAt)
+        }
         let blocks = takeFirstLeg()
         leg = OpenLeg(stagingID: stagingID, end: end, taken: blocks, takenAt: takenAt)
         do throws(TargetError) {
@@ -141,7 +95,7 @@ extension SessionDriver {
     }
 
     /// Blocks that were taken for an answer that is not given are dirty again.
-    private func putBack(_ blocks: [ImageID: BlockSet]) {
+    func putBack(_ blocks: [ImageID: BlockSet]) {
         _ = stream.withLegs(id) { $0.putBack(blocks) }
     }
 
@@ -157,15 +111,17 @@ extension SessionDriver {
         return stretch
     }
 
-    private func stageStream(
+    func stageStream(
         upTo limit: SequenceNumber?, into stretch: inout StagedStretch
     ) throws(TargetError) {
+        // Blocks that were read ahead come first (ReadAhead, A2).
+        let bound = limit ?? reads?.limit
         while true {
-            if let batch = stream.takeBatch(id, limitBytes: 4 << 20, upTo: limit) {
+            if let batch = stream.takeBatch(id, limitBytes: 4 << 20, upTo: bound) {
                 note(batch, in: &stretch)
                 try stage(batch)
                 stretch.through = batch.lastSequence
-            } else if let passed = stream.passBarrier(id) {
+            } else if let passed = stream.passBarrier(id, upTo: bound) {
                 takeDirtied(passed.sequence, &stretch)
             } else if stream.standing(id)?.isStreaming != true {
                 throw TargetError(
@@ -189,7 +145,9 @@ extension SessionDriver {
 
     private func note(_ batch: RecordBatch, in stretch: inout StagedStretch) {
         let takenAt = leg?.takenAt ?? .zero
+        stretch.lengthBytes += batch.lengthBytes
         batch.forEach { record, payload in
+            stretch.carried.insert(record.range, of: record.image)
             switch record.kind {
             case .data, .zero:
                 if record.sequence > takenAt {
@@ -222,57 +180,10 @@ extension SessionDriver {
         for (image, set) in blocks { stretch.covered[image]?.subtract(set) }
     }
 
-    private func stage(_ batch: RecordBatch) throws(TargetError) {
+    func stage(_ batch: RecordBatch) throws(TargetError) {
         leg?.batchNumber += 1
         try connected().stage(batch, number: leg?.batchNumber ?? 0)
         tally.stagedBytes.add(UInt64(batch.lengthBytes), ordering: .relaxed)
-    }
-
-    /// Blocks of the head are read without a lock. What was written meanwhile may be in them, wholly or
-    /// in part; it is in the stream between the moments before and after. So the stream is staged up to
-    /// the first, then the blocks, then the stream up to the second: what they have too much of by the
-    /// order of things is made good before anything can be committed.
-    func stageBlocks(
-        _ image: ImageID, _ range: BlockRange
-    ) throws(TargetError) -> SessionEvent {
-        records.clear()
-        if case .snapshot(let info)? = leg?.end {
-            _ = try source.read(range, of: image, in: info, into: records)
-            if !records.isEmpty { try stage(records.batch) }
-            return .blocksStaged(image, range, StagedStretch())
-        }
-        let moment = try source.read(range, of: image, in: nil, into: records)
-        var stretch = try stageStream(upTo: moment.from)
-        if stretch.cut != nil || records.isEmpty {
-            return stretch.cut != nil
-                ? .streamStaged(stretch) : .blocksStaged(image, range, stretch)
-        }
-        do throws(TargetError) {
-            try stage(records.batch)
-            let before = stretch.dirtied
-            try stageStream(upTo: moment.through, into: &stretch)
-            if let cut = stretch.cut { try cutBack(image, to: cut) }
-            // What a cut or a barrier came between has to be read again.
-            if stretch.cut != nil || stretch.dirtied != before { return .streamStaged(stretch) }
-        } catch {
-            putBack(stretch.dirtied)
-            throw error
-        }
-        return .blocksStaged(image, range, stretch)
-    }
-
-    /// Blocks that were read after a cut may have made the image longer than it is in the snapshot.
-    private func cutBack(_ image: ImageID, to cut: SnapshotInfo) throws(TargetError) {
-        guard let shape = try source.capture(cut) else { return }
-        source.release(cut)
-        guard let sizeBytes = shape.images.first(where: { $0.id == image })?.sizeBytes else {
-            return
-        }
-        records.clear()
-        records.append(
-            StreamRecord(.size, sequence: cut.sequence, image: image, imageSizeBytes: sizeBytes)
-        ) { _ in }
-        try stage(records.batch)
     }
 
     func commitLeg(

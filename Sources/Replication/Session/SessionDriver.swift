@@ -30,9 +30,12 @@ package final class SessionDriver: @unchecked Sendable {
     // The thread's own.
     var target: (any ReplicaTarget)?
     var leg: OpenLeg?
-    let records: RecordBuffer
+    let records = RecordBuffer(capacityBytes: 4096)
     /// Batches of the stream are in its memory.
     private let consumer: AnyObject?
+    /// Of the leg under way.
+    var reads: ReadAhead?
+    private(set) var hasThreads = true
 
     /// The leg under way, as the operations need it.
     struct OpenLeg {
@@ -62,8 +65,6 @@ package final class SessionDriver: @unchecked Sendable {
         consumer = stream.consumer(id)
         session = TargetSession(
             options: options, seed: seed, counts: counts, isArmed: isArmed)
-        records = RecordBuffer(
-            capacityBytes: Int(options.chunkBlocks) * 4096 + (64 << 10))
     }
 
     // MARK: From outside
@@ -72,6 +73,7 @@ package final class SessionDriver: @unchecked Sendable {
     package func start(onThread: Bool = true) {
         // What an earlier session took and did not commit is this one's to ship.
         _ = stream.withLegs(id) { $0.returnTaken() }
+        hasThreads = onThread
         tell(.start)
         guard onThread else { return }
         let worker = WorkerThread.start("doppel-target-\(id.rawValue)") { [self] in run() }
@@ -116,6 +118,10 @@ package final class SessionDriver: @unchecked Sendable {
     package func resume() { tell(.resume) }
     package func tick() { tell(.tick) }
     package func wantFlush(_ sequence: SequenceNumber) { tell(.flushWanted(sequence)) }
+    /// Of blocks that a resync ships; holds at once.
+    package func setRate(bytesPerSecond: UInt64?) {
+        tell(.rateChanged(bytesPerSecond: bytesPerSecond))
+    }
     /// The answer to ``SessionSource/recordStale(_:since:reason:)``.
     package func staleRecorded() { tell(.staleRecorded) }
 
@@ -163,6 +169,9 @@ package final class SessionDriver: @unchecked Sendable {
         case .releaseWaiters: source.releaseWaiters(of: id)
         case .legIsClean:
             _ = stream.withLegs(id) { $0.commitFirst() }
+            source.legsChanged(of: id)
+        case .settleStaged(let through):
+            stream.settleStaged(id, through: through)
             source.legsChanged(of: id)
         case .joinLegs(let through):
             _ = stream.withLegs(id) { $0.joinLegs(through: through) }
@@ -250,7 +259,7 @@ package final class SessionDriver: @unchecked Sendable {
             case .flush: return .flushed(through: try connected().flush())
             case .openLeg(let stagingID): return try openLeg(stagingID)
             case .stageStream: return .streamStaged(try stageStream(upTo: nil))
-            case .stageBlocks(let image, let range): return try stageBlocks(image, range)
+            case .stageBlocks(let chunk, let ahead): return try stageBlocks(chunk, ahead: ahead)
             case .syncStaging:
                 try connected().syncStaging()
                 return .stagingSynced
@@ -272,6 +281,8 @@ package final class SessionDriver: @unchecked Sendable {
     }
 
     func closeLeg() {
+        reads?.end()
+        reads = nil
         if case .snapshot(let info)? = leg?.end { source.release(info) }
         leg = nil
     }

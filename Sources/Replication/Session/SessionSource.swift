@@ -1,16 +1,5 @@
 import BlockCore
 
-/// When blocks were read: they hold every change up to `from`, and none that comes after `through`.
-/// Between the two, changes may be in them, in part.
-package struct BlockMoment: Sendable, Hashable {
-    package var from: SequenceNumber
-    package var through: SequenceNumber
-    package init(from: SequenceNumber, through: SequenceNumber) {
-        self.from = from
-        self.through = through
-    }
-}
-
 /// What a session reads of its pool, and what it has written down for it. Called from the session's
 /// thread, but for `recordStale`, `tell` and `fence`, which any thread may call.
 package protocol SessionSource: AnyObject, Sendable {
@@ -28,17 +17,24 @@ package protocol SessionSource: AnyObject, Sendable {
     func release(_ snapshot: SnapshotInfo)
 
     /// Appends records with the content of the blocks: data or zero, whichever they are. Blocks
-    /// beyond the image's end are left out, and those of an image that is gone.
-    /// - Parameter snapshot: as it is in there; nil for the head as it is now.
+    /// beyond the image's end are left out, and those of an image that is gone. Several threads may
+    /// do so at a time.
+    /// - Parameters:
+    ///   - snapshot: as it is in there; nil for the head as it is now.
+    ///   - sequence: of the records; not after the last one at the call.
+    /// - Returns: no change after this one is in what was read.
     func read(
-        _ range: BlockRange, of image: ImageID, in snapshot: SnapshotInfo?,
+        _ chunk: BlockChunk, in snapshot: SnapshotInfo?, at sequence: SequenceNumber,
         into records: RecordBuffer
-    ) throws(TargetError) -> BlockMoment
+    ) throws(TargetError) -> SequenceNumber
 
     /// XXH3-64 of each block, as ``ReplicaTarget/blockHashes(of:in:)`` has them.
     func blockHashes(
         of image: ImageID, in range: BlockRange, of snapshot: SnapshotInfo?
     ) throws(TargetError) -> [UInt64]
+
+    /// All blocks of every live image and of those in snapshots, whether anything is there or not.
+    func wholeImages() throws(TargetError) -> [ImageID: BlockSet]
 
     /// Every block that any live image or snapshot has.
     func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet]

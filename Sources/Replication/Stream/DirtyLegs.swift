@@ -195,6 +195,16 @@ package struct DirtyLegs: Sendable {
         isFromRecordsOnly = false
     }
 
+    /// Blocks that were never written on either side differ in no leg's end.
+    package mutating func keepUnknown(within held: [ImageID: BlockSet]) {
+        let before = unknown.blockCount
+        for image in unknown.keys {
+            unknown[image]?.formIntersection(held[image] ?? BlockSet())
+            if unknown[image]?.isEmpty ?? false { unknown[image] = nil }
+        }
+        if unknown.blockCount != before { renumberUnknown() }
+    }
+
     /// What was unknown in a range was compared with the end of the first leg: `differing` of it is
     /// dirty there. Whether it differs from the ends of later legs nobody knows: all of it is dirty in
     /// those.
@@ -260,6 +270,20 @@ package struct DirtyLegs: Sendable {
         return blocks
     }
 
+    /// Enters what a record changed as if it had been taken: it was staged beside the first leg's blocks.
+    package mutating func enterTaken(_ record: StreamRecord) {
+        switch record.kind {
+        case .data, .zero, .size:
+            if legs[0].taken[record.image]?.containsAll(record.range) != true {
+                legs[0].taken.insert(record.range, of: record.image)
+                legs[0].unwritten.insert(record.range, of: record.image)
+            }
+            if record.kind == .size { legs[0].hasNameChanges = true }
+        case .names, .imageCreated, .imageDeleted: legs[0].hasNameChanges = true
+        case .snapshot, .barrier: break
+        }
+    }
+
     /// Blocks that were taken are dirty again: the answer that they were taken for was not given, or
     /// they may have changed after the leg's end as well.
     package mutating func putBack(_ blocks: [ImageID: BlockSet]) {
@@ -294,6 +318,8 @@ package struct DirtyLegs: Sendable {
     package mutating func clear() {
         legs = [Leg(number: takeNumber())]
         takenEnd = nil
+        // A cut that was entered may come again, from the ring, as one that the target lacks.
+        lastCut = .zero
         unknown = [:]
         unwrittenUnknown = RegionNames()
         isFromRecordsOnly = true

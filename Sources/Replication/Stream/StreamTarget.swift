@@ -65,7 +65,14 @@ final class StreamTarget {
     /// The cursor goes to the last batch that ends at or before the sequence.
     func acknowledge(_ sequence: SequenceNumber) {
         durable = max(durable, sequence)
-        guard isStreaming else { return }
+        if isStreaming { release(upTo: sequence) }
+    }
+
+    func end(ofBatchesUpTo sequence: SequenceNumber) -> UInt64 {
+        batchEnds.last { $0.sequence <= sequence }?.place ?? cursor
+    }
+
+    func release(upTo sequence: SequenceNumber) {
         let count = batchEnds.prefix { $0.sequence <= sequence }.count
         if count > 0 { cursor = batchEnds[count - 1].place }
         batchEnds.removeFirst(count)

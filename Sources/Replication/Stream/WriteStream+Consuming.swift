@@ -126,9 +126,10 @@ extension WriteStream {
     }
 
     /// Goes past the barrier that comes next: its blocks are in the target's legs.
+    /// - Parameter upTo: a barrier after it is left where it is.
     /// - Returns: those blocks; nil when no barrier comes next.
     package func passBarrier(
-        _ id: TargetID
+        _ id: TargetID, upTo: SequenceNumber? = nil
     ) -> (sequence: SequenceNumber, blocks: [ImageID: BlockSet])? {
         lock.withLock {
             guard let target = targets[id], target.isStreaming, isBarrier(target) else {
@@ -136,7 +137,9 @@ extension WriteStream {
             }
             let place = memory.begin(target.taken, end: ring.end)
             let record = memory.header(place)
-            guard ring.advanceReady() > place else { return nil }
+            guard record.sequence <= upTo ?? record.sequence, ring.advanceReady() > place else {
+                return nil
+            }
             target.take(upTo: record.sequence, end: place + UInt64(record.totalBytes))
             guard let barrier = target.barriers.removeValue(forKey: record.sequence.rawValue) else {
                 return (record.sequence, [:])

@@ -52,6 +52,26 @@ extension WriteStream {
         }
     }
 
+    /// The stream up to here is in a staging, durably: it is the leg's from now on, as what was taken
+    /// for it is (DirtyLegs, D1), and the ring goes on without it. A cut's own place stays in the ring.
+    package func settleStaged(_ id: TargetID, through sequence: SequenceNumber) {
+        lock.withLock {
+            guard let target = targets[id], target.isStreaming else { return }
+            var cut: SequenceNumber?
+            let end = target.end(ofBatchesUpTo: sequence)
+            memory.forEach(from: target.cursor, to: end) { _, record in
+                guard record.kind != .snapshot else {
+                    cut = record.sequence
+                    return false
+                }
+                target.legs.enterTaken(record)
+                return true
+            }
+            target.release(upTo: cut.map { SequenceNumber(rawValue: $0.rawValue - 1) } ?? sequence)
+            cursorsChanged()
+        }
+    }
+
     // MARK: Dirty files
 
     /// What a target's dirty file must be given for the target to be held up to a sequence: its

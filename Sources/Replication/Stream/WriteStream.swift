@@ -237,7 +237,7 @@ package final class WriteStream: @unchecked Sendable {  // R2 for payloads; the 
         }
     }
 
-    private func cursorsChanged() {
+    func cursorsChanged() {
         var held = UInt64.max
         streamingCount = 0
         trackingCount = 0

@@ -185,5 +185,8 @@ package protocol ReplicaTarget: AnyObject, Sendable {
     /// last `connect`; ``unreadableBlockHash`` for one that fails its checksum there.
     func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64]
 
+    /// Every block that may have something else than zeros in it, as ``blockHashes(of:in:)`` sees it.
+    func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet]
+
     func disconnect()
 }

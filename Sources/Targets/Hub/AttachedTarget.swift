@@ -54,8 +54,9 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
         }
         guard let opened else {
             var legs = DirtyLegs()
+            // The target may have what is a hole here.
             legs.enterUnknown(
-                try TargetError.volume { () throws(VolumeError) in try volume.allocatedBlocks() })
+                try TargetError.volume { () throws(VolumeError) in try volume.wholeImages() })
             stream.attachTracking(record.id, legs: legs)
             let target = try create(
                 record, volume: volume, stream: stream, incarnation: incarnation)

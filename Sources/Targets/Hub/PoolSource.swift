@@ -127,39 +127,40 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     // MARK: Blocks
 
     func read(
-        _ range: BlockRange, of image: ImageID, in snapshot: SnapshotInfo?,
+        _ chunk: BlockChunk, in snapshot: SnapshotInfo?, at sequence: SequenceNumber,
         into records: RecordBuffer
-    ) throws(TargetError) -> BlockMoment {
-        guard let snapshot else { return try readHead(range, of: image, into: records) }
-        let sequence = snapshot.sequence
-        try using.withRead { () throws(TargetError) in
-            guard let capture = captures[sequence] else {
-                throw TargetError(.absent, "snapshot '\(snapshot.name)' was deleted")
-            }
-            guard let view = capture.views[image] else { return }
-            try records.append(range, of: image, sizeBytes: view.sizeBytes, at: sequence) {
-                (buffer, offset) throws(VolumeError) in
-                try view.read(into: buffer, at: offset)
+    ) throws(TargetError) -> SequenceNumber {
+        guard let snapshot else { return try readHead(chunk, at: sequence, into: records) }
+        for range in chunk.ranges {
+            try using.withRead { () throws(TargetError) in
+                guard let capture = captures[snapshot.sequence] else {
+                    throw TargetError(.absent, "snapshot '\(snapshot.name)' was deleted")
+                }
+                guard let view = capture.views[chunk.image] else { return }
+                try records.append(
+                    range, of: chunk.image, sizeBytes: view.sizeBytes, at: sequence
+                ) { (buffer, offset) throws(VolumeError) in
+                    try view.read(into: buffer, at: offset)
+                }
             }
         }
-        return BlockMoment(from: sequence, through: sequence)
+        return snapshot.sequence
     }
 
-    /// Without a lock: what is written meanwhile is in the stream between the two moments.
+    /// Without a lock: what is written meanwhile is in the stream, up to what is returned.
     private func readHead(
-        _ range: BlockRange, of id: ImageID, into records: RecordBuffer
-    ) throws(TargetError) -> BlockMoment {
-        let from = stream.lastSequence
-        guard let image = try? volume.image(id) else {
-            return BlockMoment(from: from, through: from)
-        }
-        try records.append(range, of: id, sizeBytes: image.sizeBytes, at: from) {
-            (buffer, offset) throws(VolumeError) in
-            try image.read(into: buffer, at: offset)
+        _ chunk: BlockChunk, at sequence: SequenceNumber, into records: RecordBuffer
+    ) throws(TargetError) -> SequenceNumber {
+        guard let image = try? volume.image(chunk.image) else { return sequence }
+        for range in chunk.ranges {
+            try records.append(range, of: chunk.image, sizeBytes: image.sizeBytes, at: sequence) {
+                (buffer, offset) throws(VolumeError) in
+                try image.read(into: buffer, at: offset)
+            }
         }
         // Whoever was writing there has its place in the stream once it lets go.
-        image.waitForWriters(of: range)
-        return BlockMoment(from: from, through: stream.lastSequence)
+        image.waitForWriters(of: chunk.ranges)
+        return stream.lastSequence
     }
 
     func blockHashes(
@@ -184,6 +185,10 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
 
     func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
         try TargetError.volume { () throws(VolumeError) in try volume.allocatedBlocks() }
+    }
+
+    func wholeImages() throws(TargetError) -> [ImageID: BlockSet] {
+        try TargetError.volume { () throws(VolumeError) in try volume.wholeImages() }
     }
 
     /// All that the pool has, as what a target with nothing lacks.

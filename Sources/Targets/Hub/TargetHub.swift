@@ -306,6 +306,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         _ id: TargetID, _ change: (inout TargetRecord) -> Void
     ) throws(TargetError) {
         guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
+        if try changeRate(of: target, change) { return }
         // Stopping may have to write down that the target is stale.
         halt(target)
         defer {
@@ -341,6 +342,23 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         target.update { $0.isArmed = false }
         target.setImages(
             try Self.read(store) { try $0.targetImages() }.filter { $0.targetID == id })
+    }
+
+    /// A session need not end for that.
+    /// - Returns: false where something else is to be changed, too.
+    private func changeRate(
+        of target: AttachedTarget, _ change: (inout TargetRecord) -> Void
+    ) throws(TargetError) -> Bool {
+        var new = target.record
+        change(&new)
+        var same = target.record
+        same.rateBytesPerSecond = new.rateBytesPerSecond
+        guard same == new, new != target.record else { return false }
+        try write { [new] in try $0.updateTarget(new) }
+        let rate = new.rateBytesPerSecond
+        target.update { $0.rateBytesPerSecond = rate }
+        target.driver?.setRate(bytesPerSecond: rate.map(UInt64.init))
+        return true
     }
 
     /// Ends the session, as if the target had gone.

@@ -44,6 +44,7 @@ extension SessionOptions {
     mutating func take(_ target: AttachedTarget) {
         policy = target.policy
         timeoutMs = target.record.timeoutMs
+        bytesPerSecond = target.record.rateBytesPerSecond.map(UInt64.init)
         rearmMs = min(rearmMs, 2 * timeoutMs)
     }
 }

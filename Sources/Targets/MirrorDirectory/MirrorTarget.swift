@@ -273,6 +273,19 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         }
     }
 
+    package func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
+        try guarded { (pool) throws(TargetError) in
+            // What is in the journal alone is written when it is applied.
+            if pool.state.staging == nil {
+                _ = try pool.flush()
+                try pool.applyAll()
+            }
+            return try TargetError.volume { () throws(VolumeError) in
+                try pool.volume.allocatedBlocks()
+            }
+        }
+    }
+
     // MARK: For whoever mounts the mirror while its primary runs
 
     /// What the mirror shows now, for as long as the view is open.

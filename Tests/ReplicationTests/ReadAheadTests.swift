@@ -1,0 +1,31 @@
+import BlockCore
+import Replication
+import SystemIO
+import TestSupport
+import Testing
+
+/// Blocks are read while they change, ahead of their turn.
+@Suite struct ReadAheadTests {
+    @Test(arguments: Seeds.run(150))
+    func whatIsCommittedIsWhatThePoolShowed(seed: UInt64) {
+        let world = DriverWorld(seed: seed)
+        do { try world.run(steps: 400) } catch { Issue.record("seed \(seed): \(error)") }
+    }
+
+    @Test func chunksHoldEveryBlockOnceInOrder() {
+        let chunk = BlockChunk(
+            image: ImageID(rawValue: 1),
+            ranges: [
+                BlockRange(start: 3, count: 10), BlockRange(start: 20, count: 1),
+                BlockRange(start: 1020, count: 9),
+            ])
+        for parts in 1...25 {
+            let split = chunk.split(into: parts)
+            #expect(split.count <= parts)
+            #expect(split.allSatisfy { $0.blockCount <= (20 + UInt64(parts) - 1) / UInt64(parts) })
+            #expect(
+                split.flatMap { $0.ranges.flatMap { $0.start..<$0.end } }
+                    == chunk.ranges.flatMap { $0.start..<$0.end })
+        }
+    }
+}
