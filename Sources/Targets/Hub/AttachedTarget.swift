@@ -22,6 +22,9 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     /// Held across I/O: one writer of the dirty file at a time.
     private let filing = Lock()
     private let file: DirtyFile
+    /// Under `filing`: what the file was asked to hold. It says so until the target holds it, whatever
+    /// else is written down meanwhile: region marks were cleared for it.
+    private var securedUpTo = SequenceNumber.zero
     private let incarnation: UInt64
 
     private init(_ record: TargetRecord, file: DirtyFile, incarnation: UInt64) {
@@ -121,13 +124,14 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     ) throws(DirtyFileError) {
         let id = record.id
         guard let standing = stream.standing(id) else { return }
+        securedUpTo = max(securedUpTo, sequence)
         do throws(DirtyFileError) {
             if file.wantsRewrite {
                 try file.rewrite(
-                    state(standing.durable, stream.wholeState(id, upTo: sequence)))
+                    state(standing.durable, stream.wholeState(id, upTo: securedUpTo)))
             } else {
                 try file.append(
-                    state(standing.durable, stream.takeUnwritten(id, upTo: sequence)))
+                    state(standing.durable, stream.takeUnwritten(id, upTo: securedUpTo)))
             }
         } catch {
             stream.markUnwritten(id)
