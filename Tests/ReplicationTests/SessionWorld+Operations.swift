@@ -130,6 +130,9 @@ extension SessionWorld {
     }
 
     private mutating func openLeg(_ id: UInt64) -> SessionEvent {
+        // A cut that the ring holds must not end a leg whose shape is newer. (With the bug the ring is
+        // kept, and its records count for what was taken after them.)
+        if bug != .coversTooEarly { stopHolding() }
         let first = legs[0]
         // A suspended leg's end may be gone: what was taken belongs to the first leg that is there.
         takenBlocks.formUnion(first.blocks)

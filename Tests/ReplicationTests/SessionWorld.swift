@@ -204,7 +204,7 @@ struct SessionWorld {
         if isFlush { try tell(.flushWanted(place)) }
     }
 
-    private mutating func stopHolding() {
+    mutating func stopHolding() {
         guard isHeld else { return }
         isHeld = false
         // What barriers stand for may lie before or after any cut that the ring still has.

@@ -47,6 +47,9 @@ extension SessionDriver {
 
     func openLeg(_ stagingID: UInt64) throws(TargetError) -> SessionEvent {
         closeLeg()
+        // What the ring still holds becomes part of the legs, cuts and all: a leg's shape must not be
+        // newer than the leg's end, and a cut in the ring would end it before that.
+        stream.stopStreaming(id)
         if let (info, shape) = try captureFirst() {
             return try begin(
                 stagingID, .snapshot(info), shape, streamFrom: info.sequence,
@@ -70,12 +73,6 @@ extension SessionDriver {
         _ stagingID: UInt64, _ end: LegEnd, _ shape: PoolShape, streamFrom: SequenceNumber,
         takenAt: SequenceNumber
     ) throws(TargetError) -> SessionEvent {
-        var (streamFrom, takenAt) = (streamFrom, takenAt)
-        // A barrier that ended the streaming comes first: its blocks are part of this leg.
-        if end == .head, let passed = stream.passBarrier(id) {
-            takenAt = passed.sequence
-            streamFrom = max(streamFrom, takenAt)
-        }
         let blocks = takeFirstLeg()
         leg = OpenLeg(stagingID: stagingID, end: end, taken: blocks, takenAt: takenAt)
         do throws(TargetError) {
