@@ -16,6 +16,8 @@ package enum SimulatedBug: String, CaseIterable, Sendable {
     case clearsMarksEarly
     /// Durable is said before the journal's sync.
     case acknowledgesEarly
+    /// Written is said of what is in memory alone.
+    case acknowledgesUnwritten
     /// Two records change places.
     case outOfOrder
     case forgetsTrims
@@ -32,6 +34,7 @@ final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at 
     private let inner: any ReplicaTarget
     private let bug: SimulatedBug
     private var appended = SequenceNumber.zero
+    private var unwritten: (bytes: [UInt8], first: SequenceNumber, last: SequenceNumber)?
     private var held: (bytes: [UInt8], first: SequenceNumber, last: SequenceNumber, number: UInt64)?
 
     init(_ inner: any ReplicaTarget, _ bug: SimulatedBug) {
@@ -45,10 +48,26 @@ final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at 
 
     func append(_ batch: RecordBatch) throws(TargetError) {
         appended = batch.lastSequence
+        if bug == .acknowledgesUnwritten {
+            try write()
+            unwritten = (
+                batch.pieces.flatMap { Array($0) }, batch.firstSequence, batch.lastSequence
+            )
+            return
+        }
         try changed(batch) { (batch) throws(TargetError) in try inner.append(batch) }
     }
 
+    private func write() throws(TargetError) {
+        guard let unwritten else { return }
+        self.unwritten = nil
+        try Self.with(unwritten.bytes, unwritten.first, unwritten.last) {
+            (batch) throws(TargetError) in try inner.append(batch)
+        }
+    }
+
     func flush() throws(TargetError) -> SequenceNumber {
+        try write()
         guard bug == .acknowledgesEarly, appended > .zero else { return try inner.flush() }
         return appended
     }

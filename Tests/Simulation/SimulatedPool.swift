@@ -10,6 +10,7 @@ import TestSupport
 
 final class SimulatedPool: @unchecked Sendable {  // one thread
     let path: String
+    let id: String
     let catalog: Catalog
     private(set) var disk: SimulatedDisk
     private let power: CommitPower
@@ -19,6 +20,7 @@ final class SimulatedPool: @unchecked Sendable {  // one thread
         fill: (CatalogTransaction) throws -> Void = { _ in }
     ) throws {
         self.path = path
+        self.id = id
         self.disk = disk
         for folder in [path, path + "/images", path + "/quarantine"] {
             try disk.createDirectory(folder, mode: 0o700)

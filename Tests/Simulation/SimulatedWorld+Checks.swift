@@ -12,79 +12,80 @@ extension SimulatedWorld {
 
     func checkInvariants() throws {
         try checkAnswers()
-        guard let driver = attached?.driver, let primary else { return }
-        let session = driver.snapshot
+        guard let primary else { return }
         let last = primary.stream.lastSequence
-        guard session.durable <= last else {
-            throw Violation(
-                "the mirror holds \(session.durable.rawValue), the primary is at \(last.rawValue)")
+        for mirror in mirrors {
+            guard let session = attached(mirror)?.driver?.snapshot else { continue }
+            guard session.durable <= last else {
+                throw Violation(
+                    "\(mirror.path) holds \(session.durable.rawValue), the primary is at "
+                        + "\(last.rawValue)")
+            }
+            // G4: who counts is in step, or was a moment ago and is held for.
+            if session.counts, mirror.mode == .async {
+                throw Violation("an async target is waited for")
+            }
+            if session.state == .fenced {
+                throw Violation("\(mirror.path) fenced its only primary")
+            }
         }
-        // G4: who counts is in step, or was a moment ago and is held for.
-        if session.counts, attached?.record.mode == .async {
-            throw Violation("an async target is waited for")
-        }
-        if session.state == .fenced { throw Violation("the mirror fenced its only primary") }
     }
 
-    // MARK: What the mirror shows
+    // MARK: What a mirror shows
 
-    /// G2: a prefix, and everything that an fsync promised. Where nothing on its disk changed since it
+    /// G2: a prefix, and everything that answers promised. Where nothing on its disk changed since it
     /// was looked at, it shows what it did.
-    func checkMirror() throws {
-        guard mirrorPool.disk.changeCount != checked.change else {
-            return try checkFloor(checked.sequence, "the mirror, unchanged,")
+    func checkMirror(_ mirror: SimulatedMirror) throws {
+        guard mirror.pool.disk.changeCount != mirror.checked.change else {
+            return try checkFloor(mirror, mirror.checked.sequence, "unchanged,")
         }
         do {
-            guard try look() else { return }
+            guard try look(mirror) else { return }
             count("check.mirror")
-            checked.change = mirrorPool.disk.changeCount
+            mirror.checked.change = mirror.pool.disk.changeCount
         } catch let violation as Violation { throw violation } catch let error as TargetError {
             // A mirror whose disk is full or failing says so, and shows nothing.
-            guard error.kind == .io || error.kind == .noSpace, isMirrorIll else {
-                throw Violation("the mirror cannot be read: \(error.message)")
+            guard error.kind == .io || error.kind == .noSpace, mirror.isIll else {
+                throw Violation("\(mirror.path) cannot be read: \(error.message)")
             }
         }
     }
 
     /// - Returns: false where nobody can look now.
-    private func look() throws -> Bool {
-        if let mirror, let pool = mirror.pool {
+    private func look(_ mirror: SimulatedMirror) throws -> Bool {
+        if let target = mirror.target, let pool = target.pool {
             if random.chance(20) {
-                let view = try mirror.newestView()
+                let view = try target.newestView()
                 defer { view.release() }
-                try check(view, "the mirror")
+                try check(mirror, view, "")
                 count("check.view")
             } else {
-                try check(pool)
+                try check(mirror, pool)
             }
-            if random.chance(30) { try checkSnapshots(mirror) }
+            if random.chance(30) { try checkSnapshots(mirror, pool) }
             return true
         }
-        guard attached?.driver?.snapshot.state != .connecting else { return false }
+        guard attached(mirror)?.driver?.snapshot.state != .connecting else { return false }
         let recovered = try RecoveredMirror(
-            store: try mirrorPool.openStore(), runsInBackground: false)
+            store: try mirror.pool.openStore(), runsInBackground: false)
         defer { recovered.close() }
         let view = try recovered.newestView()
         defer { view.release() }
-        try check(view, "the mirror, opened alone,")
+        try check(mirror, view, "opened alone,")
         count("check.alone")
         return true
     }
 
-    private var isMirrorIll: Bool {
-        mirrorPool.disk.isPoweredOff || mirrorPool.disk.spaceLeftBytes < 1 << 40 || isLatched
-    }
-
     /// What a view would be made of, without making one.
-    private func check(_ pool: MirrorPool) throws {
+    private func check(_ mirror: SimulatedMirror, _ pool: MirrorPool) throws {
         try pool.applying.withLock {
             if let staging = pool.state.staging {
                 let name = MirrorPool.stagingName(staging.id)
                 guard let record = try pool.rows({ try $0.snapshot(named: name) }) else {
-                    throw Violation("the mirror has lost the checkpoint under its staging")
+                    throw Violation("\(mirror.path) has lost the checkpoint under its staging")
                 }
                 let shown = try Self.snapshot(record, of: pool)
-                return try check(shown, at: record.sequence, "the mirror, in a resync,")
+                return try check(mirror, shown, at: record.sequence, "in a resync,")
             }
             _ = try pool.flush()
             try pool.catchUp()
@@ -99,7 +100,7 @@ extension SimulatedWorld {
                     try image.read(into: $0, at: 0)
                 }
             }
-            try check(shown, at: pool.position, "the mirror")
+            try check(mirror, shown, at: pool.position, "")
         }
     }
 
@@ -119,7 +120,7 @@ extension SimulatedWorld {
         return shown
     }
 
-    private func check(_ view: MirrorView, _ who: String) throws {
+    private func check(_ mirror: SimulatedMirror, _ view: MirrorView, _ how: String) throws {
         var shown = ModelPool()
         for node in view.nodes {
             shown.names[node.node.id] = node.node
@@ -128,37 +129,41 @@ extension SimulatedWorld {
                 try content.read(into: $0, at: 0)
             }
         }
-        try check(shown, at: view.sequence, who)
+        try check(mirror, shown, at: view.sequence, how)
     }
 
-    private func checkFloor(_ sequence: UInt64, _ who: String) throws {
-        guard sequence >= mirrorFloor else {
+    private func checkFloor(_ mirror: SimulatedMirror, _ sequence: UInt64, _ how: String) throws {
+        guard sequence >= mirror.floor else {
             throw Violation(
-                "\(who) is at \(sequence), and an fsync was answered for \(mirrorFloor)")
+                "\(mirror.path) (\(mirror.mode.rawValue)), \(how) is at \(sequence), and requests were "
+                    + "answered for \(mirror.durableFloor), while it has power \(mirror.floor)")
         }
     }
 
-    private func check(_ shown: ModelPool, at place: SequenceNumber, _ who: String) throws {
+    private func check(
+        _ mirror: SimulatedMirror, _ shown: ModelPool, at place: SequenceNumber, _ how: String
+    ) throws {
         let sequence = place.rawValue
-        try checkFloor(sequence, who)
-        checked.sequence = sequence
+        try checkFloor(mirror, sequence, how)
+        mirror.checked.sequence = sequence
         // Nothing was ever shipped.
         if sequence == 0, shown.images.isEmpty { return }
         if let text = history.check(shown, at: sequence) {
-            throw Violation("\(who) at \(sequence) \(text)")
+            throw Violation("\(mirror.path), \(how) at \(sequence) \(text)")
         }
-        history.forget(before: sequence)
+        // Nobody asks for what was before all of them.
+        if let oldest = mirrors.map(\.checked.sequence).min() { history.forget(before: oldest) }
     }
 
-    private func checkSnapshots(_ mirror: MirrorTarget) throws {
-        guard let pool = mirror.pool, pool.state.staging == nil else { return }
+    private func checkSnapshots(_ mirror: SimulatedMirror, _ pool: MirrorPool) throws {
+        guard pool.state.staging == nil else { return }
         for record in try pool.volume.snapshots() where record.isOfWholePool {
             guard let expected = cuts[record.sequence.rawValue] else {
-                throw Violation("the mirror has a snapshot '\(record.name)' that nobody made")
+                throw Violation("\(mirror.path) has a snapshot '\(record.name)' that nobody made")
             }
             let shown = try Self.snapshot(record, of: pool)
             if let text = expected.difference(from: shown) {
-                throw Violation("snapshot '\(record.name)' on the mirror \(text)")
+                throw Violation("snapshot '\(record.name)' on \(mirror.path) \(text)")
             }
             count("check.snapshot")
         }
@@ -166,32 +171,42 @@ extension SimulatedWorld {
 
     // MARK: At the end
 
-    /// All faults over, the mirror comes to hold everything.
+    /// All faults over, every mirror comes to hold everything.
     package func settleDown() throws {
-        mirrorPool.disk.failSyncs { _ in false }
-        mirrorPool.disk.limitSpace(toBytes: .max)
         primaryPool.disk.cancelPowerOff()
-        mirrorPool.disk.cancelPowerOff()
-        failsSyncs = false
-        isMirrorAway = false
+        for mirror in mirrors {
+            mirror.endFaults()
+            mirror.pool.disk.cancelPowerOff()
+        }
         if primary == nil { try startPrimary() }
-        if attached?.record.isPaused ?? false {
-            try primary?.hub.update(targetID) { $0.isPaused = false }
+        for mirror in mirrors where attached(mirror)?.record.isPaused ?? false {
+            try primary?.hub.update(mirror.id) { $0.isPaused = false }
         }
         let last = primary!.stream.lastSequence
-        for _ in 0..<20_000 {
-            if !(attached?.driver?.step() ?? false) {
-                primaryPool.disk.advance(ns: 500_000_000)
+        for mirror in mirrors {
+            try settleDown(mirror, until: last)
+            try checkMirror(mirror)
+        }
+    }
+
+    private func settleDown(_ mirror: SimulatedMirror, until last: SequenceNumber) throws {
+        var durable: SequenceNumber { primary!.stream.standing(mirror.id)?.durable ?? .zero }
+        trace("all faults are over: \(mirror.path) has to come in step")
+        for _ in 0..<200_000 {
+            if durable >= last { return }
+            let before = attached(mirror)?.driver?.snapshot.state
+            let isBusy = attached(mirror)?.driver?.step() ?? false
+            if let before, let after = attached(mirror)?.driver?.snapshot.state {
+                noteTransition(mirror, before, after)
+            }
+            if !isBusy {
+                advance(ns: 500_000_000)
                 primary?.hub.keepHouse()
             }
-            if primary!.stream.standing(targetID)?.durable ?? .zero >= last { break }
         }
-        guard primary!.stream.standing(targetID)?.durable ?? .zero >= last else {
-            let state = attached?.driver?.snapshot
-            throw Violation(
-                "the mirror does not come in step: \(state?.state.rawValue ?? "no session"), "
-                    + "\(state?.outage?.reason ?? "")")
-        }
-        try checkMirror()
+        let session = attached(mirror)?.driver?.snapshot
+        throw Violation(
+            "\(mirror.path) does not come in step: \(session?.state.rawValue ?? "no session"), "
+                + "\(session?.outage?.reason ?? "")")
     }
 }

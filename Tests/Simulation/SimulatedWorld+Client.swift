@@ -34,13 +34,14 @@ extension SimulatedWorld {
 
     /// A writer that is held back would wait for what only this thread can do.
     private var hasRoom: Bool {
-        let lag = primary?.stream.standing(targetID)?.lagBytes ?? 0
-        // The largest write, with its edges, and a few records more.
-        guard attached?.record.mode == .flush, lag + (64 << 10) > options.ringBytes / 4 * 3 else {
-            return true
+        for mirror in mirrors where mirror.mode != .async {
+            let lag = primary?.stream.standing(mirror.id)?.lagBytes ?? 0
+            // The largest write, with its edges, and a few records more.
+            guard lag + (64 << 10) > options.ringBytes / 4 * 3 else { continue }
+            count("client.heldBack")
+            return false
         }
-        count("client.heldBack")
-        return false
+        return true
     }
 
     /// Notes what an operation did, also where it failed half way: then either may be.
@@ -71,6 +72,7 @@ extension SimulatedWorld {
         sinceFloor[id, default: []].append(after)
         try bytes.withUnsafeBytes { try image.write($0, at: UInt64(offset)) }
         did(volume) { $0.images[id] = after }
+        finishWrite(volume, id)
     }
 
     private func zero(_ volume: Volume, _ id: ImageID) throws {
@@ -85,6 +87,7 @@ extension SimulatedWorld {
         sinceFloor[id, default: []].append(after)
         try image.trim(at: UInt64(offset), length: UInt64(length))
         did(volume) { $0.images[id] = after }
+        finishWrite(volume, id)
     }
 
     private func resize(_ volume: Volume, _ id: ImageID) throws {
@@ -95,6 +98,13 @@ extension SimulatedWorld {
         sinceFloor[id, default: []].append(after)
         try volume.image(id).resize(to: UInt64(size))
         did(volume) { $0.images[id] = after }
+        finishWrite(volume, id)
+    }
+
+    private func finishWrite(_ volume: Volume, _ id: ImageID) {
+        let sequence = volume.sequence
+        volume.gate.finishWrite(
+            sequence, of: id, PendingAnswer(self, sequence, isFlush: false).reply)
     }
 
     // MARK: Flushes
@@ -108,27 +118,36 @@ extension SimulatedWorld {
             floor.images[id] = image
             sinceFloor[id] = []
         }
-        let waiting = PendingFlush(self, sequence)
-        volume.gate.finish(sequence, waiting.reply)
+        volume.gate.finish(
+            sequence, of: id, PendingAnswer(self, sequence, isFlush: true).reply)
     }
 
-    /// Fsyncs were answered: where a target counted for it, that target holds what they cover; where
-    /// none did, the catalog says that it is stale.
+    /// Writes and fsyncs were answered: a target that is waited for holds what they cover; of one that
+    /// is not any more, the catalog says that it is stale.
     func checkAnswers() throws {
+        guard !answers.isEmpty else { return }
         defer { answers = [] }
-        for (sequence, errno) in answers where errno == 0 {
-            guard attached?.record.mode == .flush else { continue }
-            if attached?.driver?.snapshot.counts ?? false, let sequence {
-                count("fsync.replicated")
-                mirrorFloor = max(mirrorFloor, sequence.rawValue)
-                continue
-            }
-            count("fsync.withoutTarget")
-            let record = try primaryPool.catalog.read { try $0.targets() }.first
-            if record?.stale == nil {
+        var records: [TargetRecord]?
+        for answer in answers where answer.errno == 0 {
+            let isFlush = answer.isFlush
+            for (mirror, powerLosses) in zip(mirrors, answer.powerLosses) {
+                guard mirror.mode != .async, isFlush || mirror.mode != .flush,
+                    let target = attached(mirror)
+                else { continue }
+                let what = isFlush ? "fsync" : "write"
+                if target.driver?.snapshot.counts ?? false, let sequence = answer.sequence {
+                    count("\(what).\(mirror.mode.rawValue)")
+                    mirror.promise(
+                        sequence.rawValue, isFlush: isFlush, powerLosses: powerLosses)
+                    continue
+                }
+                count("\(what).withoutTarget")
+                let known = try records ?? primaryPool.catalog.read { try $0.targets() }
+                records = known
+                guard known.first(where: { $0.id == mirror.id })?.stale == nil else { continue }
                 throw Violation(
-                    "an fsync was answered without the mirror, and the catalog does not say that it "
-                        + "is stale")
+                    "\(isFlush ? "an fsync" : "a write") was answered without \(mirror.path), and the "
+                        + "catalog does not say that it is stale")
             }
         }
     }
@@ -278,7 +297,9 @@ extension SimulatedWorld {
         guard snapshots[name]!.isWhole else { return }
         trace("clone \(id.rawValue) of \(name)")
         let layer = try layer(of: id, in: name, volume)
+        cloning = source
         let image = try volume.clone(layer: layer.id, sizeBytes: layer.sizeBytes)
+        cloning = nil
         did(volume) { $0.images[image.id] = source }
         floor.images[image.id] = source
         try changeNames(volume, [.put(node(image.id))])
@@ -306,23 +327,30 @@ extension SimulatedWorld {
     }
 }
 
-/// An fsync that waits; kept alive by the reply that it waits for.
-private final class PendingFlush {
+/// A request that waits; kept alive by the reply that it waits for.
+private final class PendingAnswer {
     private unowned let world: SimulatedWorld
     private let sequence: SequenceNumber?
+    private let isFlush: Bool
+    private let powerLosses: [Int]
 
-    init(_ world: SimulatedWorld, _ sequence: SequenceNumber?) {
+    init(_ world: SimulatedWorld, _ sequence: SequenceNumber?, isFlush: Bool) {
         self.world = world
         self.sequence = sequence
+        self.isFlush = isFlush
+        powerLosses = world.mirrors.map(\.powerLosses)
     }
 
     var reply: PendingReply {
         PendingReply(context: UInt(bitPattern: Unmanaged.passRetained(self).toOpaque())) {
             context, _, errno in
-            let flush = Unmanaged<PendingFlush>.fromOpaque(
+            let pending = Unmanaged<PendingAnswer>.fromOpaque(
                 UnsafeRawPointer(bitPattern: context)!
             ).takeRetainedValue()
-            flush.world.answers.append((flush.sequence, errno))
+            pending.world.answers.append(
+                SimulatedWorld.Answer(
+                    sequence: pending.sequence, isFlush: pending.isFlush,
+                    powerLosses: pending.powerLosses, errno: errno))
         }
     }
 }

@@ -11,57 +11,54 @@ extension SimulatedWorld {
     // MARK: Faults
 
     func fault() throws {
+        let mirror = anyMirror()
         switch random.below(100) {
         case ..<12:
             trace("the primary's power goes in a moment")
             primaryPool.disk.powerOff(atSync: 1 + random.below(12))
         case ..<24:
-            trace("the mirror's power goes in a moment")
-            mirrorPool.disk.powerOff(atSync: 1 + random.below(12))
+            trace("the power of \(mirror.path) goes in a moment")
+            mirror.pool.disk.powerOff(atSync: 1 + random.below(12))
         case ..<32: killPrimary()
-        case ..<40: mirrorLosesPower()
+        case ..<40: losePower(mirror)
         case ..<44:
-            mirrorLosesPower()
+            for each in mirrors where each === mirror || random.chance(50) { losePower(each) }
             primaryLosesPower()
         case ..<56:
-            isMirrorAway.toggle()
-            trace(isMirrorAway ? "the mirror is away" : "the mirror is back")
-            if isMirrorAway { mirrorLosesPower() }
-        case ..<66: toggleMirrorFaults()
+            mirror.isAway.toggle()
+            trace("\(mirror.path) is \(mirror.isAway ? "away" : "back")")
+            if mirror.isAway { losePower(mirror) }
+        case ..<66: worsen(mirror)
         case ..<78: try restartCleanly()
-        case ..<88: try pauseOrResume()
-        default: try endFaults()
+        case ..<88: try pauseOrResume(mirror)
+        default: try endFaults(mirror)
         }
     }
 
-    private func toggleMirrorFaults() {
+    private func worsen(_ mirror: SimulatedMirror) {
         count("fault.mirrorDisk")
         if random.chance(50) {
             let part = random.chance(50) ? "/journal" : "/images"
-            trace("syncs of the mirror's \(part) fail")
-            mirrorPool.disk.failSyncs { $0.contains(part) }
-            failsSyncs = true
-            isLatched = true
+            trace("syncs of \(mirror.path)\(part) fail")
+            mirror.failSyncs(below: part)
         } else {
-            trace("the mirror's disk is nearly full")
-            mirrorPool.disk.limitSpace(toBytes: random.below(40) * 4096)
+            trace("the disk of \(mirror.path) is nearly full")
+            mirror.pool.disk.limitSpace(toBytes: random.below(40) * 4096)
         }
     }
 
-    func endFaults() throws {
-        mirrorPool.disk.failSyncs { _ in false }
-        mirrorPool.disk.limitSpace(toBytes: .max)
-        failsSyncs = false
-        isMirrorAway = false
-        if attached?.record.isPaused ?? false { try pauseOrResume() }
+    func endFaults(_ mirror: SimulatedMirror) throws {
+        mirror.endFaults()
+        if attached(mirror)?.record.isPaused ?? false { try pauseOrResume(mirror) }
     }
 
-    private func pauseOrResume() throws {
-        guard let hub = primary?.hub, let target = attached else { return }
-        trace(target.record.isPaused ? "resume" : "pause")
+    private func pauseOrResume(_ mirror: SimulatedMirror) throws {
+        guard let hub = primary?.hub, let target = attached(mirror) else { return }
+        trace("\(target.record.isPaused ? "resume" : "pause") \(mirror.path)")
         let before = target.driver?.snapshot.state ?? .paused
-        try hub.update(targetID) { $0.isPaused.toggle() }
-        noteTransition(before, attached?.driver?.snapshot.state ?? .paused)
+        try hub.update(mirror.id) { $0.isPaused.toggle() }
+        noteTransition(
+            mirror, before, attached(mirror)?.driver?.snapshot.state ?? .paused)
     }
 
     /// The process ends; what it wrote is in the machine's memory.
@@ -71,8 +68,8 @@ extension SimulatedWorld {
         count("fault.primaryKilled")
         primary?.volume.abandon()
         primary = nil
-        // The mirror was open in the same process.
-        mirror = nil
+        // They were open in the same process.
+        for mirror in mirrors { mirror.target = nil }
         end = .killed
     }
 
@@ -81,20 +78,20 @@ extension SimulatedWorld {
         count("fault.primaryPower")
         primary?.volume.abandon()
         primary = nil
-        mirror = nil
+        for mirror in mirrors { mirror.target = nil }
         end = .power
         primaryPool.losePower(&random)
     }
 
-    func mirrorLosesPower() {
-        trace("the mirror loses power")
+    func losePower(_ mirror: SimulatedMirror) {
+        trace("\(mirror.path) loses power")
         count("fault.mirrorPower")
         // Whoever has it open finds that nothing works any more.
-        mirrorPool.disk.powerOff(atSync: 1)
-        try? mirrorPool.disk.commit("power")
-        mirror?.disconnect()
-        mirror = nil
-        mirrorPool.losePower(&random)
+        mirror.pool.disk.powerOff(atSync: 1)
+        try? mirror.pool.disk.commit("power")
+        mirror.target?.disconnect()
+        mirror.target = nil
+        mirror.losePower(&random)
     }
 
     private func restartCleanly() throws {
@@ -105,14 +102,18 @@ extension SimulatedWorld {
         // What is on its way arrives, or is written down.
         for _ in 0..<random.below(400) {
             primary.hub.keepHouse()
-            guard attached?.driver?.step() ?? false else { break }
+            var didAnything = false
+            for mirror in mirrors where attached(mirror)?.driver?.step() ?? false {
+                didAnything = true
+            }
+            guard didAnything else { break }
         }
         let isSound = primary.hub.close()
         try primary.volume.close()
-        guard isSound else { throw Violation("what the mirror lacks cannot be written down") }
+        guard isSound else { throw Violation("what mirrors lack cannot be written down") }
         try primary.store.close(clean: true, lastSequence: primary.volume.sequence)
         self.primary = nil
-        mirror = nil
+        for mirror in mirrors { mirror.target = nil }
         end = .clean
         try startPrimary()
     }
@@ -120,9 +121,9 @@ extension SimulatedWorld {
     /// Machines whose power went get it back.
     func comeBack() throws {
         if primaryPool.disk.isPoweredOff { primaryLosesPower() }
-        if mirrorPool.disk.isPoweredOff {
-            mirrorLosesPower()
-            if random.chance(50) { try checkMirror() }
+        for mirror in mirrors where mirror.pool.disk.isPoweredOff {
+            losePower(mirror)
+            if random.chance(50) { try checkMirror(mirror) }
         }
     }
 
@@ -138,6 +139,7 @@ extension SimulatedWorld {
         if let text = durable(state.names) { throw Violation("the primary " + text) }
         try findRestored(volume)
         for (id, image) in images where !deleted.contains(id) { try check(id, image) }
+        cloning = nil
         for (id, image) in floor.images where images[id] == nil && image.sizeBytes > 0 {
             guard deleted.contains(id) else {
                 throw Violation("image \(id.rawValue) is gone after a crash")
@@ -169,7 +171,9 @@ extension SimulatedWorld {
     }
 
     private func check(_ id: ImageID, _ found: ModelImage) throws {
-        let states = [floor.images[id] ?? ModelImage()] + (sinceFloor[id] ?? [])
+        var states = [floor.images[id] ?? ModelImage()] + (sinceFloor[id] ?? [])
+        // A clone that was cut short has the content or has nothing; nobody knows its name.
+        if floor.images[id] == nil, sinceFloor[id] == nil, let cloning { states.append(cloning) }
         if end == .clean, let last = states.last, let text = last.difference(from: found) {
             throw Violation("image \(id.rawValue) of a primary that was closed \(text)")
         }

@@ -43,11 +43,8 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
     /// What a session does at most while its turn lasts.
     private let deliveries: Int
     let primaryPool: SimulatedPool
-    let mirrorPool: SimulatedPool
+    let mirrors: [SimulatedMirror]
     var primary: Primary?
-    var mirror: MirrorTarget?
-    var isMirrorAway = false
-    let targetID = TargetID(rawValue: 1)
 
     // The model.
     var history: History
@@ -60,25 +57,25 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
     var pendingNames: [NameChange] = []
     var pendingSequence = SequenceNumber.zero
     var durableNames: [NodeID: NodeRecord] = [:]
-    /// What the mirror said it holds durably, for flushes.
-    var mirrorFloor: UInt64 = 0
-    /// What the mirror showed when it was looked at last, and its disk's changes then.
-    var checked: (change: Int, sequence: UInt64) = (-1, 0)
-    /// All cuts that the mirror may show.
+    /// All cuts that a mirror may show.
     var cuts: [UInt64: ModelPool] = [:]
     /// A snapshot, a restore on its way when the power goes.
     var underWay: (name: String, state: ModelPool)?
     var restoring: (id: ImageID, source: ModelImage, keepAs: String)?
+    var cloning: ModelImage?
     var deleted: Set<ImageID> = []
     /// How the primary ended the last time.
     enum End { case clean, killed, power }
     var end = End.clean
-    var failsSyncs = false
-    /// A sync of the mirror failed, or may have, since it was opened: it stays out until it is opened
-    /// anew.
-    var isLatched = false
-    /// Fsyncs that were answered in this step.
-    var answers: [(sequence: SequenceNumber?, errno: Int32)] = []
+    /// Writes and fsyncs that were answered in this step.
+    var answers: [Answer] = []
+    struct Answer {
+        var sequence: SequenceNumber?
+        var isFlush: Bool
+        /// Of each mirror, when the request came.
+        var powerLosses: [Int]
+        var errno: Int32
+    }
     var nextNode: UInt64 = 2
     var nextName = 0
 
@@ -99,16 +96,20 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         }
         primaryPool = try SimulatedPool(
             path: "/primary", id: "primary", disk: SimulatedDisk(misbehaviour: misbehaviour))
-        mirrorPool = try SimulatedPool(path: "/mirror", id: "mirror", disk: SimulatedDisk()) {
-            try $0.setReplica(ReplicaRecord(primaryPoolID: "primary"))
+        let modes: [TargetRecord.Mode] = [.flush, .async, .sync, .semiSync, .flush]
+        var mirrors: [SimulatedMirror] = []
+        for number in 0..<[1, 1, 2, 3][random.below(4)] {
+            mirrors.append(
+                try SimulatedMirror(number: number, mode: modes[random.below(modes.count)]))
         }
+        self.mirrors = mirrors
         var state = ModelPool()
         state.names[.root] = SimulatedPool.root
         history = History(state, at: 0)
         floor = state
         durableNames = state.names
         try startPrimary()
-        try addTarget()
+        for mirror in mirrors { try addTarget(mirror) }
     }
 
     // MARK: Steps
@@ -119,7 +120,10 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         random = SeededRandom(seed: seed &* 0x9e37_79b9_7f4a_7c15 &+ UInt64(number))
         do { try run() } catch let violation as Violation { throw violation } catch {
             // What fails without power fails for a reason.
-            guard primaryPool.disk.isPoweredOff || mirrorPool.disk.isPoweredOff else {
+            guard
+                primaryPool.disk.isPoweredOff
+                    || mirrors.contains(where: { $0.pool.disk.isPoweredOff })
+            else {
                 throw Violation("an operation failed: \(error)")
             }
             count("power.failedOperation")
@@ -131,14 +135,16 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
 
     /// Bugs that are not in what production code is given.
     private func misbehave() {
-        guard let primary, let target = attached else { return }
-        switch options.bug {
-        case .skipsDirtyMarks where target.driver?.snapshot.state == .disconnected:
-            _ = primary.stream.withLegs(targetID) { $0.takeFirst() }
-        case .staleUnrecorded where target.staleWork != nil:
-            target.clearStaleWork()
-            target.driver?.staleRecorded()
-        default: break
+        guard let primary, options.bug != nil else { return }
+        for target in primary.hub.all {
+            switch options.bug {
+            case .skipsDirtyMarks where target.driver?.snapshot.state == .disconnected:
+                _ = primary.stream.withLegs(target.record.id) { $0.takeFirst() }
+            case .staleUnrecorded where target.staleWork != nil:
+                target.clearStaleWork()
+                target.driver?.staleRecorded()
+            default: break
+            }
         }
     }
 
@@ -148,8 +154,8 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         case ..<300: try deliver()
         case ..<380: try timer()
         case ..<450: try behind()
-        case ..<500: try checkMirror()
-        case ..<510: try endFaults()
+        case ..<500: try checkMirror(anyMirror())
+        case ..<510: try endFaults(anyMirror())
         case ..<(510 + faultsPermille): try fault()
         default: try clientStep()
         }
@@ -163,32 +169,42 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
 
     // MARK: Deliveries and timers
 
-    var attached: AttachedTarget? { primary?.hub.target(targetID) }
+    func attached(_ mirror: SimulatedMirror) -> AttachedTarget? { primary?.hub.target(mirror.id) }
+    func anyMirror() -> SimulatedMirror { mirrors[random.below(mirrors.count)] }
 
     private func deliver() throws {
-        guard let driver = attached?.driver else { return }
+        let mirror = anyMirror()
+        guard let driver = attached(mirror)?.driver else { return }
         for _ in 0..<1 + random.below(deliveries) {
             let before = driver.snapshot.state
             guard driver.step() else { break }
-            noteTransition(before, driver.snapshot.state)
+            noteTransition(mirror, before, driver.snapshot.state)
         }
     }
 
-    func noteTransition(_ from: TargetSession.State, _ to: TargetSession.State) {
+    func noteTransition(
+        _ mirror: SimulatedMirror, _ from: TargetSession.State, _ to: TargetSession.State
+    ) {
         guard from != to else { return }
         count("\(from.rawValue) → \(to.rawValue)")
-        trace("\(from.rawValue) → \(to.rawValue)")
+        trace("\(mirror.path): \(from.rawValue) → \(to.rawValue)")
     }
 
     private func timer() throws {
         let ms = random.chance(20) ? 1000 + random.below(8000) : 1 + random.below(300)
-        primaryPool.disk.advance(ns: Int64(ms) * 1_000_000)
-        mirrorPool.disk.advance(ns: Int64(ms) * 1_000_000)
-        let before = attached?.driver?.snapshot.state
+        advance(ns: Int64(ms) * 1_000_000)
+        let before = mirrors.map { attached($0)?.driver?.snapshot.state }
         primary?.hub.keepHouse()
-        if let before, let after = attached?.driver?.snapshot.state {
-            noteTransition(before, after)
+        for (mirror, before) in zip(mirrors, before) {
+            if let before, let after = attached(mirror)?.driver?.snapshot.state {
+                noteTransition(mirror, before, after)
+            }
         }
+    }
+
+    func advance(ns: Int64) {
+        primaryPool.disk.advance(ns: ns)
+        for mirror in mirrors { mirror.pool.disk.advance(ns: ns) }
     }
 
     /// What the machines do when nobody asks them.
@@ -198,8 +214,8 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         case 1: _ = try primary?.volume.coverNextLayer()
         case 2: try settle()
         case 3: try commitNames()
-        case 4: _ = try? mirror?.applyStep()
-        default: _ = try? mirror?.pool?.volume.mergeStep()
+        case 4: _ = try? anyMirror().target?.applyStep()
+        default: _ = try? anyMirror().target?.pool?.volume.mergeStep()
         }
     }
 
@@ -237,28 +253,32 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         })
     }
 
-    private func addTarget() throws {
-        var record = TargetRecord(
-            address: "/mirror", poolID: "mirror", mode: .flush, timeoutMs: 5000, addedNs: 0)
-        record.mode = seed % 3 == 0 ? .async : .flush
-        _ = try primary!.hub.add(record)
+    private func addTarget(_ mirror: SimulatedMirror) throws {
+        let record = TargetRecord(
+            address: mirror.path, poolID: mirror.pool.id, mode: mirror.mode,
+            timeoutMs: 5000, addedNs: 0)
+        mirror.id = try primary!.hub.add(record).id
+        count("target.\(mirror.mode.rawValue)")
     }
 
     private func openMirror(
         _ record: TargetRecord
     ) throws(TargetError) -> any ReplicaTarget {
-        guard !isMirrorAway else { throw TargetError(.absent, "/mirror is not mounted") }
+        guard let mirror = mirrors.first(where: { $0.path == record.address }), !mirror.isAway
+        else {
+            throw TargetError(.absent, "\(record.address) is not mounted")
+        }
         var mirrorOptions = MirrorOptions()
         mirrorOptions.runsInBackground = false
         mirrorOptions.historyMs = nil
         mirrorOptions.journal = JournalOptions(segmentBytes: 64 << 10)
-        let pool = mirrorPool
+        let pool = mirror.pool
         let opened = MirrorTarget(
-            path: "/mirror", primaryPoolID: "primary", poolID: "mirror", disk: pool.disk,
+            path: mirror.path, primaryPoolID: "primary", poolID: record.poolID, disk: pool.disk,
             options: mirrorOptions
         ) { () throws(PoolError) in try pool.openStore() }
-        mirror = opened
-        isLatched = failsSyncs
+        mirror.target = opened
+        mirror.isLatched = mirror.failsSyncs
         guard let bug = options.bug else { return opened }
         return BuggyTarget(opened, bug)
     }
