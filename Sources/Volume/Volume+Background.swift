@@ -67,7 +67,7 @@ extension Volume {
         let shared = Set(left.map(\.id)).intersection(right.map(\.id))
         var changed = BlockSet()
         for row in left + right where !shared.contains(row.id) {
-            guard let layer = layer(row.id) else { continue }
+            guard let layer = try openedLayer(row, rows: Array(rows.values)) else { continue }
             let contents = try contents(of: row, layer: layer)
             changed.formUnion(contents.data)
             changed.formUnion(contents.zero)

@@ -53,7 +53,7 @@ extension Volume {
         let shared = Set(left.map(\.id)).intersection(right.map(\.id))
         var result = BlockSet()
         for row in left + right where !shared.contains(row.id) {
-            try addContents(of: row, to: &result)
+            try addContents(of: row, rows, to: &result)
         }
         return result
     }
@@ -68,10 +68,11 @@ extension Volume {
         return result
     }
 
+    /// Of a layer that does not open nobody can say anything.
     private func addContents(
-        of row: LayerRecord, to blocks: inout BlockSet
+        of row: LayerRecord, _ rows: [LayerID: LayerRecord], to blocks: inout BlockSet
     ) throws(VolumeError) {
-        guard let layer = layer(row.id) else { return }
+        guard let layer = try openedLayer(row, rows: Array(rows.values)) else { return }
         let contents = try contents(of: row, layer: layer)
         blocks.formUnion(contents.data)
         blocks.formUnion(contents.zero)
@@ -113,7 +114,7 @@ extension Volume {
             for (image, ids) in layers {
                 for id in ids {
                     guard let row = rows[id] else { continue }
-                    try addContents(of: row, to: &result[image, default: BlockSet()])
+                    try addContents(of: row, rows, to: &result[image, default: BlockSet()])
                 }
             }
             return result
