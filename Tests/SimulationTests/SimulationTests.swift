@@ -11,6 +11,14 @@ import Testing
         if let failure { Issue.record("\(Self.text(failure, seed))") }
     }
 
+    /// Each found something once: a snapshot's content lost to a later shrink (24), a dirty file that forgot
+    /// what it was asked to hold (52), layers that no open image has (105).
+    @Test(arguments: [(24 as UInt64, 800), (52, 400), (105, 650)])
+    func whatWasFoundOnceStaysMended(seed: UInt64, steps: Int) {
+        let failure = SimulationRun(seed: seed, steps: steps).run().failure
+        if let failure { Issue.record("\(Self.text(failure, seed))") }
+    }
+
     /// A test that finds nothing proves nothing.
     @Test(arguments: SimulatedBug.allCases)
     func aSeededBugIsFound(bug: SimulatedBug) {
