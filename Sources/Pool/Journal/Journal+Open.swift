@@ -132,6 +132,7 @@ extension Journal {
                 try? file.allocate(
                     at: 0, length: max(options.segmentBytes, last.end), keepSize: false)
             }
+            try writeAgain(file, upTo: last.end)
             try file.sync()
             return try file.status().sizeBytes
         }
@@ -143,6 +144,22 @@ extension Journal {
             nextNumber: last.segment.header.number + 1, lastSequence: last.last)
         journal.wasTorn = tail.isWritten
         return journal
+    }
+
+    /// Where a sync failed before this open, the kernel shows what the disk has not, and calls it clean:
+    /// another sync would do nothing. What is the same already loses nothing by being written.
+    private static func writeAgain(_ file: DiskFile, upTo end: UInt64) throws(SystemError) {
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 4096)
+        defer { buffer.deallocate() }
+        var position: UInt64 = 0
+        while position < end {
+            let count = min(end - position, UInt64(buffer.count))
+            let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<Int(count)])
+            let got = try file.read(into: part, at: position)
+            guard got > 0 else { return }
+            try file.write(UnsafeRawBufferPointer(rebasing: part[..<got]), at: position)
+            position += UInt64(got)
+        }
     }
 
     /// Reads what follows `sequence`, which is in what a replay may read.
