@@ -265,6 +265,29 @@ private final class CheckedJournal {
         #expect(throws: JournalError.self) { try journal.append() }
     }
 
+    /// The kernel goes on showing what a sync failed to write, and calls it clean. Who opens the journal sees
+    /// it, applies it, and may not lose it again.
+    @Test(arguments: Seeds.run(4)) func whatAnOpenFoundAfterAFailedSyncStays(seed: UInt64) throws {
+        let journal = try filled(frames: 3)
+        journal.random = SeededRandom(seed: seed)
+        journal.disk.failSyncs { $0.hasPrefix("/pool/journal/") }
+        try journal.append()
+        try journal.append()
+        #expect(throws: JournalError.self) { try journal.sync() }
+        journal.disk.failSyncs { _ in false }
+        try journal.open()
+        #expect(try journal.read() == journal.frames, "seed \(seed)")
+        for _ in 0..<3 {
+            journal.disk = journal.disk.crash(&journal.random)
+            try journal.open()
+            #expect(try journal.read() == journal.frames, "seed \(seed)")
+        }
+        journal.durable = journal.frames.count
+        try journal.append()
+        try journal.sync()
+        try journal.compare()
+    }
+
     /// A full disk takes nothing, keeps everything, and goes on when there is room: history first.
     @Test func aFullDiskTakesNothing() throws {
         let journal = try filled(frames: 3)
