@@ -107,7 +107,7 @@ extension PoolReplication {
         while true {
             let leftMs = max((deadlineNs - disk.monotonic()) / 1_000_000, 0)
             let isLevel = hub.wait(for: [target.record.id], timeoutMs: leftMs).isEmpty
-            if isLevel, target.driver?.snapshot.state == .streaming { return true }
+            if isLevel, hub.isInStep(target) { return true }
             guard leftMs > 0, target.driver != nil else { return false }
             Pause.microseconds(5000)
         }

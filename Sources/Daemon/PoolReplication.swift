@@ -51,6 +51,12 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
                 + "--cache none, or `doppel target set ... --mode async`")
     }
 
+    /// G4: refused at once, never ignored.
+    private func refuseConflict(_ record: TargetRecord, hasImages: Bool = false) throws {
+        guard let conflict = record.conflict(hasImages: hasImages) else { return }
+        throw ControlFailure(.usage, "\(record.address): \(conflict)")
+    }
+
     var store: PoolStore { volume.store }
     var hub: TargetHub? { lock.withLock { currentHub } }
 
@@ -162,6 +168,8 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         var record = try known(target)
         change(&record)
         try refuseWaiting(record.mode, record.address)
+        let images = hub?.target(record.id)?.images ?? [:]
+        try refuseConflict(record, hasImages: !images.isEmpty)
         try hub?.update(record.id, change)
     }
 
@@ -181,6 +189,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             new.mode = mode.rawValue
         }
         if let reaction = wanted.onTimeout { new.onTimeout = reaction }
+        try refuseConflict(record, hasImages: new.mode != nil || new.onTimeout != nil)
         try hub?.update(new)
     }
 
@@ -206,16 +215,16 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         }
         try refuseWaiting(
             target.mode.flatMap(TargetRecord.Mode.init(rawValue:)) ?? .flush, target.address)
-        let poolID = try MirrorPlace.prepare(target.address, for: store)
+        var record = TargetRecord(
+            address: target.address, mode: .flush, timeoutMs: Self.defaultTimeoutMs,
+            historyMs: Self.defaultHistoryMs, addedNs: store.disk.now())
+        record.take(target)
+        try refuseConflict(record)
+        record.poolID = try MirrorPlace.prepare(target.address, for: store)
         if hub == nil {
             try attach()
             if let names = lock.withLock({ names }) { hub?.start(names: names) }
         }
-        var record = TargetRecord(
-            address: target.address, poolID: poolID, mode: .flush,
-            timeoutMs: Self.defaultTimeoutMs, historyMs: Self.defaultHistoryMs,
-            addedNs: store.disk.now())
-        record.take(target)
         _ = try hub?.add(record)
         return MirrorPlace.warning(target.address, for: store)
     }
@@ -264,6 +273,7 @@ extension TargetRecord {
         if let reaction = target.onTimeout.flatMap(OnTimeout.init(rawValue:)) {
             onTimeout = reaction
         }
+        if let interval = target.intervalMs { intervalMs = interval == 0 ? nil : interval }
         if let rate = target.rateBytesPerSecond {
             // The catalog has signed numbers; what is beyond them is no limit.
             rateBytesPerSecond = rate == 0 ? nil : Int64(exactly: rate)
@@ -283,6 +293,8 @@ extension TargetInfo {
             status.isSplitBrain
             ? "split-brain" : status.state?.rawValue ?? (status.isLevel ? "level" : "idle")
         isInStep = status.isInStep
+        intervalMs = status.record.intervalMs
+        nextRunNs = status.nextRunNs
         staleSinceNs = status.isInStep || status.isLevel ? nil : status.sinceNs
         reason = status.isInStep || status.isLevel ? nil : status.reason
         durableSequence = status.durable.rawValue

@@ -19,10 +19,14 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     package var stoppedSinceNs: Int64?
     /// Images that have it otherwise.
     package var images: [TargetImageInfo]
-    /// paused, connecting, negotiating, resyncing, streaming, disconnected, fenced; while nothing is
+    /// paused, connecting, negotiating, resyncing, streaming, scheduled (at a checkpoint, the next one
+    /// at ``nextRunNs``), disconnected, fenced; while nothing is
     /// sent, for the pool is not mounted or is without its targets: level (nothing is missing), idle.
     package var state: String
-    /// In step: what is missing there is on its way.
+    /// What changed is shipped once in so long; missing where it is as it comes.
+    package var intervalMs: Int64?
+    package var nextRunNs: Int64?
+    /// In step: what is missing there is on its way, or goes there with the next run.
     package var isInStep: Bool
     /// Since when it is not, and why.
     package var staleSinceNs: Int64?
@@ -110,6 +114,8 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     package var inherits: Bool?
     /// What a resync is held to; 0 for as fast as it can go.
     package var rateBytesPerSecond: UInt64?
+    /// Ships what changed once in so long; 0 for as it comes.
+    package var intervalMs: Int64?
 
     package init(address: String, mode: String? = nil, timeoutMs: Int64? = nil) {
         self.address = address
@@ -118,7 +124,7 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     }
 
     /// `DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,on-timeout=degrade|block|fail]
-    /// [,history=1h][,rate=20MiB/s]`; a comma in DIR is written `\,`.
+    /// [,interval=30s][,history=1h][,rate=20MiB/s]`; a comma in DIR is written `\,`.
     /// - Returns: nil for what is no target; then `problem` says why.
     package static func parse(_ text: String) -> (TargetSpecification?, problem: String) {
         var parts: [String] = [""]
@@ -159,6 +165,11 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
                     return (nil, "'\(word)': a history is such as 1h or 2d, or 0s for none")
                 }
                 result.historyMs = historyMs
+            case ("interval", let text?):
+                guard let intervalMs = Duration.interval(parsing: text) else {
+                    return (nil, "'\(word)': an interval is such as 30s or 15m, at least 1s")
+                }
+                result.intervalMs = intervalMs
             case ("rate", let text?):
                 guard let rate = ByteSize.perSecond(parsing: text) else {
                     return (nil, "'\(word)': a rate is such as 20MiB/s, or 0 for no limit")
@@ -168,7 +179,7 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
                 return (
                     nil,
                     "'\(word)' is no option of a target; there are mode, timeout, on-timeout, "
-                        + "history and rate"
+                        + "interval, history and rate"
                 )
             }
         }
@@ -184,6 +195,11 @@ extension ByteSize {
 }
 
 extension Duration {
+    /// Of a schedule: 0 for none, or at least a second.
+    package static func interval(parsing text: String) -> Int64? {
+        milliseconds(parsing: text).flatMap { $0 == 0 || $0 >= 1000 ? $0 : nil }
+    }
+
     /// `5s`, `500ms`, `2m`, `1h`, `3d`.
     package static func milliseconds(parsing text: String) -> Int64? {
         let units: [(String, Int64)] = [

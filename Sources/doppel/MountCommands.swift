@@ -22,6 +22,7 @@ struct Mount: ParsableCommand {
               doppel mount /srv/vms /mnt/vms
               doppel mount /srv/vms /mnt/vms --read-only
               doppel mount /srv/vms /mnt/vms --mirror /backup/vms,mode=flush
+              doppel mount /srv/vms /mnt/vms --mirror /backup/vms,mode=async,interval=15m
               doppel mount /backup/vms /mnt/look --at "2026-03-01 14:30"
               mount -t fuse.doppel /srv/vms /mnt/vms
               /srv/vms /mnt/vms fuse.doppel defaults,_netdev 0 0      (in /etc/fstab)
@@ -42,7 +43,7 @@ struct Mount: ParsableCommand {
             "A mirror to replicate to, from now on.",
             discussion:
                 "DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,on-timeout=degrade|block|fail]"
-                + "[,history=1h][,rate=20MiB/s]",
+                + "[,interval=30s][,history=1h][,rate=20MiB/s]",
             valueName: "target"))
     var mirror: String?
     @Flag(help: "Send nothing to the pool's targets; what they lack is kept track of.")

@@ -12,7 +12,7 @@ struct Target: ParsableCommand {
 
             EXAMPLES
               doppel target add /srv/vms /mnt/usb/vms-mirror
-              doppel target add /srv/vms /backup/vms --mode async
+              doppel target add /srv/vms /backup/vms --mode async --interval 15m
               doppel target set /srv/vms /backup/vms --mode flush --timeout 10s
               doppel target list /srv/vms
               doppel wait /srv/vms
@@ -55,6 +55,14 @@ struct TargetSettings: ParsableArguments {
     @Option(help: "How long it can be mounted as it was, such as 1h or 2d; 0s for not at all.")
     var history: String?
     @Option(
+        help: ArgumentHelp(
+            "With async: ships what changed once in so long, such as 30s or 15m.",
+            discussion: """
+                Between two runs a block that is written often is shipped once. `doppel wait` and a clean \
+                unmount begin a run at once. 0s: what changes is sent as it comes.
+                """))
+    var interval: String?
+    @Option(
         help: "What a resync is held to, such as 20MiB/s; 0 for no limit. Holds at once.")
     var rate: String?
 
@@ -72,6 +80,12 @@ struct TargetSettings: ParsableArguments {
                 throw ValidationError("--history is such as 1h or 2d")
             }
             result.historyMs = historyMs
+        }
+        if let interval {
+            guard let intervalMs = Duration.interval(parsing: interval) else {
+                throw ValidationError("--interval is such as 30s or 15m, at least 1s")
+            }
+            result.intervalMs = intervalMs
         }
         if let rate {
             guard let bytes = ByteSize.perSecond(parsing: rate) else {
@@ -120,7 +134,7 @@ struct TargetSet: ParsableCommand {
             the target while it is away is let go of by any change.
 
             EXAMPLES
-              doppel target set /srv/vms /backup/vms --mode async
+              doppel target set /srv/vms /backup/vms --mode async --interval 30s
               doppel target set /srv/vms /backup/vms --image db.raw --mode sync --on-timeout block
               doppel target set /srv/vms /backup/vms --image db.raw --inherit
             """)
@@ -131,7 +145,7 @@ struct TargetSet: ParsableCommand {
 
     func validate() throws {
         if inherit, image == nil { throw ValidationError("--inherit goes with --image") }
-        if image != nil, settings.timeout != nil || settings.history != nil {
+        if image != nil, settings.timeout ?? settings.history ?? settings.interval != nil {
             throw ValidationError("--image goes with --mode, --on-timeout and --inherit alone")
         }
     }
@@ -262,6 +276,7 @@ enum TargetText {
     static func state(_ target: TargetInfo) -> String {
         switch target.state {
         case "streaming": return "in step"
+        case "scheduled": return "at a checkpoint"
         case "level": return "nothing is missing"
         case "idle": return "nothing is sent"
         case "resyncing":
@@ -274,6 +289,11 @@ enum TargetText {
 
     static func lines(_ target: TargetInfo) -> [String] {
         var lines = ["  target       \(target.address): \(state(target)), mode \(target.mode)"]
+        if let intervalMs = target.intervalMs {
+            var line = "               every \(interval(intervalMs))"
+            if let next = target.nextRunNs { line += ", next at \(Output.time(next))" }
+            lines.append(line)
+        }
         if target.modeInForce != target.mode {
             lines.append("               in force: \(target.modeInForce)")
         }
@@ -311,6 +331,15 @@ enum TargetText {
             )
         }
         return lines
+    }
+
+    /// As it is given.
+    static func interval(_ ms: Int64) -> String {
+        for (unit, factor) in [
+            ("d", Int64(86_400_000)), ("h", 3_600_000), ("m", 60_000), ("s", 1000),
+        ]
+        where ms % factor == 0 { return "\(ms / factor)\(unit)" }
+        return "\(ms)ms"
     }
 
     static func seconds(_ ms: Int64) -> String {

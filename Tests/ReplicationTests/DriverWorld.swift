@@ -45,6 +45,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     private func makeDriver(_ seed: UInt64) {
         var options = SessionOptions()
         options.mode = seed % 2 == 0 ? .async : .flush
+        if seed % 6 == 0 { options.intervalMs = 400 }
         options.chunkBlocks = 5
         options.chunksPerSync = 3
         options.streamBytesPerSync = 30_000
@@ -110,11 +111,9 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
                 steps += 1
                 if steps > 10_000 { throw Violation("it never ends: \(driver.snapshot)") }
             }
-            if driver.snapshot.state == .streaming, target.checkpoint == stream.lastSequence {
-                break
-            }
+            if isInStep, target.checkpoint == stream.lastSequence { break }
         }
-        guard driver.snapshot.state == .streaming, target.content == live else {
+        guard isInStep, target.content == live else {
             throw Violation(
                 "in the end it is \(driver.snapshot.state), at \(target.checkpoint.rawValue) of "
                     + "\(stream.lastSequence.rawValue)")
@@ -125,6 +124,11 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
         {
             throw Violation("snapshot \(info.name) is not on the target")
         }
+    }
+
+    private var isInStep: Bool {
+        let session = driver.snapshot
+        return session.isInStep(nowNs: nowNs) && session.state != .resyncing
     }
 
     func trace(_ text: @autoclosure () -> String) {

@@ -42,6 +42,9 @@ extension SessionWorld {
             if bug != .confirmsTooEarly { target.flush() }
             try checkTarget()
             return .flushed(through: SequenceNumber(rawValue: through))
+        case .look:
+            return .looked(
+                isLevel: !isHeld && !isDirty, through: SequenceNumber(rawValue: sequence))
         case .openLeg(let id): return openLeg(id)
         case .stageStream: return .streamStaged(stageStream(upTo: .max))
         case .stageBlocks(let chunk, _): return stageBlocks(chunk)
@@ -68,11 +71,17 @@ extension SessionWorld {
         }
     }
 
+    private var isDirty: Bool {
+        legs.count > 1 || !legs[0].blocks.isEmpty || !takenBlocks.isEmpty || !suspects.isEmpty
+    }
+
     private mutating func connect() -> SessionEvent {
         let holds =
             isHeld ? heldFrom <= target.checkpoint : target.checkpoint == sequence
         let isDirty = legs.count > 1 || !legs[0].blocks.isEmpty || !takenBlocks.isEmpty
-        if holds, !isDirty, !isHeld, target.incarnation == incarnationID {
+        if holds, !isDirty, !isHeld, target.incarnation == incarnationID,
+            session.options.intervalMs == nil
+        {
             isHeld = true
             heldFrom = target.checkpoint
         }

@@ -62,7 +62,7 @@ struct SessionWorld {
     var operation: SessionOperation?
     var staleRecordWanted = false
 
-    init(seed: UInt64, policy: AckPolicy, bug: ModelBug? = nil) {
+    init(seed: UInt64, policy: AckPolicy, intervalMs: Int64? = nil, bug: ModelBug? = nil) {
         random = SeededRandom(seed: seed)
         self.bug = bug
         let empty = PoolContent(
@@ -72,6 +72,7 @@ struct SessionWorld {
         target = ModelTarget(content: empty)
         var options = SessionOptions()
         options.policy = TargetPolicy(policy)
+        options.intervalMs = intervalMs
         options.rearmMs = 60
         options.longestRearmMs = 500
         options.chunkBlocks = 3
@@ -94,6 +95,16 @@ struct SessionWorld {
             seenTransitions.insert("\(before.rawValue) > \(session.state.rawValue)")
         }
         for effect in effects { try carryOut(effect) }
+        if session.options.intervalMs != nil {
+            // P1, and what is level is level.
+            guard session.state != .streaming, session.state != .scheduled || !isHeld else {
+                throw Violation("it is \(session.state) and the stream is held: \(isHeld)")
+            }
+            if case .looked(true, _) = event, session.state == .scheduled {
+                seenTransitions.insert("level > scheduled")
+                guard target.content == live else { throw Violation("it is not level") }
+            }
+        }
     }
 
     private mutating func carryOut(_ effect: SessionEffect) throws {

@@ -15,7 +15,10 @@ import Testing
     static func run(
         seed: UInt64, steps: Int, bug: ModelBug? = nil
     ) throws -> Set<String> {
-        var world = SessionWorld(seed: seed, policy: policy(of: seed), bug: bug)
+        let isPeriodic = seed % 7 == 3
+        var world = SessionWorld(
+            seed: seed, policy: isPeriodic ? AckPolicy(.async) : policy(of: seed),
+            intervalMs: isPeriodic ? 300 : nil, bug: bug)
         try world.tell(.start)
         do {
             for _ in 0..<steps { try world.step() }
@@ -42,6 +45,8 @@ import Testing
             "streaming > resyncing", "streaming > disconnected", "resyncing > disconnected",
             "connecting > disconnected", "negotiating > disconnected",
             "disconnected > connecting", "disconnected > paused", "counts", "degrade > lost",
+            "negotiating > scheduled", "connecting > scheduled", "scheduled > resyncing",
+            "resyncing > scheduled", "scheduled > disconnected", "level > scheduled",
             "block > lost", "fail > lost", "lost > found", "waiting > failed",
         ]
         #expect(expected.subtracting(seen).isEmpty, "never taken: \(expected.subtracting(seen))")
@@ -109,6 +114,25 @@ extension SessionWorld {
         try tell(.failed(TargetError(.io, "the connection was lost")))
     }
 
+    /// At its time somebody looks, and ships nothing.
+    private mutating func restWhereNothingChanges() throws {
+        guard session.options.intervalMs != nil else { return }
+        for _ in 0..<3 {
+            now += 400_000_000
+            try tell(.tick)
+            guard operation == .look else { throw Violation("\(operation as Any), for nothing") }
+            try answer(canFail: false)
+        }
+        guard session.state == .scheduled, session.levelThrough.rawValue == sequence else {
+            throw Violation("it is \(session.state) up to \(session.levelThrough)")
+        }
+    }
+
+    private var isInStep: Bool {
+        session.state == (session.options.intervalMs == nil ? .streaming : .scheduled)
+            && session.isInStep(nowNs: now)
+    }
+
     /// Nothing fails any more: the target must come in step and be the same.
     mutating func settle() throws {
         target.isAbsent = false
@@ -121,15 +145,14 @@ extension SessionWorld {
             } else {
                 try tell(.tick)
             }
-            if session.state == .streaming, operation == nil, target.checkpoint == sequence {
-                break
-            }
-            if session.state == .streaming { try tell(.flushWanted(.init(rawValue: sequence))) }
+            if isInStep, operation == nil, target.checkpoint == sequence { break }
+            if isInStep { try tell(.flushWanted(.init(rawValue: sequence))) }
         }
-        guard session.state == .streaming, target.content == live else {
+        guard isInStep, target.content == live else {
             throw Violation(
                 "in the end it is \(session.state), at \(target.checkpoint) of \(sequence)")
         }
+        try restWhereNothingChanges()
         guard acks.waitingCount == 0, acks.obstacle(for: nil) == nil else {
             throw Violation("in the end \(acks.waitingCount) requests wait still")
         }

@@ -10,6 +10,8 @@ package struct TargetLine: Decodable {
     package var timeoutMs: Int64
     package var state: String
     package var isInStep: Bool
+    package var intervalMs: Int64?
+    package var nextRunNs: Int64?
     package var stoppedSinceNs: Int64?
     package var staleSinceNs: Int64?
     package var reason: String?

@@ -5,6 +5,8 @@ import BlockCore
 
 package struct SessionOptions: Sendable, Hashable {
     package var policy = TargetPolicy(AckPolicy(.flush))
+    /// Ships what changed once in so long, rather than as it comes; see TargetSession+Schedule.
+    package var intervalMs: Int64?
     /// How long a target that is waited for may make no progress before it is degraded.
     package var timeoutMs: Int64 = 5000
     /// Longest time that a target's journal stays unsynced.
@@ -125,6 +127,8 @@ package enum SessionOperation: Sendable, Hashable {
     case send
     /// → `flushed` or `failed`.
     case flush
+    /// Whether the target lacks anything → `looked` or `failed`.
+    case look
     /// Takes the first leg. For the head the stream is held for the target from the shape on. Begins
     /// the staging, or goes on with it → `legOpened` or `failed`.
     case openLeg(stagingID: UInt64)
@@ -162,6 +166,8 @@ package enum SessionEvent: Sendable {
     /// nil: there was nothing to send. With a barrier next, nothing after it was sent.
     case sent(through: SequenceNumber?, bytes: Int = 0, isBarrierNext: Bool)
     case flushed(through: SequenceNumber)
+    /// - Parameter through: the last thing that happened to the pool at that moment.
+    case looked(isLevel: Bool, through: SequenceNumber)
     case legOpened(LegSummary)
     case streamStaged(StagedStretch)
     /// The blocks were staged after the stretch, which met no cut.

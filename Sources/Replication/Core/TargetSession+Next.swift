@@ -18,6 +18,7 @@ extension TargetSession {
         case .negotiating: return wantsEverything ? .markEverything : .compare
         case .disconnected: return nextWhenDisconnected(now, &effects)
         case .streaming: return nextWhenStreaming(now, &effects)
+        case .scheduled: return nextWhenScheduled(now, &effects)
         case .resyncing where isDegrading: return nil
         case .resyncing: return nextOfResync(now, &effects)
         }

@@ -12,6 +12,8 @@
 //        │                 streaming ◄─── resyncing ─────────────┘
 //        │                     └── barrier ──►┘
 //      fenced: the target has a newer generation; nothing leads out but a new primary
+//      scheduled: takes the place of streaming where what changed is shipped once in an interval
+//      (TargetSession+Schedule)
 //
 // Functions: start/resume `begin`, connected `negotiate`, compared `answer`, legOpened `open`,
 // staged `advance`, legCommitted `commit`, failed `fail`, tick `watch`, barrier `nextWhenStreaming`,
@@ -33,7 +35,7 @@ import BlockCore
 
 package struct TargetSession: Sendable {
     package enum State: String, Sendable, CaseIterable {
-        case paused, connecting, negotiating, resyncing, streaming, disconnected, fenced
+        case paused, connecting, negotiating, resyncing, streaming, scheduled, disconnected, fenced
     }
 
     package let options: SessionOptions
@@ -55,6 +57,13 @@ package struct TargetSession: Sendable {
     /// Why it is not streaming, and since when; kept while it resyncs.
     package internal(set) var outage: Outage?
     package internal(set) var resync: Resync?
+    /// When what changed is shipped next, and since when it is now (TargetSession+Schedule).
+    package internal(set) var nextRunNs: Int64 = 0
+    package internal(set) var runSinceNs: Int64?
+    /// It was seen to lack nothing up to here, whatever its checkpoint.
+    package internal(set) var levelThrough = SequenceNumber.zero
+    /// It has no checkpoint that this incarnation of the pool knows.
+    var mustShip = false
     /// It is fenced for that.
     package internal(set) var isSplitBrain = false
 
@@ -146,7 +155,8 @@ package struct TargetSession: Sendable {
         switch (state, event) {
         case (.connecting, .connected(let report, let position)):
             negotiate(report, position, now, &effects)
-        case (.negotiating, .compared): state = .resyncing
+        case (.negotiating, .compared): bringInStep(now, &effects)
+        case (.scheduled, .looked(let isLevel, let through)): look(isLevel, through)
         case (.streaming, .sent(let through, let bytes, let isBarrierNext)):
             noteSent(through, bytes, now, &effects)
             if isBarrierNext { metBarrier = true }
@@ -317,6 +327,8 @@ package struct TargetSession: Sendable {
         // An unclean end may have changed active blocks here, too: between two legs, or back. And a
         // dirty file that was lost leaves everything open.
         needsComparing = !isKnown || position.hasUnknown
+        mustShip = !isKnown
+        levelThrough = .zero
         durable = isKnown ? report.checkpoint : .zero
         sent = durable
         // An answer may have been lost: the target can be further than it was known to be. Sequence
@@ -330,7 +342,11 @@ package struct TargetSession: Sendable {
             return
         }
         giveUp("it lacks more than the write stream holds", now, &effects)
-        if !needsComparing { state = .resyncing }
+        if !needsComparing { bringInStep(now, &effects) }
+    }
+
+    private mutating func bringInStep(_ now: Int64, _ effects: inout [SessionEffect]) {
+        if options.intervalMs == nil { state = .resyncing } else { schedule(now, &effects) }
     }
 
     /// In step: what comes is sent as it comes.
@@ -395,11 +411,12 @@ package struct TargetSession: Sendable {
         sent = durable
         effects += [.legIsClean, .acknowledge(.durable, durable)]
         resync = nil
+        mustShip = false
         // After the head, and after a head that a cut turned into a snapshot, the stream goes on.
-        if done.holdsStream {
-            hasRecords = true
-            stream(now, &effects)
-        }
+        guard done.holdsStream else { return }
+        if options.intervalMs != nil { return endRun(now, &effects) }
+        hasRecords = true
+        stream(now, &effects)
     }
 
     // MARK: Silence

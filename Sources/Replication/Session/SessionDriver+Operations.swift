@@ -12,7 +12,8 @@ extension SessionDriver {
         let standing = stream.standing(id)
         let acknowledged = standing?.durable ?? .zero
         var holds = false
-        if isSame, report.checkpoint >= acknowledged {
+        // One that is shipped to by a schedule never streams.
+        if isSame, report.checkpoint >= acknowledged, options.intervalMs == nil {
             // What was taken and not confirmed has to be given again: the legs hold it for a moment.
             stream.stopStreaming(id)
             holds = stream.beginStreaming(id, from: report.checkpoint)

@@ -257,6 +257,10 @@ package final class SessionDriver: @unchecked Sendable {
             case .markEverything: return try performCompare(everything: true)
             case .send: return try send()
             case .flush: return .flushed(through: try connected().flush())
+            case .look:
+                let standing = stream.standing(id)
+                return .looked(
+                    isLevel: standing?.isLevel ?? true, through: standing?.last ?? .zero)
             case .openLeg(let stagingID): return try openLeg(stagingID)
             case .stageStream: return .streamStaged(try stageStream(upTo: nil))
             case .stageBlocks(let chunk, let ahead): return try stageBlocks(chunk, ahead: ahead)

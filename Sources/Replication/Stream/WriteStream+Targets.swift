@@ -18,6 +18,10 @@ extension WriteStream {
         /// Blocks that an unclean end left unknown.
         package var unknownBlocks: UInt64 = 0
         package var isClean = true
+        /// The last thing that happened to the pool.
+        package var last = SequenceNumber.zero
+        /// It is tracked, and lacks nothing.
+        package var isLevel: Bool { isClean && !isStreaming }
         /// What its legs hold came from records alone.
         package var isFromRecordsOnly = true
     }
@@ -30,7 +34,7 @@ extension WriteStream {
                 durable: target.durable, taken: target.takenSequence,
                 lagBytes: target.isStreaming ? ring.end - target.cursor : 0,
                 dirtyBlocks: target.legs.dirtyBlocks,
-                unknownBlocks: target.legs.unknownBlocks, isClean: target.legs.isClean,
+                unknownBlocks: target.legs.unknownBlocks, isClean: target.legs.isClean, last: last,
                 isFromRecordsOnly: target.legs.isFromRecordsOnly)
         }
     }

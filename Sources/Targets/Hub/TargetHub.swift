@@ -154,8 +154,16 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     }
     package func target(_ id: TargetID) -> AttachedTarget? { lock.withLock { targets[id] } }
 
+    /// Somebody's fsync waits: of no concern to targets that nobody waits for.
     private func wantFlush(_ sequence: SequenceNumber) {
-        for target in all { target.driver?.wantFlush(sequence) }
+        for target in all {
+            guard let driver = target.driver, driver.options.policy.isWaitedFor else { continue }
+            driver.wantFlush(sequence)
+        }
+    }
+
+    package func isInStep(_ target: AttachedTarget) -> Bool {
+        target.driver?.snapshot.isInStep(nowNs: disk.monotonic()) ?? false
     }
 
     // MARK: The keeper
@@ -216,7 +224,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     private func recordInStep(_ target: AttachedTarget) {
         let isInStep =
             target.takeInStep()
-            || !target.policy.isWaitedFor && target.driver?.snapshot.state == .streaming
+            || !target.policy.isWaitedFor && isInStep(target)
         let isArmed = target.policy.hasStandstill
         guard isInStep, target.record.stale != nil || target.record.isArmed != isArmed else {
             return
@@ -415,7 +423,9 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     /// - Returns: those that do not when the time has passed.
     package func wait(for ids: [TargetID]?, timeoutMs: Int64?) -> [TargetID] {
         let sequence = stream.lastSequence
-        wantFlush(sequence)
+        for target in all where ids?.contains(target.record.id) ?? true {
+            target.driver?.wantFlush(sequence)
+        }
         let deadline = timeoutMs.map { disk.monotonic() + $0 * 1_000_000 }
         lock.lock()
         defer { lock.unlock() }
@@ -436,7 +446,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     /// The pool takes no changes any more.
     /// - Returns: whether all of it is written down: otherwise the pool must not be marked clean.
     package func close() -> Bool {
-        let inStep = all.filter { $0.driver?.snapshot.state == .streaming }.map(\.record.id)
+        let inStep = all.filter(isInStep).map(\.record.id)
         if !inStep.isEmpty, options.runsInBackground {
             _ = wait(for: inStep, timeoutMs: options.drainTimeoutMs)
         }

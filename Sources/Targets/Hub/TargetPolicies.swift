@@ -39,10 +39,28 @@ extension TargetRecord.OnTimeout {
     }
 }
 
+extension TargetRecord {
+    /// What cannot be done as it was asked for (G4); nil where all of it can.
+    /// - Parameter hasImages: single images have it otherwise.
+    package func conflict(hasImages: Bool) -> String? {
+        if intervalMs != nil, mode != .async {
+            return "an interval goes with mode async, and the mode is \(mode.rawValue); "
+                + "an interval of 0s takes it away"
+        }
+        if intervalMs != nil, hasImages {
+            return
+                "with an interval no image can have a mode of its own: the target is not in step "
+                + "between two runs"
+        }
+        return nil
+    }
+}
+
 extension SessionOptions {
     /// A target that is given little time is trusted again after little time.
     mutating func take(_ target: AttachedTarget) {
         policy = target.policy
+        intervalMs = target.record.intervalMs
         timeoutMs = target.record.timeoutMs
         bytesPerSecond = target.record.rateBytesPerSecond.map(UInt64.init)
         rearmMs = min(rearmMs, 2 * timeoutMs)

@@ -34,7 +34,9 @@ package struct TargetStatus: Sendable {
     package var atRiskBytes: UInt64 { lagBytes + dirtyBytes }
     /// Both this pool and the target went on from the same place, each on its own.
     package var isSplitBrain = false
-    package var isInStep: Bool { state == .streaming }
+    package var isInStep = false
+    /// When what changed is shipped next, of one that has a schedule.
+    package var nextRunNs: Int64?
     /// Nobody sends anything, and nothing is missing.
     package var isLevel: Bool { state == nil && !lacks }
     /// Something is missing, or may be.
@@ -59,23 +61,34 @@ extension TargetHub {
         let session = target.driver?.snapshot
         let standing = stream.standing(record.id)
         let durable = standing?.durable ?? .zero
+        // Where nothing was changed since its checkpoint it is no way behind.
+        let reached = max(durable, session?.levelThrough ?? .zero)
+        let nowNs = disk.monotonic()
         var result = TargetStatus(
             record: record, state: session?.state ?? (record.isPaused ? .paused : nil),
             counts: session?.counts ?? false,
             reason: session?.outage?.reason ?? record.stale?.reason, durable: durable,
-            lagBytes: standing?.lagBytes ?? 0, lagMs: lagMs(behind: durable),
+            lagBytes: standing?.lagBytes ?? 0, lagMs: lagMs(behind: reached),
             dirtyBytes: (standing?.dirtyBlocks ?? 0) * Geometry.blockSizeBytes,
             suspectBytes: (standing?.unknownBlocks ?? 0) * Geometry.blockSizeBytes,
             figures: target.figures,
             bytesPerSecond: target.bytesPerSecond)
+        result.isInStep = session?.isInStep(nowNs: nowNs) ?? false
+        if let session, session.state == .scheduled {
+            result.nextRunNs = disk.now() + max(session.nextRunNs - nowNs, 0)
+        }
         result.isSplitBrain = session?.isSplitBrain ?? false
         result.sinceNs =
             record.stale?.sinceNs
             ?? session?.outage.map { disk.now() - (disk.monotonic() - $0.sinceNs) }
+        if let runSinceNs = session?.runSinceNs, !result.isInStep, result.sinceNs == nil {
+            result.sinceNs = disk.now() - (nowNs - runSinceNs)
+            result.reason = "what changed takes longer to ship than the interval"
+        }
         if !result.isInStep, result.lacks, let sinceNs = result.sinceNs {
             result.lagMs = max(result.lagMs, (disk.now() - sinceNs) / 1_000_000)
         }
-        result.checkpointNs = moment(of: durable)
+        result.checkpointNs = moment(of: reached)
         result.images = target.policy.images
         if let session, session.isLost, session.options.policy.hasStandstill {
             let outageNs = session.outage.map { disk.now() - (disk.monotonic() - $0.sinceNs) }
