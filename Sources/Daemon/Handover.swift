@@ -158,7 +158,7 @@ enum Handover {
             throw error
         }
         defer { mirror.close() }
-        guard mirrorStore.identity.id == note.poolID, mirror.checkpoint == sequence,
+        guard mirrorStore.identity.id == note.poolID, mirror.checkpoint >= sequence,
             mirror.record.staging == nil
         else {
             throw ControlFailure(

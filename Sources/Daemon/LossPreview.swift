@@ -44,6 +44,10 @@ package struct LossPreview: Codable, Sendable, Hashable {
     package var throughNs: Int64?
     /// Since when acknowledgements were given without this mirror; nil where nobody says so.
     package var staleSinceNs: Int64?
+    /// What for, where another copy was told.
+    package var staleReason: String?
+    /// The copy that knows it.
+    package var staleToldBy: String?
     /// When the mirror heard of its primary last.
     package var heardNs: Int64?
 
@@ -55,6 +59,15 @@ package struct LossPreview: Codable, Sendable, Hashable {
 }
 
 extension LossPreview {
+    /// Another copy was told that this one is stale.
+    mutating func add(_ told: OtherCopies.Told?) {
+        // Where the old primary can be read, what is missing is known exactly.
+        guard let told, knowledge != .exact else { return }
+        staleSinceNs = staleSinceNs ?? told.stale.sinceNs
+        staleReason = told.stale.reason
+        staleToldBy = told.address
+    }
+
     static func make(_ mirror: RecoveredMirror, own poolID: String, _ path: String) throws
         -> LossPreview
     {

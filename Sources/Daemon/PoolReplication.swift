@@ -401,4 +401,8 @@ private final class ShownTarget: ReplicaTarget, Sendable {
     func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
         try mirror.allocatedBlocks()
     }
+    func read(
+        _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(TargetError) { try mirror.read(range, of: image, into: buffer) }
+    func shape() throws(TargetError) -> PoolShape { try mirror.shape() }
 }

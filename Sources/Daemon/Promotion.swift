@@ -43,7 +43,10 @@ package enum PoolPromotion {
                 primaryPool: mirror.record.primaryPoolID,
                 checkpointSequence: checkpoint.rawValue, shownNs: shownNs,
                 loss: try LossPreview.make(mirror, own: store.identity.id, path),
-                better: try copiesAhead(of: mirror, checkpoint, store))
+                better: [])
+            let others = try OtherCopies.ask(mirror, checkpoint, store)
+            info.better = others.ahead
+            info.loss.add(others.stale)
             guard mirror.record.incarnationID != nil else {
                 throw ControlFailure(
                     .failed, "\(path) never reached a first checkpoint: there is nothing to promote"
@@ -58,24 +61,5 @@ package enum PoolPromotion {
             info.isPromoted = true
             return info
         } catch { throw PoolSession.failure(error) }
-    }
-
-    /// Other copies of the same generation that can be read, and are at a later checkpoint.
-    private static func copiesAhead(
-        of mirror: RecoveredMirror, _ checkpoint: SequenceNumber, _ store: PoolStore
-    ) throws -> [String] {
-        let content = mirror.record.contentGenerationID
-        let peers = try store.catalog.read { try $0.peers() }
-        return peers.filter { peer in
-            guard peer.poolID != store.identity.id else { return false }
-            var isAhead = false
-            _ = PoolSight.look(at: peer.address, disk: LinuxDisk()) { tx in
-                guard let replica = try tx.replica(), replica.role == .replica,
-                    replica.contentGenerationID == content
-                else { return }
-                isAhead = replica.appliedSequence > checkpoint
-            }
-            return isAhead
-        }.map(\.address)
     }
 }

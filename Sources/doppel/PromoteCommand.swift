@@ -96,6 +96,9 @@ enum LossText {
             lines.append(
                 "               it was without this mirror since \(Output.time(since))")
         }
+        if let copy = loss.staleToldBy, let reason = loss.staleReason {
+            lines.append("               \(copy) was told so: \(reason)")
+        }
         for address in info.better {
             lines.append("               \(address) holds more than this mirror: promote that one")
         }

@@ -14,8 +14,8 @@ import Testing
             try box.killDaemon()
             try #require(rename(box.pool, box.folder + "/lost") == 0)
             try box.ok("promote", one, "--force")
-            // It is added while it is a mirror still, and promoted before it heard of that.
-            try box.ok("target", "add", one, two)
+            // Each knows of the other from their primary, and is promoted before it hears of that.
+            #expect(try box.ok("target", "list", one).contains(two))
             try box.ok("promote", two, "--force")
             for (path, name) in [(one, "one"), (two, "two")] {
                 try box.ok("mount", path, box.mountPoint, "--no-targets")

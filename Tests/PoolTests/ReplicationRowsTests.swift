@@ -60,7 +60,7 @@ import Testing
         target.rpoMs = 10_000
         target.rpoBytes = 64 << 20
         target.onRPO = .throttle
-        target.rejoins = true
+        target.isWhole = true
         target.keepsDiverged = true
         try catalog.write { try $0.updateTarget(target) }
         #expect(try catalog.read { try $0.targets() } == [target])
@@ -160,7 +160,7 @@ import Testing
                     "targets",
                     [
                         "on_timeout", "armed", "interval_ms", "latency_budget_us", "rate", "rpo_ms",
-                        "rpo_bytes", "on_rpo", "rejoins", "keep_diverged",
+                        "rpo_bytes", "on_rpo", "whole", "keep_diverged",
                     ]
                 ),
                 (

@@ -224,6 +224,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     static func index(_ id: ImageID) -> Int { Int(id.rawValue) - 1 }
     static let sizeBytes = UInt64(blockCount) * 4096
 
+    func hello(for target: TargetID) -> PrimaryHello { hello }
     let hello = PrimaryHello(
         poolID: "pool",
         generation: Generation(number: 1, id: "first", parentID: nil, startSequence: .zero),

@@ -175,5 +175,10 @@ final class MemoryTarget: ReplicaTarget, @unchecked Sendable {  // one thread
     }
 
     func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] { content.written }
+    // A session never asks for these.
+    func read(
+        _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(TargetError) { throw TargetError(.io, "stamps are no blocks") }
+    func shape() throws(TargetError) -> PoolShape { throw TargetError(.io, "stamps are no blocks") }
     func disconnect() { isStaging = false }
 }

@@ -32,6 +32,7 @@ import Testing
             .imageCreated, sequence: SequenceNumber(rawValue: 9), image: ImageID(rawValue: 4)),
         StreamRecord(.snapshot, sequence: SequenceNumber(rawValue: 10), payloadBytes: 1),
         StreamRecord(.barrier, sequence: SequenceNumber(rawValue: 11)),
+        StreamRecord(.standing, sequence: SequenceNumber(rawValue: 13), payloadBytes: 40),
     ]
 
     @Test(arguments: records)
@@ -44,7 +45,7 @@ import Testing
         for record in Self.records {
             let bytes = encoded(record)
             #expect(decoded(Array(bytes.dropLast())) == nil)
-            for (offset, value) in [(0, UInt8(1)), (4, 0), (4, 9), (5, 1), (56, 77), (60, 1)] {
+            for (offset, value) in [(0, UInt8(1)), (4, 0), (4, 10), (5, 1), (56, 77), (60, 1)] {
                 var wrong = bytes
                 guard wrong[offset] != value else { continue }
                 wrong[offset] = value
@@ -91,5 +92,45 @@ import Testing
             guard let info = decoded(bytes, at: 0) else { continue }
             #expect(SnapshotPayload.encode(info) == bytes, "seed \(seed)")
         }
+    }
+}
+
+@Suite struct StandingPayloadTests {
+    private static let standings = [
+        CopyStanding(poolID: "a pool", address: "/mnt/näher", stale: nil),
+        CopyStanding(
+            poolID: "a pool", address: "",
+            stale: .init(sinceNs: -3, sequence: SequenceNumber(rawValue: .max), reason: "it hangs")),
+    ]
+    private func decoded(_ bytes: some Sequence<UInt8>) -> CopyStanding? {
+        Array(bytes).withUnsafeBytes { StandingPayload.decode($0) }
+    }
+
+    @Test(arguments: standings) func aStandingComesBack(standing: CopyStanding) {
+        let bytes = StandingPayload.encode(standing)
+        #expect(decoded(bytes) == standing)
+        #expect(decoded(bytes + [0]) == nil)
+        for length in 0..<bytes.count { #expect(decoded(bytes[..<length]) == nil) }
+    }
+
+    @Test(arguments: Seeds.run(5)) func anyBytesAreRefusedOrUnderstoodWhole(seed: UInt64) {
+        var random = SeededRandom(seed: seed)
+        for _ in 0..<2000 {
+            var bytes = StandingPayload.encode(Self.standings[random.below(2)])
+            for _ in 0..<1 + random.below(4) {
+                bytes[random.below(bytes.count)] = UInt8(random.below(256))
+            }
+            guard let standing = decoded(bytes) else { continue }
+            #expect(StandingPayload.encode(standing) == bytes, "seed \(seed)")
+        }
+    }
+
+    @Test func aLongReasonIsCutOff() {
+        let standing = CopyStanding(
+            poolID: "p", address: "a",
+            stale: .init(
+                sinceNs: 1, sequence: .zero, reason: String(repeating: "ä", count: 20_000)))
+        let back = decoded(StandingPayload.encode(standing))
+        #expect(back?.stale?.reason.utf8.count == 2048)
     }
 }

@@ -117,6 +117,12 @@ final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at 
         try inner.allocatedBlocks()
     }
 
+    func read(
+        _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(TargetError) { try inner.read(range, of: image, into: buffer) }
+
+    func shape() throws(TargetError) -> PoolShape { try inner.shape() }
+
     func disconnect() { inner.disconnect() }
 
     // MARK: Records

@@ -1,4 +1,5 @@
 import BlockCore
+import Pool
 import Replication
 import SystemIO
 import TestSupport
@@ -247,5 +248,53 @@ import Testing
         let again = world.fixture.open()
         _ = try again.connect(world.primary.hello)
         #expect(try again.blockHashes(of: id, in: range) == before)
+    }
+
+    // MARK: Reading back
+
+    /// Blocks, sizes and names are those of the checkpoint, also while a staging of before is there.
+    @Test(arguments: TargetKind.allCases)
+    func whatIsReadIsTheCheckpoint(kind: TargetKind) throws {
+        let (world, target) = try streaming(kind)
+        let model = world.primary.pool
+        func check(_ target: any ReplicaTarget, _ what: String) throws {
+            let shape = try target.shape()
+            #expect(shape.sequence == world.acknowledged, "\(what)")
+            #expect(
+                Dictionary(uniqueKeysWithValues: shape.images.map { ($0.id, Int($0.sizeBytes)) })
+                    == model.images.mapValues(\.sizeBytes), "\(what)")
+            let names = try #require(shape.names.withUnsafeBytes(NamesCodec.decode))
+            let nodes = names.compactMap { change -> NodeRecord? in
+                if case .put(let node) = change { node } else { nil }
+            }
+            #expect(Set(nodes.map(\.id)) == Set(model.names.keys), "\(what)")
+            for node in nodes { #expect(model.names[node.id]?.name == node.name, "\(what)") }
+            // Past the end, and of an image that is not there: zeros.
+            for id in Array(model.images.keys) + [ImageID(rawValue: 999)] {
+                let range = BlockRange(start: 0, count: 8)
+                let expected = model.images[id]?.bytes ?? []
+                let bytes = try read(target, range, of: id)
+                let end = min(expected.count, bytes.count)
+                #expect(bytes[..<end] == expected[..<end], "\(what), image \(id.rawValue)")
+                #expect(bytes[end...].allSatisfy { $0 == 0 }, "\(what), image \(id.rawValue)")
+            }
+        }
+        try check(target, "streaming")
+        for _ in 0..<20 { world.primary.step() }
+        try world.startResync()
+        try world.goOn()
+        target.disconnect()
+        let again = world.fixture.open()
+        _ = try again.connect(world.primary.hello)
+        try check(again, "a staging is there")
+        again.disconnect()
+    }
+
+    private func read(
+        _ target: any ReplicaTarget, _ range: BlockRange, of id: ImageID
+    ) throws -> [UInt8] {
+        var bytes = [UInt8](repeating: 0xee, count: Int(range.lengthBytes))
+        try bytes.withUnsafeMutableBytes { try target.read(range, of: id, into: $0) }
+        return bytes
     }
 }

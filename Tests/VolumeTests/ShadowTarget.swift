@@ -67,7 +67,7 @@ final class ShadowTarget {
                 throw Violation("a cut says nothing")
             }
             snapshots[info.name] = isBetween ? nil : content
-        case .names: break
+        case .names, .standing: break
         case .barrier: throw Violation("a barrier was given")
         }
     }

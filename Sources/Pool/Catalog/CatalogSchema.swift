@@ -64,7 +64,7 @@ enum CatalogSchema {
         ALTER TABLE targets ADD COLUMN rpo_ms INTEGER;
         ALTER TABLE targets ADD COLUMN rpo_bytes INTEGER;
         ALTER TABLE targets ADD COLUMN on_rpo TEXT NOT NULL DEFAULT 'alarm';
-        ALTER TABLE targets ADD COLUMN rejoins INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE targets ADD COLUMN whole INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE targets ADD COLUMN keep_diverged INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE replica ADD COLUMN primary_address TEXT;
         ALTER TABLE replica ADD COLUMN heard_ns INTEGER;

@@ -86,7 +86,7 @@ extension CatalogTransaction {
         "address", "pool", "mode", "timeout_ms", "history_ms", "added_ns", "paused", "stale_ns",
         "stale_sequence", "stale_reason", "on_timeout", "armed", "interval_ms", "latency_budget_us",
         "rate",
-        "rpo_ms", "rpo_bytes", "on_rpo", "rejoins", "keep_diverged",
+        "rpo_ms", "rpo_bytes", "on_rpo", "whole", "keep_diverged",
     ]
     private static func arguments(_ target: TargetRecord) -> StatementArguments {
         [
@@ -96,7 +96,7 @@ extension CatalogTransaction {
         ] + [
             target.onTimeout.rawValue, target.isArmed, target.intervalMs, target.latencyBudgetUs,
             target.rateBytesPerSecond, target.rpoMs, target.rpoBytes, target.onRPO.rawValue,
-            target.rejoins, target.keepsDiverged,
+            target.isWhole, target.keepsDiverged,
         ]
     }
 
@@ -154,7 +154,7 @@ extension CatalogTransaction {
             target.rpoMs = row["rpo_ms"]
             target.rpoBytes = row["rpo_bytes"]
             target.onRPO = try Self.choice(row, "on_rpo")
-            target.rejoins = row["rejoins"]
+            target.isWhole = row["whole"]
             target.keepsDiverged = row["keep_diverged"]
             return target
         }

@@ -95,9 +95,9 @@ package struct TargetRecord: Sendable, Hashable {
     package var rpoMs: Int64?
     package var rpoBytes: Int64?
     package var onRPO = OnRPO.alarm
-    /// It was a primary, or followed another: what changes here is kept track of until it is a replica
-    /// of this pool.
-    package var rejoins = false
+    /// It was in step with its options as they are, and nothing was answered without it since: what its
+    /// mode promises it has.
+    package var isWhole = false
     /// The pool went on after a crash without what this target may have had of it: that is kept there
     /// before it is written over.
     package var keepsDiverged = false

@@ -210,4 +210,6 @@ package enum SessionEffect: Sendable, Hashable {
     case wake(atNs: Int64)
     /// For people: what happened to this target.
     case tell(kind: String, message: String)
+    /// What is told when the target begins to take the stream as it comes.
+    package static let inStep = "target-in-step"
 }

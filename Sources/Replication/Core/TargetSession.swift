@@ -352,7 +352,7 @@ package struct TargetSession: Sendable {
     /// In step: what comes is sent as it comes.
     private mutating func stream(_ now: Int64, _ effects: inout [SessionEffect]) {
         if state != .streaming {
-            effects.append(.tell(kind: "target-in-step", message: "it is in step"))
+            effects.append(.tell(kind: SessionEffect.inStep, message: "it is in step"))
         }
         if state != .streaming || inStepSinceNs == 0 { inStepSinceNs = now }
         state = .streaming

@@ -36,6 +36,8 @@ package enum StreamKind: UInt8, Sendable {
     /// Blocks changed that the stream does not carry (a restore, a clone, a write that failed half
     /// way): they are dirty. Never applied: a session goes past it in a staging alone.
     case barrier = 8
+    /// How another copy of the pool stands, for whoever takes over: `StandingPayload`.
+    case standing = 9
 }
 
 package struct StreamRecord: Sendable, Hashable {
@@ -135,7 +137,7 @@ package struct StreamRecord: Sendable, Hashable {
         case .size: return payloadBytes == 0
         case .imageCreated, .imageDeleted, .barrier:
             return range.isEmpty && payloadBytes == 0
-        case .names, .snapshot: return range.isEmpty && payloadBytes > 0
+        case .names, .snapshot, .standing: return range.isEmpty && payloadBytes > 0
         }
     }
 }

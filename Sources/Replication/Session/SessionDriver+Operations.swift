@@ -5,7 +5,7 @@ import BlockCore
 extension SessionDriver {
     func performConnect(_ opened: any ReplicaTarget) throws(TargetError) -> SessionEvent {
         target = opened
-        let hello = source.hello
+        let hello = source.hello(for: id)
         let report = try opened.connect(hello)
         if let diverged = report.diverged { enter(diverged) }
         let isSame = report.incarnationID == hello.incarnationID

@@ -3,7 +3,7 @@ import BlockCore
 /// What a session reads of its pool, and what it has written down for it. Called from the session's
 /// thread, but for `recordStale`, `tell` and `fence`, which any thread may call.
 package protocol SessionSource: AnyObject, Sendable {
-    var hello: PrimaryHello { get }
+    func hello(for target: TargetID) -> PrimaryHello
 
     /// The pool's shape at a moment from which on the stream is held for the target.
     /// - Returns: the shape, and the last sequence that does not come through the stream.

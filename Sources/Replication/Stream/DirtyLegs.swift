@@ -135,7 +135,7 @@ package struct DirtyLegs: Sendable {
         case .imageDeleted:
             noteShape(at: record.sequence)
             if record.sequence > lastCut { forget(record.image) }
-        case .snapshot, .barrier: break
+        case .snapshot, .barrier, .standing: break
         }
     }
 
@@ -280,7 +280,7 @@ package struct DirtyLegs: Sendable {
             }
             if record.kind == .size { legs[0].hasNameChanges = true }
         case .names, .imageCreated, .imageDeleted: legs[0].hasNameChanges = true
-        case .snapshot, .barrier: break
+        case .snapshot, .barrier, .standing: break
         }
     }
 

@@ -66,6 +66,8 @@ package struct ReplicaReport: Sendable, Equatable {
     /// Those that it shows by now; what a mount would show first may be more.
     package var snapshots: [SnapshotInfo]
     package var staging: Staging?
+    /// It lost nothing of what it was ever given: its machine runs since, and so does what keeps it.
+    package var keptAllReceived = false
     /// What it has that this primary has not; it keeps it, as a snapshot.
     package var diverged: Divergence?
 
@@ -187,6 +189,15 @@ package protocol ReplicaTarget: AnyObject, Sendable {
 
     /// Every block that may have something else than zeros in it, as ``blockHashes(of:in:)`` sees it.
     func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet]
+
+    /// The blocks as ``blockHashes(of:in:)`` sees them; zeros where nothing is.
+    /// - Throws: `.damaged` where one of them does not verify.
+    func read(
+        _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(TargetError)
+
+    /// Images, sizes and names at the checkpoint, and its sequence.
+    func shape() throws(TargetError) -> PoolShape
 
     func disconnect()
 }

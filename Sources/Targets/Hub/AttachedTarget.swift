@@ -11,7 +11,8 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     private var currentRecord: TargetRecord
     private var currentDriver: SessionDriver?
     private var currentImages: [ImageID: TargetImageRecord] = [:]
-    private var stale: (since: SequenceNumber, reason: String)?
+    private var stale: StaleWork?
+    private var hasArrived = false
     private var isDirtyWorkDue = false
     private var isBackInStep = false
     private var events: [EventRecord] = []
@@ -177,16 +178,28 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
 
     // MARK: What the keeper has to do
 
-    var staleWork: (since: SequenceNumber, reason: String)? { lock.withLock { stale } }
+    var staleWork: StaleWork? { lock.withLock { stale } }
+    /// - Parameter announcedAt: where in the stream the others are told.
+    func noteStaleRecorded(_ work: StaleWork, announcedAt: SequenceNumber?) {
+        lock.withLock {
+            // Another reason may have come meanwhile: then that one is next.
+            guard stale == work else { return }
+            stale?.isRecorded = true
+            stale?.announcedAt = announcedAt
+        }
+    }
     func setStaleWork(since: SequenceNumber, reason: String) {
         lock.withLock {
-            stale = (since, reason)
+            stale = StaleWork(since: since, reason: reason)
             isBackInStep = false
         }
     }
     func clearStaleWork() { lock.withLock { stale = nil } }
     func addDirtyWork() { lock.withLock { isDirtyWorkDue = true } }
     func takeDirtyWork() -> Bool { lock.withLock { take(&isDirtyWorkDue) } }
+    /// It takes the stream as it comes, from now on.
+    func noteArrival() { lock.withLock { hasArrived = true } }
+    func takeArrival() -> Bool { lock.withLock { take(&hasArrived) } }
     func noteInStep() { lock.withLock { isBackInStep = true } }
     func takeInStep() -> Bool { lock.withLock { take(&isBackInStep) } }
     func addEvent(_ event: EventRecord) { lock.withLock { events.append(event) } }
@@ -201,7 +214,8 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     }
     var hasWork: Bool {
         lock.withLock {
-            stale != nil || isDirtyWorkDue || isBackInStep || !events.isEmpty || fence != nil
+            (stale != nil && stale?.isRecorded != true) || isDirtyWorkDue || isBackInStep
+                || !events.isEmpty || fence != nil
         }
     }
 
@@ -221,6 +235,14 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
         lock.withLock { rate.note((resync ?? 0) * Geometry.blockSizeBytes, nowNs: nowNs) }
     }
     var bytesPerSecond: UInt64 { lock.withLock { rate.bytesPerSecond } }
+}
+
+/// That a target is stale is to be known to the catalog, then to the other targets.
+struct StaleWork: Sendable, Hashable {
+    var since: SequenceNumber
+    var reason: String
+    var isRecorded = false
+    var announcedAt: SequenceNumber?
 }
 
 /// Progress over the last few seconds.

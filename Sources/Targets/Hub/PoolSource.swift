@@ -34,6 +34,11 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     }
 
     var hello: PrimaryHello { lock.withLock { currentHello } }
+    func hello(for target: TargetID) -> PrimaryHello {
+        var hello = hello
+        hello.keepsDiverged = owner?.target(target)?.record.keepsDiverged ?? false
+        return hello
+    }
 
     /// The pool is in another generation by now.
     func readHello() throws(TargetError) {

@@ -10,8 +10,8 @@
 //   H1 A target is attached to the stream before the pool takes its first change, and with all that
 //      its dirty file and an unclean end leave open: from then on nothing passes it by (G3).
 //   H2 What an unclean end left unknown stays in the region log until every target's dirty file has it.
-//   H3 An fsync is not answered without a target that counted before the catalog says since when the
-//      target is stale.
+//   H3 Nobody is answered without a target that counted before the catalog says since when it is
+//      stale, and before every other target that can be reached holds that durably, too.
 //   H4 A target's place is never initialised again: only `add` lays out a mirror, in an empty folder.
 
 import BlockCore
@@ -51,6 +51,8 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     let changed = Condition()
     private var targets: [TargetID: AttachedTarget] = [:]
     private var isEnding = false
+    /// Targets that were removed, and are waited for until the others know of it.
+    var leaving: [(id: TargetID, place: SequenceNumber?)] = []
     private var keeper: WorkerThread?
     var samples = SequenceSamples()
 
@@ -80,6 +82,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             target.setImages(images)
             targets[record.id] = target
         }
+        if !options.connects { try noteAbsence() }
     }
 
     static func read<T>(
@@ -122,6 +125,17 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             while self?.keepOnce() ?? false {}
         }
         lock.withLock { keeper = thread }
+    }
+
+    /// What is done from here on is answered without anybody.
+    private func noteAbsence() throws(TargetError) {
+        for target in all where target.record.isWhole {
+            var record = target.record
+            record.isWhole = false
+            let new = record
+            try write { try $0.updateTarget(new) }
+            target.update { $0 = new }
+        }
     }
 
     private func launch(_ target: AttachedTarget) {
@@ -197,12 +211,27 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             target.driver?.tick()
             target.meter(nowNs: now)
         }
+        _ = announceArrivals()
+        releaseLeaving()
     }
 
     /// H3. A full store is tried again at the next tick: until then nobody is answered.
-    private func recordStale(_ target: AttachedTarget) {
+    private func recordStale(_ target: AttachedTarget, tellsOthers: Bool = true) {
         guard let stale = target.staleWork else { return }
+        if !stale.isRecorded {
+            guard writeStale(target, stale) else { return }
+            target.noteStaleRecorded(
+                stale, announcedAt: tellsOthers ? announce(target.record) : nil)
+        }
+        guard !tellsOthers || othersKnow(of: target.record.id, at: target.staleWork?.announcedAt)
+        else { return }
+        target.clearStaleWork()
+        target.driver?.staleRecorded()
+    }
+
+    private func writeStale(_ target: AttachedTarget, _ stale: StaleWork) -> Bool {
         var record = target.record
+        record.isWhole = false
         if record.stale == nil {
             record.stale = TargetRecord.Stale(
                 sinceNs: disk.now(), sequence: stale.since, reason: stale.reason)
@@ -213,11 +242,10 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         } catch {
             log.error("target \(record.address): that it is stale cannot be written down: \(error)")
             if store.catalog.isFailed { volume.gate.fail() }
-            return
+            return false
         }
         target.update { $0 = record }
-        target.clearStaleWork()
-        target.driver?.staleRecorded()
+        return true
     }
 
     /// It counts again: what the catalog says of it is over.
@@ -226,16 +254,20 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             target.takeInStep()
             || !target.policy.isWaitedFor && isInStep(target)
         let isArmed = target.policy.hasStandstill
-        guard isInStep, target.record.stale != nil || target.record.isArmed != isArmed else {
-            return
-        }
+        guard isInStep,
+            target.record.stale != nil || target.record.isArmed != isArmed
+                || !target.record.isWhole || target.record.keepsDiverged
+        else { return }
         var record = target.record
         record.stale = nil
         record.isArmed = isArmed
+        record.isWhole = true
+        record.keepsDiverged = false
         let new = record
         do throws(TargetError) {
             try writeOnce { try $0.updateTarget(new) }
             target.update { $0 = new }
+            _ = announce(new)
         } catch { log.error("target \(record.address): \(error)") }
     }
 
@@ -294,6 +326,12 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     package func remove(_ id: TargetID, detaches: Bool = false) throws(TargetError) {
         guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
         if !detaches { halt(target) }
+        var gone = target.record
+        gone.stale =
+            gone.stale
+            ?? TargetRecord.Stale(
+                sinceNs: disk.now(), sequence: stream.standing(id)?.durable ?? .zero,
+                reason: "it was removed from the targets of \(store.path)")
         // Whoever waits for it is answered when the catalog does not know it any more, and not before;
         // where the catalog takes nothing, letting go is all there is left to ask for.
         do throws(TargetError) { try write { try $0.deleteTarget(id) } } catch {
@@ -304,10 +342,11 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             target.driver?.abandon()
             target.setDriver(nil)
         }
-        volume.gate.stopCounting(id)
+        let place = announce(gone, isGone: true)
         stream.detach(id)
         _ = lock.withLock { targets.removeValue(forKey: id) }
         target.removeFile(store)
+        releaseWhenKnown(id, at: place)
     }
 
     package func update(
@@ -325,6 +364,8 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         change(&record)
         // Nobody stands still for a target that was let go of on purpose, before it is in step again.
         record.isArmed = false
+        // What was answered before may have waited for less.
+        record.isWhole = false
         let new = record
         try write { try $0.updateTarget(new) }
         target.update { $0 = new }
@@ -345,9 +386,10 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             try $0.setTargetImage(new)
             var record = target.record
             record.isArmed = false
+            record.isWhole = false
             try $0.updateTarget(record)
         }
-        target.update { $0.isArmed = false }
+        target.update { ($0.isArmed, $0.isWhole) = (false, false) }
         target.setImages(
             try Self.read(store) { try $0.targetImages() }.filter { $0.targetID == id })
     }
@@ -376,8 +418,23 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         if !driver.stop(timeoutMs: target.record.timeoutMs) {
             log.warning("target \(target.record.address) hangs; its thread is left to itself")
         }
-        recordStale(target)
+        finishStale(target)
         target.setDriver(nil)
+    }
+
+    /// The session is over: what it asked for is done now. Others that hang are waited for as long as they
+    /// may make no progress.
+    private func finishStale(_ target: AttachedTarget) {
+        let limitMs = all.map(\.record.timeoutMs).max() ?? 0
+        let deadlineNs = disk.monotonic() + limitMs * 1_000_000
+        recordStale(target)
+        while target.staleWork?.isRecorded == true, options.runsInBackground,
+            disk.monotonic() < deadlineNs
+        {
+            Pause.microseconds(5000)
+            recordStale(target)
+        }
+        if target.staleWork?.isRecorded == true { recordStale(target, tellsOthers: false) }
     }
 
     /// Begins a generation of the pool's own: nobody else goes on with the one before. What connects from
@@ -422,11 +479,20 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     /// Returns when the targets hold everything that was done before the call, durably.
     /// - Returns: those that do not when the time has passed.
     package func wait(for ids: [TargetID]?, timeoutMs: Int64?) -> [TargetID] {
-        let sequence = stream.lastSequence
+        let deadline = timeoutMs.map { disk.monotonic() + $0 * 1_000_000 }
+        while true {
+            let behind = wait(for: ids, upTo: stream.lastSequence, deadline)
+            // Who just came in step is told of the others, and they of it: that counts, too.
+            guard behind.isEmpty, announceArrivals() else { return behind }
+        }
+    }
+
+    private func wait(
+        for ids: [TargetID]?, upTo sequence: SequenceNumber, _ deadline: Int64?
+    ) -> [TargetID] {
         for target in all where ids?.contains(target.record.id) ?? true {
             target.driver?.wantFlush(sequence)
         }
-        let deadline = timeoutMs.map { disk.monotonic() + $0 * 1_000_000 }
         lock.lock()
         defer { lock.unlock() }
         while true {
@@ -455,6 +521,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             changed.broadcast()
         }
         lock.withLock { keeper }?.join()
+        releaseLeaving(all: true)
         var isSound = true
         let last = stream.lastSequence
         for target in all {
@@ -463,7 +530,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
                 // A target that is well has a mirror to close behind it.
                 _ = driver.stop(timeoutMs: max(target.record.timeoutMs, options.stopTimeoutMs))
                 // One that has everything is not stale because its primary ended.
-                if !isLevel { recordStale(target) }
+                if !isLevel { recordStale(target, tellsOthers: false) }
             }
             do throws(TargetError) { try target.secure(upTo: last, stream, store) } catch {
                 log.error("target \(target.record.address): \(error)")
@@ -513,6 +580,7 @@ extension TargetHub {
         // That sessions end with their pool is no news.
         guard let target = target(id), !lock.withLock({ isEnding }) else { return }
         let record = target.record
+        if kind == SessionEffect.inStep { target.noteArrival() }
         log.notice("\(kind): \(record.address): \(message)")
         target.addEvent(
             EventRecord(atNs: disk.now(), kind: kind, subject: record.address, message: message))

@@ -138,7 +138,9 @@ extension MirrorPool {
         let before = state.appliedSequence
         let diverged = divergence
         let keepsHistory = options.historyMs != 0 && sequence >= before && diverged == nil
-        let keepsState = diverged?.isSomething ?? false || hello.keepsDiverged
+        // Once: the next checkpoint is the primary's.
+        let isAhead = hello.keepsDiverged && state.incarnationID != hello.incarnationID
+        let keepsState = diverged?.isSomething ?? false || (isAhead && state.incarnationID != nil)
         try update(also: { tx in
             if let diverged { try markDiverged(after: diverged.common, through: before, tx) }
             if let snapshot, var sealed {

@@ -40,7 +40,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     /// Begun on this connection.
     var staging: Staging?
     /// The checkpoint under a staging that was not, for who compares it.
-    private var comparing: MirrorView?
+    var comparing: MirrorView?
 
     var pool: MirrorPool? { lock.withLock { openPool } }
 
@@ -242,48 +242,6 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     /// - Returns: false when there is none.
     package func applyStep() throws(TargetError) -> Bool {
         try guarded { (pool) throws(TargetError) in try pool.applyStep() }
-    }
-
-    // MARK: Reading
-
-    package func blockHashes(
-        of id: ImageID, in range: BlockRange
-    ) throws(TargetError) -> [UInt64] {
-        try guarded { (pool) throws(TargetError) in
-            if staging == nil, pool.state.staging != nil {
-                if comparing == nil { comparing = try pool.newestView() }
-                let view = comparing!
-                let node = view.nodes.first { $0.node.imageID == id }
-                let content = try node.flatMap { (node) throws(TargetError) in
-                    try view.open(node)
-                }
-                return try BlockHashes.of(range, toleratesRot: true) {
-                    (buffer, offset) throws(VolumeError) in
-                    try content?.read(into: buffer, at: offset) ?? 0
-                }
-            }
-            if staging == nil, try pool.flush() != pool.state.appliedSequence {
-                try pool.applyAll()
-            }
-            let image = pool.volume.hasImage(id) ? try? pool.volume.image(id) : nil
-            return try BlockHashes.of(range, toleratesRot: true) {
-                (buffer, offset) throws(VolumeError) in
-                try image?.read(into: buffer, at: offset) ?? 0
-            }
-        }
-    }
-
-    package func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
-        try guarded { (pool) throws(TargetError) in
-            // What is in the journal alone is written when it is applied.
-            if pool.state.staging == nil {
-                _ = try pool.flush()
-                try pool.applyAll()
-            }
-            return try TargetError.volume { () throws(VolumeError) in
-                try pool.volume.allocatedBlocks()
-            }
-        }
     }
 
     // MARK: For whoever mounts the mirror while its primary runs

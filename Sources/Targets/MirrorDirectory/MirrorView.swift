@@ -140,7 +140,7 @@ package final class MirrorView: @unchecked Sendable {  // changed only before an
             }
             overlay.modifiedNs = record.atNs
         case .imageDeleted: overlays[record.image] = nil
-        case .snapshot, .barrier: return
+        case .snapshot, .barrier, .standing: return
         }
     }
 

@@ -162,7 +162,7 @@ enum Promotion {
             var record = record
             id += 1
             record.id = TargetID(rawValue: id)
-            record.rejoins = true
+            record.isWhole = false
             record.isPaused = false
             record.keepsDiverged = false
             let isPrimary = record.poolID == replica.primaryPoolID

@@ -58,7 +58,7 @@ final class RecordApplier {
     ) throws(TargetError) {
         switch record.kind {
         case .data, .zero, .size: try applyContent(record, payload)
-        case .names, .imageCreated, .imageDeleted, .snapshot:
+        case .names, .imageCreated, .imageDeleted, .snapshot, .standing:
             guard record.sequence > structure else { break }
             try applyStructure(record, payload)
             structure = record.sequence
@@ -141,6 +141,7 @@ final class RecordApplier {
                     try volume.deleteImage(record.image, also: rows)
                 }
             }
+        case .standing: try note(record, payload)
         default:
             // In a staging the commit says what becomes a snapshot.
             guard source == .stream else { return }
@@ -161,6 +162,24 @@ final class RecordApplier {
                     try rows(tx)
                 }
             }
+        }
+    }
+
+    /// How another copy stands. It is known here as soon as it is in the journal, for who takes over
+    /// applies that first.
+    private func note(
+        _ record: StreamRecord, _ payload: UnsafeRawBufferPointer
+    ) throws(TargetError) {
+        guard let standing = StandingPayload.decode(payload) else { throw malformed(record) }
+        let isOwn = standing.poolID == volume.store.identity.id
+        try change(Progress(sequence: record.sequence)) { tx in
+            guard !isOwn else { return }
+            try tx.setPeer(
+                PeerRecord(
+                    poolID: standing.poolID, address: standing.address, seenNs: record.atNs,
+                    stale: standing.stale.map {
+                        .init(sinceNs: $0.sinceNs, sequence: $0.sequence, reason: $0.reason)
+                    }))
         }
     }
 
