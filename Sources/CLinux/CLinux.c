@@ -217,6 +217,8 @@ int clx_random(void *b, size_t n) { return getrandom(b, n, 0) == (ssize_t)n ? 0 
 char *const *clx_environment(void) { return environ; }
 int clx_get_thread_id(void) { return (int)gettid(); }
 int clx_set_thread_name(const char *n) { return result(prctl(PR_SET_NAME, n)); }
+// The calling thread alone: to Linux a thread is what a process is elsewhere.
+int clx_set_thread_nice(int nice) { return result(setpriority(PRIO_PROCESS, (id_t)gettid(), nice)); }
 int clx_list(const char *p, bool (*each)(void *, const char *, uint8_t), void *context) {
     DIR *d = opendir(p);
     if (!d) return -errno;

@@ -33,6 +33,28 @@ public final class WorkerThread: @unchecked Sendable {  // `handle` is written b
     public func join() { pthread_join(handle, nil) }
 }
 
+/// How the calling thread stands beside the others of the machine. Work in bulk must not take the
+/// processor from threads that a guest waits for; how much of it is done is the same where nobody else
+/// wants it.
+public struct ThreadPriority: ~Copyable {
+    private static let bulkNice: Int32 = 15
+    private var isBulk = false
+    /// Whoever may not raise itself again never lowers itself: a target's stream would stay slow.
+    private var mayReturn: Bool
+
+    /// - Parameter returns: the thread does other work as well.
+    public init(returns: Bool) {
+        mayReturn = !returns || (clx_set_thread_nice(1) == 0 && clx_set_thread_nice(0) == 0)
+    }
+
+    /// A system call only where it changes.
+    public mutating func set(bulk: Bool) {
+        guard bulk != isBulk, mayReturn else { return }
+        isBulk = bulk
+        mayReturn = clx_set_thread_nice(bulk ? Self.bulkNice : 0) == 0
+    }
+}
+
 /// What a process that serves a disk asks of the kernel.
 public enum ProcessPolicy {
     /// PR_SET_IO_FLUSHER: memory this process allocates must not wait for its own write-back.

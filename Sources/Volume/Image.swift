@@ -202,6 +202,11 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
 
     /// A cut was made whose layer is not known durable yet.
     var hasUnsettledLayers: Bool { lock.withLock { !unsettled.isEmpty } }
+    /// Lets the disk begin with what was just written; it promises nothing.
+    package func startWriteback(at offset: UInt64, length: UInt64) {
+        core.cut.withRead { head }.data.startWriteback(at: offset, length: length)
+    }
+
     /// The layer that holds all below it together with it: the head, or what drains into it.
     var topLayer: Layer { draining ?? head }
     /// The head while a layer drains into it.

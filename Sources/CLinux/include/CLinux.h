@@ -84,6 +84,8 @@ int clx_random(void *buffer, size_t length);
 char *const *clx_environment(void);
 int clx_get_thread_id(void);
 int clx_set_thread_name(const char *name);
+/// Of the calling thread.
+int clx_set_thread_nice(int nice);
 /// Calls `each` for every entry but . and ..; stops when it returns false.
 int clx_list(const char *path, bool (*each)(void *, const char *, uint8_t), void *context);
 #endif

@@ -142,6 +142,14 @@ package enum SessionOperation: Sendable, Hashable {
     case syncStaging
     /// → `legCommitted` or `failed`.
     case commitLeg(stagingID: UInt64, at: SequenceNumber, end: LegEnd)
+
+    /// Much work that no write and no fsync waits for: the target does not stream meanwhile.
+    var isBulk: Bool {
+        switch self {
+        case .compare, .markEverything, .openLeg, .stageStream, .stageBlocks, .syncStaging: true
+        case .connect, .disconnect, .send, .flush, .commitLeg: false
+        }
+    }
 }
 
 package enum SessionEvent: Sendable {

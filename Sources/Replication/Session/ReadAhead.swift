@@ -43,7 +43,9 @@ final class ChunkRead: @unchecked Sendable {  // each part is its reader's; the 
         unfinished = parts.count
     }
 
-    func begin(_ source: any SessionSource, _ readers: Readers) {
+    /// - Parameter readers: nil: the caller reads.
+    func begin(_ source: any SessionSource, _ readers: Readers?) {
+        guard let readers else { return parts.forEach { read($0, source) } }
         for index in parts.indices { readers.begin { [self] in read(parts[index], source) } }
     }
 
@@ -94,27 +96,28 @@ final class ReadAhead {
     var limit: SequenceNumber? { next?.end == .head ? next?.from : nil }
 
     /// What was begun for these blocks, or is now.
-    func take(_ chunk: BlockChunk, of end: LegEnd) -> ChunkRead {
+    /// - Parameter alone: readers would take processors that others need.
+    func take(_ chunk: BlockChunk, of end: LegEnd, alone: Bool) -> ChunkRead {
         if let begun = next, begun.chunk == chunk, begun.end == end {
             next = nil
             return begun
         }
         drop()
-        return read(chunk, of: end)
+        return read(chunk, of: end, alone: alone)
     }
 
     func begin(_ chunk: BlockChunk, of end: LegEnd) {
         drop()
-        next = read(chunk, of: end)
+        next = read(chunk, of: end, alone: false)
     }
 
-    private func read(_ chunk: BlockChunk, of end: LegEnd) -> ChunkRead {
+    private func read(_ chunk: BlockChunk, of end: LegEnd, alone: Bool) -> ChunkRead {
         let from = stream.lastSequence  // A1
-        let parts = chunk.split(into: partCount).map {
+        let parts = chunk.split(into: alone ? 1 : partCount).map {
             ChunkRead.Part(chunk: $0, records: buffer())
         }
         let read = ChunkRead(chunk, of: end, from: from, parts: parts)
-        read.begin(source, readers)
+        read.begin(source, alone ? nil : readers)
         return read
     }
 

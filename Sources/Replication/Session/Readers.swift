@@ -26,6 +26,8 @@ final class Readers: @unchecked Sendable {  // fields are under `lock`
     }
 
     private func run() {
+        var priority = ThreadPriority(returns: false)
+        priority.set(bulk: true)
         while let work = next() { work() }
     }
 

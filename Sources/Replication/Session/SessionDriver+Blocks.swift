@@ -12,10 +12,11 @@ extension SessionDriver {
     ) throws(TargetError) -> SessionEvent {
         guard let end = leg?.end else { throw TargetError(.io, "no leg is under way") }
         let reading = readAhead()
-        let read = reading.take(chunk, of: end)
+        let isAlone = courtesy.isWritten
+        let read = reading.take(chunk, of: end, alone: isAlone)
         defer { reading.recycle(read) }
         let through = try read.wait()
-        if let next { reading.begin(next, of: end) }
+        if let next, !isAlone { reading.begin(next, of: end) }
         guard end == .head else {
             try stage(read)
             return .blocksStaged(chunk, StagedStretch())

@@ -33,6 +33,8 @@ package final class SessionDriver: @unchecked Sendable {
     let records = RecordBuffer(capacityBytes: 4096)
     /// Batches of the stream are in its memory.
     private let consumer: AnyObject?
+    private var priority: ThreadPriority?
+    private(set) var courtesy = Courtesy()
     /// Of the leg under way.
     var reads: ReadAhead?
     private(set) var hasThreads = true
@@ -183,6 +185,7 @@ package final class SessionDriver: @unchecked Sendable {
     // MARK: Working
 
     private func run() {
+        priority = ThreadPriority(returns: true)
         while true {
             if step() { continue }
             lock.lock()
@@ -247,6 +250,7 @@ package final class SessionDriver: @unchecked Sendable {
     }
 
     private func perform(_ operation: SessionOperation) -> SessionEvent {
+        priority?.set(bulk: operation.isBulk)
         do throws(TargetError) {
             switch operation {
             case .connect: return try performConnect(try connect())
@@ -263,7 +267,11 @@ package final class SessionDriver: @unchecked Sendable {
                     isLevel: standing?.isLevel ?? true, through: standing?.last ?? .zero)
             case .openLeg(let stagingID): return try openLeg(stagingID)
             case .stageStream: return .streamStaged(try stageStream(upTo: nil))
-            case .stageBlocks(let chunk, let ahead): return try stageBlocks(chunk, ahead: ahead)
+            case .stageBlocks(let chunk, let ahead):
+                guard hasThreads else { return try stageBlocks(chunk, ahead: ahead) }
+                let startNs = makeWay()
+                defer { courtesy.worked(fromNs: startNs, nowNs: clock()) }
+                return try stageBlocks(chunk, ahead: ahead)
             case .syncStaging:
                 try connected().syncStaging()
                 return .stagingSynced
@@ -271,6 +279,20 @@ package final class SessionDriver: @unchecked Sendable {
                 return try commitLeg(stagingID, at, end)
             }
         } catch { return .failed(error) }
+    }
+
+    /// - Returns: when the next chunk's turn came, in nanoseconds.
+    private func makeWay() -> Int64 {
+        lock.lock()
+        defer { lock.unlock() }
+        while !isStopping {
+            let leftNs = courtesy.restsUntilNs - clock()
+            guard leftNs > 0 else { break }
+            _ = changed.wait(lock, timeoutMs: leftNs / 1_000_000 + 1)
+        }
+        let nowNs = clock()
+        courtesy.look(at: stream.lastSequence, nowNs: nowNs)
+        return nowNs
     }
 
     func connected() throws(TargetError) -> any ReplicaTarget {

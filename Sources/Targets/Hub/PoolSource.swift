@@ -145,11 +145,27 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
                 try records.append(
                     range, of: chunk.image, sizeBytes: view.sizeBytes, at: sequence
                 ) { (buffer, offset) throws(VolumeError) in
-                    try view.read(into: buffer, at: offset)
+                    try Self.inPieces(buffer, at: offset, read: view.read)
                 }
             }
         }
         return snapshot.sequence
+    }
+
+    /// A thread inside the kernel keeps its processor from a guest's request until it is out again.
+    private static func inPieces(
+        _ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64,
+        read: (UnsafeMutableRawBufferPointer, UInt64) throws(VolumeError) -> Int
+    ) throws(VolumeError) -> Int {
+        var done = 0
+        while done < buffer.count {
+            let end = min(done + BulkPiece.bytes, buffer.count)
+            let got = try read(
+                UnsafeMutableRawBufferPointer(rebasing: buffer[done..<end]), offset + UInt64(done))
+            done += got
+            if done < end { break }
+        }
+        return done
     }
 
     /// Without a lock: what is written meanwhile is in the stream, up to what is returned.
@@ -160,7 +176,7 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
         for range in chunk.ranges {
             try records.append(range, of: chunk.image, sizeBytes: image.sizeBytes, at: sequence) {
                 (buffer, offset) throws(VolumeError) in
-                try image.read(into: buffer, at: offset)
+                try Self.inPieces(buffer, at: offset, read: image.read)
             }
         }
         // Whoever was writing there has its place in the stream once it lets go.

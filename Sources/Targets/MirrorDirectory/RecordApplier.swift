@@ -40,6 +40,7 @@ final class RecordApplier {
     private(set) var lastNs: Int64 = 0
     private let commit: (Progress, Transaction) throws(TargetError) -> Void
     private var modifiedNs: [ImageID: Int64] = [:]
+    private var writeback = BulkWriteback()
 
     /// - Parameter commit: runs the transaction and notes how far structure is in it.
     init(
@@ -82,13 +83,28 @@ final class RecordApplier {
                 let start = record.range.startByte
                 guard record.imageSizeBytes > start else { return }
                 let count = min(record.range.lengthBytes, record.imageSizeBytes - start)
-                try image.write(
-                    UnsafeRawBufferPointer(rebasing: payload[..<Int(count)]), at: start)
+                try write(
+                    UnsafeRawBufferPointer(rebasing: payload[..<Int(count)]), at: start, to: image)
             case .zero:
                 try image.trim(at: record.range.startByte, length: record.range.lengthBytes)
             default: try image.resize(to: record.imageSizeBytes)
             }
         }
+    }
+
+    /// In a staging nobody waits for it, and a guest may wait for the processor or for the disk.
+    private func write(
+        _ content: UnsafeRawBufferPointer, at start: UInt64, to image: Image
+    ) throws(VolumeError) {
+        guard source == .staging else { return try image.write(content, at: start) }
+        var done = 0
+        while done < content.count {
+            let end = min(done + BulkPiece.bytes, content.count)
+            try image.write(
+                UnsafeRawBufferPointer(rebasing: content[done..<end]), at: start + UInt64(done))
+            done = end
+        }
+        writeback.note(image, at: start, length: UInt64(content.count))
     }
 
     /// - Returns: nil for an image that is gone by now.
