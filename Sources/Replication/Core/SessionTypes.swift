@@ -147,7 +147,7 @@ package enum SessionOperation: Sendable, Hashable {
     var isBulk: Bool {
         switch self {
         case .compare, .markEverything, .openLeg, .stageStream, .stageBlocks, .syncStaging: true
-        case .connect, .disconnect, .send, .flush, .commitLeg: false
+        case .connect, .look, .disconnect, .send, .flush, .commitLeg: false
         }
     }
 }
