@@ -273,6 +273,9 @@ extension TargetRecord {
         if let reaction = target.onTimeout.flatMap(OnTimeout.init(rawValue:)) {
             onTimeout = reaction
         }
+        if let age = target.rpoMs { rpoMs = age == 0 ? nil : age }
+        if let bytes = target.rpoBytes { rpoBytes = bytes == 0 ? nil : Int64(exactly: bytes) }
+        if let reaction = target.onRPO.flatMap(OnRPO.init(rawValue:)) { onRPO = reaction }
         if let interval = target.intervalMs { intervalMs = interval == 0 ? nil : interval }
         if let rate = target.rateBytesPerSecond {
             // The catalog has signed numbers; what is beyond them is no limit.
@@ -295,6 +298,11 @@ extension TargetInfo {
         isInStep = status.isInStep
         intervalMs = status.record.intervalMs
         nextRunNs = status.nextRunNs
+        rpoMs = status.record.rpoMs
+        rpoBytes = status.record.rpoBytes
+        if status.record.recoveryGoal != nil { onRPO = status.record.onRPO.rawValue }
+        rpoPassedSinceNs = status.rpoPassedSinceNs
+        if case .slowed(let bytes)? = status.recovery?.pace { slowedToBytesPerSecond = bytes }
         staleSinceNs = status.isInStep || status.isLevel ? nil : status.sinceNs
         reason = status.isInStep || status.isLevel ? nil : status.reason
         durableSequence = status.durable.rawValue

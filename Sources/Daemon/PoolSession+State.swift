@@ -30,6 +30,9 @@ extension PoolSession {
                 "target \(target.address) is \(target.state): \(target.reason ?? "not yet in step")"
             )
         }
+        for target in targets where target.rpoPassedSinceNs != nil {
+            problems.append("target \(target.address) lacks more than its rpo allows")
+        }
         return StatusInfo(
             pool: store.path, id: store.identity.id,
             state: !damaged.isEmpty ? "damaged" : problems.isEmpty ? "healthy" : "degraded",

@@ -26,6 +26,15 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     /// What changed is shipped once in so long; missing where it is as it comes.
     package var intervalMs: Int64?
     package var nextRunNs: Int64?
+    /// What may be at risk at most: age of the oldest change that the target lacks, and bytes.
+    package var rpoMs: Int64?
+    package var rpoBytes: Int64?
+    /// What happens beyond: alarm, throttle or stop; missing without an rpo.
+    package var onRPO: String?
+    /// Since when more is at risk than that.
+    package var rpoPassedSinceNs: Int64?
+    /// Writers are slowed to that.
+    package var slowedToBytesPerSecond: UInt64?
     /// In step: what is missing there is on its way, or goes there with the next run.
     package var isInStep: Bool
     /// Since when it is not, and why.
@@ -116,6 +125,10 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     package var rateBytesPerSecond: UInt64?
     /// Ships what changed once in so long; 0 for as it comes.
     package var intervalMs: Int64?
+    /// What may be at risk at most; 0 for whatever it is.
+    package var rpoMs: Int64?
+    package var rpoBytes: UInt64?
+    package var onRPO: String?
 
     package init(address: String, mode: String? = nil, timeoutMs: Int64? = nil) {
         self.address = address
@@ -124,7 +137,8 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     }
 
     /// `DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,on-timeout=degrade|block|fail]
-    /// [,interval=30s][,history=1h][,rate=20MiB/s]`; a comma in DIR is written `\,`.
+    /// [,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s]`; a
+    /// comma in DIR is written `\,`.
     /// - Returns: nil for what is no target; then `problem` says why.
     package static func parse(_ text: String) -> (TargetSpecification?, problem: String) {
         var parts: [String] = [""]
@@ -170,6 +184,15 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
                     return (nil, "'\(word)': an interval is such as 30s or 15m, at least 1s")
                 }
                 result.intervalMs = intervalMs
+            case ("rpo", let text?):
+                guard result.takeRPO(text) else {
+                    return (nil, "'\(word)': an rpo is such as 10s or 64MiB, or 0 for none")
+                }
+            case ("on-rpo", let text?):
+                guard let reaction = TargetRecord.OnRPO(rawValue: text) else {
+                    return (nil, "'\(word)': on-rpo is alarm, throttle or stop")
+                }
+                result.onRPO = reaction.rawValue
             case ("rate", let text?):
                 guard let rate = ByteSize.perSecond(parsing: text) else {
                     return (nil, "'\(word)': a rate is such as 20MiB/s, or 0 for no limit")
@@ -179,11 +202,31 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
                 return (
                     nil,
                     "'\(word)' is no option of a target; there are mode, timeout, on-timeout, "
-                        + "interval, history and rate"
+                        + "interval, rpo, on-rpo, history and rate"
                 )
             }
         }
         return (result, "")
+    }
+}
+
+extension TargetSpecification {
+    /// A time, or a size: both may be said, one after the other; 0 takes both away.
+    /// - Returns: false for what is neither.
+    package mutating func takeRPO(_ text: String) -> Bool {
+        if text == "0" || text == "0s" {
+            (rpoMs, rpoBytes) = (0, 0)
+            onRPO = onRPO ?? TargetRecord.OnRPO.alarm.rawValue
+        } else if let ageMs = Duration.milliseconds(parsing: text) {
+            guard ageMs >= 1000 else { return false }
+            rpoMs = ageMs
+        } else {
+            guard let size = ByteSize(parsing: text), size.bytes >= 1 << 20,
+                Int64(exactly: size.bytes) != nil
+            else { return false }
+            rpoBytes = size.bytes
+        }
+        return true
     }
 }
 

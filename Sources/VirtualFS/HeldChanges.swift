@@ -1,5 +1,5 @@
 // Changes of images that may not begin yet, because a target that the image does not go on without is
-// lost, or the write stream has no room (docs/decisions/0010-held-writes.md).
+// lost or must not fall further behind, or the write stream has no room (docs/decisions/0010-held-writes.md).
 //
 //   hold ──► parked, by image ── the image may go on ──► begun, on the thread of this table
 //                    └────────── the mount ends ───────► given up
@@ -30,6 +30,8 @@ package final class HeldChanges: @unchecked Sendable {  // fields are under `loc
     private let lock = Lock()
     private let changed = Condition()
     private var lines: [ImageID: Line] = [:]
+    /// Whose change began last.
+    private var lastServed = ImageID(rawValue: 0)
     private var thread: WorkerThread?
     private var hasEnded = false
 
@@ -79,8 +81,13 @@ package final class HeldChanges: @unchecked Sendable {  // fields are under `loc
     }
 
     private func takeNext() -> Change? {
-        for (id, line) in lines where !line.image.mustHold(line.changes[0].bytes) {
-            let change = line.changes[0]
+        // In turn: where a few may begin at a time, every image has its share of them.
+        let images = lines.keys.sorted()
+        let next = images.firstIndex { $0 > lastServed } ?? 0
+        for id in images[next...] + images[..<next] {
+            let change = lines[id]!.changes[0]
+            if lines[id]!.image.mustHold(change.bytes) { continue }
+            lastServed = id
             lines[id]!.changes.removeFirst()
             lines[id]!.bytes -= change.bytes
             if lines[id]!.changes.isEmpty { lines[id] = nil }

@@ -7,8 +7,8 @@
 // Nobody sleeps here: a parked request is a few words in a table, so a slow target holds no thread of
 // the mount. Where no target asks a request to wait, each of these calls is one load.
 //
-// Before a change begins, `obstacle` tells whether a target that is lost keeps it from beginning
-// (`on-timeout` block and fail).
+// Before a change begins, `mustHold` and `obstacle` tell whether a target that is lost keeps it from
+// beginning (`on-timeout` block and fail), or one that must not fall further behind (`on-rpo`).
 
 import BlockCore
 import Replication
@@ -56,6 +56,8 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
     private let hasObstacles = Atomic<Bool>(false)
     private let lock = Lock()
     private var tracker = AckTracker<PendingReply>()
+    /// Of targets that must not fall further behind; those that let everything begin have none.
+    private var pacers: [TargetID: Pacer] = [:]
     private let hasSent = Condition()
     /// Threads that are replying to requests they took out of the table.
     private var sending = 0
@@ -130,7 +132,42 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
         return lock.withLock { tracker.obstacle(for: image) }
     }
 
+    /// Whether a change of so many bytes is not to begin now; one that may counts as begun.
+    /// - Parameter nowNs: of a clock that never goes back.
+    @inline(__always)
+    package func mustHold(
+        _ bytes: Int, of image: ImageID, nowNs: @autoclosure () -> Int64
+    ) -> Bool {
+        guard hasObstacles.load(ordering: .relaxed) else { return false }
+        return mustHold(bytes, of: image, at: nowNs())
+    }
+
+    private func mustHold(_ bytes: Int, of image: ImageID, at nowNs: Int64) -> Bool {
+        lock.withLock {
+            if tracker.obstacle(for: image) == .block { return true }
+            for target in pacers.keys {
+                guard pacers[target]!.admits(nowNs: nowNs) else { return true }
+            }
+            for target in pacers.keys { pacers[target]!.take(bytes) }
+            return false
+        }
+    }
+
     // MARK: The side of the targets
+
+    /// Changes begin no faster than that, as far as this target is concerned.
+    package func setPace(_ pace: Pace, for target: TargetID, nowNs: Int64) {
+        lock.withLock {
+            var pacer = pacers[target] ?? Pacer()
+            pacer.set(pace, nowNs: nowNs)
+            pacers[target] = pacer.isFree ? nil : pacer
+            publishObstacles()
+        }
+    }
+
+    private func publishObstacles() {
+        hasObstacles.store(tracker.hasObstacles || !pacers.isEmpty, ordering: .releasing)
+    }
 
     package func count(
         _ target: TargetID, _ policy: TargetPolicy = TargetPolicy(AckPolicy(.flush)),
@@ -198,7 +235,7 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
             body(&tracker)
             flushesWait.store(tracker.holdsFlushes, ordering: .releasing)
             writesWait.store(tracker.holdsWrites, ordering: .releasing)
-            hasObstacles.store(tracker.hasObstacles, ordering: .releasing)
+            publishObstacles()
             needsAsking = tracker.needsDurable
         }
     }

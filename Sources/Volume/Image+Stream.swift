@@ -21,13 +21,14 @@ extension VolumeCore {
 
 extension Image {
     /// A change is not to begin now: a target that the image does not go on without is lost, or has
-    /// fallen so far behind that it holds writers back. Asked before a change, by who can park it: the
-    /// change itself waits only where the last of the ring is used up.
+    /// fallen so far behind that it holds writers back. Asked once before a change, by who can park it:
+    /// one that may begin counts as begun. The change itself waits only where the last of the ring is
+    /// used up.
     @inline(__always)
     package func mustHold(_ bytes: Int) -> Bool {
-        if core.gate.obstacle(for: id) == .block { return true }
         guard let stream = core.stream else { return false }
-        return !stream.hasRoom(bytes: VolumeCore.room(for: UInt64(bytes)))
+        if !stream.hasRoom(bytes: VolumeCore.room(for: UInt64(bytes))) { return true }
+        return core.gate.mustHold(bytes, of: id, nowNs: core.disk.monotonic())
     }
 
     /// - Throws: where a target that the image does not go on without is lost.

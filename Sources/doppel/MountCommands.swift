@@ -43,7 +43,7 @@ struct Mount: ParsableCommand {
             "A mirror to replicate to, from now on.",
             discussion:
                 "DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,on-timeout=degrade|block|fail]"
-                + "[,interval=30s][,history=1h][,rate=20MiB/s]",
+                + "[,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s]",
             valueName: "target"))
     var mirror: String?
     @Flag(help: "Send nothing to the pool's targets; what they lack is kept track of.")

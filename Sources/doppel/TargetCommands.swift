@@ -25,6 +25,8 @@ struct Target: ParsableCommand {
 
 enum TimeoutChoice: String, ExpressibleByArgument, CaseIterable { case degrade, block, fail }
 
+enum RPOChoice: String, ExpressibleByArgument, CaseIterable { case alarm, throttle, stop }
+
 enum TargetMode: String, ExpressibleByArgument, CaseIterable {
     case async, flush
     case semiSync = "semi-sync"
@@ -63,6 +65,22 @@ struct TargetSettings: ParsableArguments {
                 """))
     var interval: String?
     @Option(
+        help: ArgumentHelp(
+            "With async: what may be at risk at most, such as 10s or 64MiB; may be given twice.",
+            discussion: """
+                Age of the oldest change that the target lacks, and bytes. 0 takes both away.
+                """))
+    var rpo: [String] = []
+    @Option(
+        name: .customLong("on-rpo"),
+        help: ArgumentHelp(
+            "What happens beyond the rpo: alarm, throttle or stop.",
+            discussion: """
+                alarm: an event, and status is degraded. throttle: writers are slowed to what the target \
+                takes, before it comes so far. stop: writes are held until less is at risk.
+                """))
+    var onRPO: RPOChoice?
+    @Option(
         help: "What a resync is held to, such as 20MiB/s; 0 for no limit. Holds at once.")
     var rate: String?
 
@@ -81,6 +99,12 @@ struct TargetSettings: ParsableArguments {
             }
             result.historyMs = historyMs
         }
+        for text in rpo {
+            guard result.takeRPO(text) else {
+                throw ValidationError("--rpo is such as 10s or 64MiB, or 0 for none")
+            }
+        }
+        if let onRPO { result.onRPO = onRPO.rawValue }
         if let interval {
             guard let intervalMs = Duration.interval(parsing: interval) else {
                 throw ValidationError("--interval is such as 30s or 15m, at least 1s")
@@ -135,6 +159,7 @@ struct TargetSet: ParsableCommand {
 
             EXAMPLES
               doppel target set /srv/vms /backup/vms --mode async --interval 30s
+              doppel target set /srv/vms /backup/vms --rpo 10s --on-rpo throttle
               doppel target set /srv/vms /backup/vms --image db.raw --mode sync --on-timeout block
               doppel target set /srv/vms /backup/vms --image db.raw --inherit
             """)
@@ -145,7 +170,10 @@ struct TargetSet: ParsableCommand {
 
     func validate() throws {
         if inherit, image == nil { throw ValidationError("--inherit goes with --image") }
-        if image != nil, settings.timeout ?? settings.history ?? settings.interval != nil {
+        if image != nil,
+            settings.timeout ?? settings.history ?? settings.interval ?? settings.rpo.first != nil
+                || settings.onRPO != nil
+        {
             throw ValidationError("--image goes with --mode, --on-timeout and --inherit alone")
         }
     }
@@ -297,8 +325,9 @@ enum TargetText {
         if target.modeInForce != target.mode {
             lines.append("               in force: \(target.modeInForce)")
         }
+        lines += recovery(target)
         if let since = target.stoppedSinceNs {
-            let what = target.onTimeout == "fail" ? "fail" : "are held"
+            let what = target.onTimeout == "fail" && target.onRPO == nil ? "fail" : "are held"
             lines.append("               WRITES \(what) since \(Output.time(since))")
         }
         for image in target.images {
@@ -331,6 +360,19 @@ enum TargetText {
             )
         }
         return lines
+    }
+
+    private static func recovery(_ target: TargetInfo) -> [String] {
+        guard let reaction = target.onRPO else { return [] }
+        var line =
+            "               rpo "
+            + [target.rpoMs.map(interval), target.rpoBytes.map { Output.size(UInt64($0)) }]
+            .compactMap(\.self).joined(separator: " and ") + ", on-rpo \(reaction)"
+        if let rate = target.slowedToBytesPerSecond {
+            line += "; writers are slowed to \(Output.size(rate))/s"
+        }
+        guard let since = target.rpoPassedSinceNs else { return [line] }
+        return [line, "               MORE IS AT RISK since \(Output.time(since))"]
     }
 
     /// As it is given.

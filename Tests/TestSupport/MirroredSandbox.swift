@@ -12,6 +12,11 @@ package struct TargetLine: Decodable {
     package var isInStep: Bool
     package var intervalMs: Int64?
     package var nextRunNs: Int64?
+    package var rpoMs: Int64?
+    package var rpoBytes: UInt64?
+    package var onRPO: String?
+    package var rpoPassedSinceNs: Int64?
+    package var slowedToBytesPerSecond: UInt64?
     package var stoppedSinceNs: Int64?
     package var staleSinceNs: Int64?
     package var reason: String?

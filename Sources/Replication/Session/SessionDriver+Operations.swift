@@ -33,6 +33,7 @@ extension SessionDriver {
     func send() throws(TargetError) -> SessionEvent {
         if let batch = stream.takeBatch(id, limitBytes: 4 << 20) {
             try connected().append(batch)
+            tally.sentBytes.add(UInt64(batch.lengthBytes), ordering: .relaxed)
             return .sent(
                 through: batch.lastSequence, bytes: batch.lengthBytes, isBarrierNext: false)
         }

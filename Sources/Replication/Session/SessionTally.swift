@@ -6,12 +6,15 @@ package final class SessionTally: Sendable {
     let compared = Atomic<UInt64>(0)
     /// Of these, those that the target could not read back as they were written.
     let rotten = Atomic<UInt64>(0)
+    /// Given to the target as it came.
+    let sentBytes = Atomic<UInt64>(0)
     /// Given to the target in stagings, with the records' headers.
     let stagedBytes = Atomic<UInt64>(0)
 
     package struct Figures: Sendable, Hashable {
         package var comparedBlocks: UInt64 = 0
         package var rottenBlocks: UInt64 = 0
+        package var sentBytes: UInt64 = 0
         package var stagedBytes: UInt64 = 0
         package init() {}
 
@@ -19,6 +22,7 @@ package final class SessionTally: Sendable {
             var sum = one
             sum.comparedBlocks += other.comparedBlocks
             sum.rottenBlocks += other.rottenBlocks
+            sum.sentBytes += other.sentBytes
             sum.stagedBytes += other.stagedBytes
             return sum
         }
@@ -28,6 +32,7 @@ package final class SessionTally: Sendable {
         var figures = Figures()
         figures.comparedBlocks = compared.load(ordering: .relaxed)
         figures.rottenBlocks = rotten.load(ordering: .relaxed)
+        figures.sentBytes = sentBytes.load(ordering: .relaxed)
         figures.stagedBytes = stagedBytes.load(ordering: .relaxed)
         return figures
     }

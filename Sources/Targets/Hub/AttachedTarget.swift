@@ -18,6 +18,7 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     private var events: [EventRecord] = []
     private var fence: String?
     private var rate = RateMeter()
+    private var recovery: RecoveryPoint?
     /// Of the sessions before.
     private var past = SessionTally.Figures()
     /// Held across I/O: one writer of the dirty file at a time.
@@ -224,6 +225,32 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
         return flag
     }
 
+    // MARK: What may be lost
+
+    /// nil where nothing was asked for.
+    var recoveryPoint: RecoveryPoint? { lock.withLock { recovery } }
+
+    /// - Parameter pace: called before anybody else changes it: what was let go of stays so.
+    func setRecoveryPoint(_ new: RecoveryPoint?, pace: (Pace) -> Void) {
+        lock.withLock {
+            recovery = new
+            pace(.free)
+        }
+    }
+
+    func look(
+        _ sight: RecoveryPoint.Sight, nowNs: Int64, pace: (Pace) -> Void
+    ) -> (change: RecoveryPoint.Change?, wantsRun: Bool) {
+        lock.withLock {
+            guard let change = recovery?.look(sight, nowNs: nowNs) else {
+                if let recovery { pace(recovery.pace) }
+                return (nil, recovery?.wantsRun ?? false)
+            }
+            pace(recovery?.pace ?? .free)
+            return (change, recovery?.wantsRun ?? false)
+        }
+    }
+
     // MARK: Speed
 
     func meter(nowNs: Int64) {
@@ -276,12 +303,24 @@ struct SequenceSamples {
 
     /// The last moment known at which the pool was no further than this.
     func momentNs(of sequence: SequenceNumber) -> Int64? {
-        samples.last { $0.sequence <= sequence }?.atNs
+        let index = index(after: sequence)
+        return index > 0 ? samples[index - 1].atNs : nil
     }
 
     /// How long ago the pool was where the target is.
     func lagMs(behind sequence: SequenceNumber, nowNs: Int64) -> Int64 {
-        guard let first = samples.first(where: { $0.sequence > sequence }) else { return 0 }
-        return max((nowNs - first.atNs) / 1_000_000, 0)
+        let index = index(after: sequence)
+        guard index < samples.count else { return 0 }
+        return max((nowNs - samples[index].atNs) / 1_000_000, 0)
+    }
+
+    /// Of the first sample that is further.
+    private func index(after sequence: SequenceNumber) -> Int {
+        var (low, high) = (0, samples.count)
+        while low < high {
+            let middle = (low + high) / 2
+            if samples[middle].sequence > sequence { high = middle } else { low = middle + 1 }
+        }
+        return low
     }
 }

@@ -146,7 +146,8 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         // H3: until it is connected, or the timeout has passed, fsyncs wait for one that was in step.
         let counts = session.policy.isWaitedFor && record.stale == nil
         // Who does not go on without it does not do so because the pool was opened anew.
-        if counts || record.isArmed {
+        let isArmed = record.isArmed && session.policy.hasStandstill
+        if counts || isArmed {
             volume.gate.count(
                 record.id, session.policy,
                 durable: stream.standing(record.id)?.durable ?? .zero,
@@ -154,12 +155,13 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         }
         let driver = SessionDriver(
             id: record.id, options: session, seed: UInt64(bitPattern: disk.now()), counts: counts,
-            isArmed: record.isArmed, stream: stream, source: source,
+            isArmed: isArmed, stream: stream, source: source,
             clock: { [disk] in disk.monotonic() }
         ) { [opener] () throws(TargetError) in try opener(record) }
         // Only who waits for a target is held back for it.
         stream.setHoldsWriters(record.id, session.policy.isWaitedFor)
         target.setDriver(driver)
+        beginRecoveryPoint(of: target)
         driver.start(onThread: options.runsInBackground)
     }
 
@@ -210,6 +212,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             }
             target.driver?.tick()
             target.meter(nowNs: now)
+            watchRecoveryPoint(of: target, nowNs: now)
         }
         _ = announceArrivals()
         releaseLeaving()
@@ -253,7 +256,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         let isInStep =
             target.takeInStep()
             || !target.policy.isWaitedFor && isInStep(target)
-        let isArmed = target.policy.hasStandstill
+        let isArmed = target.policy.hasStandstill || target.record.stopsWhenBehind
         guard isInStep,
             target.record.stale != nil || target.record.isArmed != isArmed
                 || !target.record.isWhole || target.record.keepsDiverged
@@ -338,6 +341,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             guard detaches, store.catalog.isFailed else { throw error }
             log.error("target \(target.record.address): \(error)")
         }
+        endRecoveryPoint(of: target)
         if detaches {
             target.driver?.abandon()
             target.setDriver(nil)
@@ -413,6 +417,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
 
     /// Ends the session, as if the target had gone.
     private func halt(_ target: AttachedTarget) {
+        endRecoveryPoint(of: target)
         guard let driver = target.driver else { return }
         // It stops counting only when that is written down: the keeper does it meanwhile.
         if !driver.stop(timeoutMs: target.record.timeoutMs) {

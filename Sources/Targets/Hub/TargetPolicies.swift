@@ -52,6 +52,24 @@ extension TargetRecord {
                 "with an interval no image can have a mode of its own: the target is not in step "
                 + "between two runs"
         }
+        return conflictOfRPO
+    }
+
+    private var conflictOfRPO: String? {
+        guard let goal = recoveryGoal else {
+            return onRPO == .alarm
+                ? nil
+                : "on-rpo \(onRPO.rawValue) needs an rpo, such as 10s or 64MiB"
+        }
+        if mode != .async {
+            return "an rpo goes with mode async, and the mode is \(mode.rawValue), which has a "
+                + "timeout instead; an rpo of 0 takes it away"
+        }
+        if let intervalMs, let ageMs = goal.ageMs, ageMs <= intervalMs {
+            return
+                "what is shipped once in \(intervalMs) ms is older than \(ageMs) ms before it is "
+                + "there: the rpo must be longer than the interval"
+        }
         return nil
     }
 }
@@ -61,6 +79,13 @@ extension SessionOptions {
     mutating func take(_ target: AttachedTarget) {
         policy = target.policy
         intervalMs = target.record.intervalMs
+        // What is sent and not durable yet is at risk, too.
+        if let rpoMs = target.record.rpoMs {
+            flushIntervalMs = min(flushIntervalMs, max(rpoMs / 8, 100))
+        }
+        if let rpoBytes = target.record.rpoBytes {
+            flushBytes = min(flushBytes, max(UInt64(rpoBytes) / 8, 256 << 10))
+        }
         timeoutMs = target.record.timeoutMs
         bytesPerSecond = target.record.rateBytesPerSecond.map(UInt64.init)
         rearmMs = min(rearmMs, 2 * timeoutMs)

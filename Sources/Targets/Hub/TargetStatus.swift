@@ -35,6 +35,10 @@ package struct TargetStatus: Sendable {
     /// Both this pool and the target went on from the same place, each on its own.
     package var isSplitBrain = false
     package var isInStep = false
+    /// How what is at risk stands to what was asked for; nil where nothing was.
+    package var recovery: RecoveryPoint?
+    /// More is at risk than was asked for, since then.
+    package var rpoPassedSinceNs: Int64?
     /// When what changed is shipped next, of one that has a schedule.
     package var nextRunNs: Int64?
     /// Nobody sends anything, and nothing is missing.
@@ -94,6 +98,11 @@ extension TargetHub {
             let outageNs = session.outage.map { disk.now() - (disk.monotonic() - $0.sinceNs) }
             result.stoppedSinceNs = outageNs ?? disk.now()
         }
+        result.recovery = target.recoveryPoint
+        result.rpoPassedSinceNs = result.recovery?.passedSinceNs.map { disk.now() - (nowNs - $0) }
+        if result.recovery?.pace == .held {
+            result.stoppedSinceNs = result.stoppedSinceNs ?? result.rpoPassedSinceNs
+        }
         if let resync = session?.resync, result.state == .resyncing {
             let total = resync.totalBlocks
             result.resyncTotalBytes = total * Geometry.blockSizeBytes
@@ -109,7 +118,7 @@ extension TargetHub {
         return lock.withLock { samples.momentNs(of: sequence) }.map { now - (monotonic - $0) }
     }
 
-    private func lagMs(behind durable: SequenceNumber) -> Int64 {
+    func lagMs(behind durable: SequenceNumber) -> Int64 {
         // What came after the last sample is younger than it.
         guard durable < stream.lastSequence else { return 0 }
         let now = disk.monotonic()
