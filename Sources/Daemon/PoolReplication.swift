@@ -185,6 +185,10 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             ?? TargetImageRecord(targetID: record.id, imageID: imageID, mode: nil, onTimeout: nil)
         if wanted.inherits ?? false { (new.mode, new.onTimeout) = (nil, nil) }
         if let mode = wanted.mode.flatMap(TargetRecord.Mode.init(rawValue:)) {
+            guard mode != .adaptive else {
+                throw ControlFailure(
+                    .usage, "mode adaptive is for a whole target, not for one image")
+            }
             try refuseWaiting(mode, record.address)
             new.mode = mode.rawValue
         }
@@ -273,6 +277,7 @@ extension TargetRecord {
         if let reaction = target.onTimeout.flatMap(OnTimeout.init(rawValue:)) {
             onTimeout = reaction
         }
+        if let budget = target.latencyBudgetUs { latencyBudgetUs = budget == 0 ? nil : budget }
         if let age = target.rpoMs { rpoMs = age == 0 ? nil : age }
         if let bytes = target.rpoBytes { rpoBytes = bytes == 0 ? nil : Int64(exactly: bytes) }
         if let reaction = target.onRPO.flatMap(OnRPO.init(rawValue:)) { onRPO = reaction }
@@ -289,7 +294,11 @@ extension TargetInfo {
         self.init(
             id: status.record.id.rawValue, address: status.record.address,
             mode: status.record.mode.rawValue, timeoutMs: status.record.timeoutMs)
-        modeInForce = status.isInForce ? status.record.mode.rawValue : "async"
+        modeInForce = status.modeInForce.rawValue
+        if status.record.mode == .adaptive {
+            latencyBudgetUs =
+                status.record.latencyBudgetUs ?? TargetRecord.defaultLatencyBudgetUs
+        }
         onTimeout = status.record.onTimeout.rawValue
         stoppedSinceNs = status.stoppedSinceNs
         state =

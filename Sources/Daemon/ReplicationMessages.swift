@@ -8,6 +8,8 @@ import BlockCore
 package struct TargetInfo: Codable, Sendable, Hashable {
     package var id: Int64
     package var address: String
+    /// How late answers may be in mode adaptive.
+    package var latencyBudgetUs: Int64?
     /// As it was asked for; see ``modeInForce``.
     package var mode: String
     /// What is waited for now: "async" while the target is not in step.
@@ -129,6 +131,8 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     package var rpoMs: Int64?
     package var rpoBytes: UInt64?
     package var onRPO: String?
+    /// 0 for none.
+    package var latencyBudgetUs: Int64?
 
     package init(address: String, mode: String? = nil, timeoutMs: Int64? = nil) {
         self.address = address
@@ -136,7 +140,7 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
         self.timeoutMs = timeoutMs
     }
 
-    /// `DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,on-timeout=degrade|block|fail]
+    /// `DIR[,mode=async|flush|semi-sync|sync|adaptive][,latency-budget=5ms][,timeout=5s][,on-timeout=degrade|block|fail]
     /// [,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s]`; a
     /// comma in DIR is written `\,`.
     /// - Returns: nil for what is no target; then `problem` says why.
@@ -184,6 +188,11 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
                     return (nil, "'\(word)': an interval is such as 30s or 15m, at least 1s")
                 }
                 result.intervalMs = intervalMs
+            case ("latency-budget", let text?):
+                guard let budgetUs = Duration.microseconds(parsing: text) else {
+                    return (nil, "'\(word)': a latency budget is such as 5ms or 800us")
+                }
+                result.latencyBudgetUs = budgetUs
             case ("rpo", let text?):
                 guard result.takeRPO(text) else {
                     return (nil, "'\(word)': an rpo is such as 10s or 64MiB, or 0 for none")
@@ -202,7 +211,7 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
                 return (
                     nil,
                     "'\(word)' is no option of a target; there are mode, timeout, on-timeout, "
-                        + "interval, rpo, on-rpo, history and rate"
+                        + "latency-budget, interval, rpo, on-rpo, history and rate"
                 )
             }
         }
@@ -238,6 +247,15 @@ extension ByteSize {
 }
 
 extension Duration {
+    /// Of a budget: `800us`, or as ``milliseconds(parsing:)`` has it.
+    package static func microseconds(parsing text: String) -> Int64? {
+        if text.hasSuffix("us") {
+            return Int64(text.dropLast(2)).flatMap { $0 >= 0 ? $0 : nil }
+        }
+        guard let ms = milliseconds(parsing: text), ms < 1_000_000 else { return nil }
+        return ms * 1000
+    }
+
     /// Of a schedule: 0 for none, or at least a second.
     package static func interval(parsing text: String) -> Int64? {
         milliseconds(parsing: text).flatMap { $0 == 0 || $0 >= 1000 ? $0 : nil }

@@ -203,6 +203,11 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
         answer()
     }
 
+    /// It is waited for in another way: who waits already hears of it by ``answer()``.
+    package func setPolicy(_ target: TargetID, _ policy: TargetPolicy) {
+        change { $0.setPolicy(target, policy) }
+    }
+
     /// Nobody waits for it any more.
     package func stopCounting(_ target: TargetID) {
         change { $0.forget(target) }

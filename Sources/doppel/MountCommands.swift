@@ -42,7 +42,7 @@ struct Mount: ParsableCommand {
         help: ArgumentHelp(
             "A mirror to replicate to, from now on.",
             discussion:
-                "DIR[,mode=async|flush|semi-sync|sync][,timeout=5s][,on-timeout=degrade|block|fail]"
+                "DIR[,mode=async|flush|semi-sync|sync|adaptive][,latency-budget=5ms][,timeout=5s][,on-timeout=degrade|block|fail]"
                 + "[,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s]",
             valueName: "target"))
     var mirror: String?

@@ -30,20 +30,23 @@ enum RPOChoice: String, ExpressibleByArgument, CaseIterable { case alarm, thrott
 enum TargetMode: String, ExpressibleByArgument, CaseIterable {
     case async, flush
     case semiSync = "semi-sync"
-    case sync
+    case sync, adaptive
 }
 
 struct TargetSettings: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "What is waited for: async, flush, semi-sync or sync.",
+            "What is waited for: async, flush, semi-sync, sync or adaptive.",
             discussion: """
                 async: this machine. flush: an fsync, until the target has it durably. semi-sync: every \
                 write, until the target has received it. sync: every write, until it is in the \
-                target's journal, and an fsync, until it is durable there.
+                target's journal, and an fsync, until it is durable there. adaptive: the first of sync, \
+                semi-sync and async that the target answers quickly enough for.
                 """,
             valueName: "mode"))
     var mode: TargetMode?
+    @Option(help: "With adaptive: how late answers may be, such as 5ms (the default) or 800us.")
+    var latencyBudget: String?
     @Option(help: "How long a silent target is waited for before the pool goes on without it.")
     var timeout: String?
     @Option(
@@ -98,6 +101,12 @@ struct TargetSettings: ParsableArguments {
                 throw ValidationError("--history is such as 1h or 2d")
             }
             result.historyMs = historyMs
+        }
+        if let latencyBudget {
+            guard let budgetUs = Duration.microseconds(parsing: latencyBudget) else {
+                throw ValidationError("--latency-budget is such as 5ms or 800us")
+            }
+            result.latencyBudgetUs = budgetUs
         }
         for text in rpo {
             guard result.takeRPO(text) else {
@@ -159,6 +168,7 @@ struct TargetSet: ParsableCommand {
 
             EXAMPLES
               doppel target set /srv/vms /backup/vms --mode async --interval 30s
+              doppel target set /srv/vms /backup/vms --mode adaptive --latency-budget 3ms
               doppel target set /srv/vms /backup/vms --rpo 10s --on-rpo throttle
               doppel target set /srv/vms /backup/vms --image db.raw --mode sync --on-timeout block
               doppel target set /srv/vms /backup/vms --image db.raw --inherit
@@ -171,7 +181,8 @@ struct TargetSet: ParsableCommand {
     func validate() throws {
         if inherit, image == nil { throw ValidationError("--inherit goes with --image") }
         if image != nil,
-            settings.timeout ?? settings.history ?? settings.interval ?? settings.rpo.first != nil
+            settings.timeout ?? settings.history ?? settings.interval ?? settings.rpo.first
+                ?? settings.latencyBudget != nil
                 || settings.onRPO != nil
         {
             throw ValidationError("--image goes with --mode, --on-timeout and --inherit alone")

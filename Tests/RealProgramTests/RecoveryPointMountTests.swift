@@ -110,28 +110,4 @@ import Testing
         private(set) var longest: Double = 0
         func add(_ gap: Double) { longest = max(longest, gap) }
     }
-
-    @Test func anRPOGoesWithAsyncAlone() throws {
-        try Sandbox.withPool("a.img") { box in
-            func refused(_ words: String...) throws {
-                let outcome = try box.execute(
-                    [Sandbox.binary, "target"] + words, input: "/dev/null")
-                #expect(outcome.code == 2, "\(words): \(outcome)")
-                #expect(outcome.errors.contains("rpo"), "\(words): \(outcome)")
-            }
-            try refused("add", box.pool, box.mirror, "--mode", "sync", "--rpo", "10s")
-            try refused("add", box.pool, box.mirror, "--mode", "async", "--on-rpo", "stop")
-            try refused("add", box.pool, box.mirror, "--mode", "async", "--rpo", "soon")
-            try refused(
-                "add", box.pool, box.mirror, "--mode", "async", "--interval", "30s", "--rpo", "30s")
-            try box.ok(
-                "target", "add", box.pool, box.mirror, "--mode", "async", "--interval", "30s",
-                "--rpo", "40s", "--rpo", "64MiB", "--on-rpo", "throttle")
-            let target = try box.target()
-            #expect((target.rpoMs, target.rpoBytes, target.onRPO) == (40_000, 64 << 20, "throttle"))
-            try refused("set", box.pool, box.mirror, "--interval", "1m")
-            try box.ok("target", "set", box.pool, box.mirror, "--rpo", "0")
-            #expect(try box.target().onRPO == nil)
-        }
-    }
 }

@@ -48,29 +48,48 @@ import Testing
     }
 
     /// What cannot be done is refused at once, and changes nothing (G4).
-    @Test func anIntervalGoesWithAsyncAlone() throws {
+    @Test func whatDoesNotGoTogetherIsRefused() throws {
         try Sandbox.withPool("a.img") { box in
-            func refused(_ words: String...) throws {
+            func refused(_ why: String, _ words: [String]) throws {
                 let outcome = try box.execute([Sandbox.binary] + words, input: "/dev/null")
                 #expect(outcome.code == 2, "\(words): \(outcome)")
-                #expect(outcome.errors.contains("interval"), "\(words): \(outcome)")
+                #expect(outcome.errors.contains(why), "\(words): \(outcome)")
             }
-            try refused("target", "add", box.pool, box.mirror, "--interval", "30s")
-            try refused(
-                "mount", box.pool, box.mountPoint, "--mirror", box.mirror + ",interval=30s")
-            try refused(
-                "mount", box.pool, box.mountPoint, "--mirror",
-                box.mirror + ",mode=sync,interval=30s")
+            func refusedAdding(_ why: String, _ words: String...) throws {
+                try refused(why, ["target", "add", box.pool, box.mirror] + words)
+            }
+            func refusedSetting(_ why: String, _ words: String...) throws {
+                try refused(why, ["target", "set", box.pool, box.mirror] + words)
+            }
+            try refusedAdding("interval", "--interval", "30s")
+            try refusedAdding("rpo", "--mode", "sync", "--rpo", "10s")
+            try refusedAdding("rpo", "--mode", "async", "--on-rpo", "stop")
+            try refusedAdding("interval", "--mode", "async", "--interval", "30s", "--rpo", "30s")
+            try refusedAdding("budget", "--mode", "sync", "--latency-budget", "5ms")
+            try refusedAdding("degrade", "--mode", "adaptive", "--on-timeout", "block")
+            for options in ["interval=30s", "mode=sync,interval=30s", "mode=async,rpo=soon"] {
+                try refused(
+                    options.contains("rpo") ? "rpo" : "interval",
+                    ["mount", box.pool, box.mountPoint, "--mirror", box.mirror + "," + options])
+            }
             #expect(!FileManager.default.fileExists(atPath: box.mirror))
             #expect(try box.status().targets?.isEmpty == true)
+
             try box.ok(
-                "target", "add", box.pool, box.mirror, "--mode", "async", "--interval", "30s")
-            try refused("target", "set", box.pool, box.mirror, "--mode", "flush")
-            try refused(
-                "target", "set", box.pool, box.mirror, "--image", "a.img", "--mode", "sync")
-            #expect(try box.target().intervalMs == 30_000)
-            try box.ok("target", "set", box.pool, box.mirror, "--mode", "flush", "--interval", "0s")
-            #expect(try (box.target().intervalMs, box.target().mode) == (nil, "flush"))
+                "target", "add", box.pool, box.mirror, "--mode", "async", "--interval", "30s",
+                "--rpo", "40s", "--rpo", "64MiB", "--on-rpo", "throttle")
+            try refusedSetting("interval", "--mode", "flush")
+            try refusedSetting("interval", "--interval", "1m")
+            try refusedSetting("interval", "--image", "a.img", "--mode", "sync")
+            let target = try box.target()
+            #expect((target.intervalMs, target.rpoMs) == (30_000, 40_000))
+            #expect((target.rpoBytes, target.onRPO) == (64 << 20, "throttle"))
+            try box.ok(
+                "target", "set", box.pool, box.mirror, "--mode", "adaptive", "--interval", "0s",
+                "--rpo", "0")
+            try refusedSetting("adaptive", "--image", "a.img", "--mode", "sync")
+            let changed = try box.target()
+            #expect((changed.intervalMs, changed.onRPO, changed.mode) == (nil, nil, "adaptive"))
         }
     }
 }

@@ -338,7 +338,8 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     func retracted(_ target: TargetID) {}
     func lost(_ target: TargetID) {}
     func found(_ target: TargetID) {}
-    func counts(_ target: TargetID, durable: SequenceNumber) {}
+    func counts(_ target: TargetID, _ policy: TargetPolicy, durable: SequenceNumber) {}
+    func policyChanged(_ target: TargetID, _ policy: TargetPolicy) {}
     func releaseWaiters(of target: TargetID) {}
 }
 

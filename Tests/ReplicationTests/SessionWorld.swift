@@ -62,7 +62,10 @@ struct SessionWorld {
     var operation: SessionOperation?
     var staleRecordWanted = false
 
-    init(seed: UInt64, policy: AckPolicy, intervalMs: Int64? = nil, bug: ModelBug? = nil) {
+    init(
+        seed: UInt64, policy: AckPolicy, intervalMs: Int64? = nil, budgetMs: Int64? = nil,
+        bug: ModelBug? = nil
+    ) {
         random = SeededRandom(seed: seed)
         self.bug = bug
         let empty = PoolContent(
@@ -73,6 +76,7 @@ struct SessionWorld {
         var options = SessionOptions()
         options.policy = TargetPolicy(policy)
         options.intervalMs = intervalMs
+        options.latencyBudgetUs = budgetMs.map { $0 * 1000 }
         options.rearmMs = 60
         options.longestRearmMs = 500
         options.chunkBlocks = 3
@@ -124,7 +128,7 @@ struct SessionWorld {
             try checkDone()
         case .countForAcknowledgements:
             acks.count(
-                targetID, session.options.policy, durable: SequenceNumber(rawValue: acknowledged))
+                targetID, session.policy, durable: SequenceNumber(rawValue: acknowledged))
             isStale = false
             seenTransitions.insert("counts")
             if now - leftBehindNs < session.options.rearmMs * 1_000_000, leftBehindNs > 0 {
@@ -135,6 +139,10 @@ struct SessionWorld {
             if bug == .goesOnWithoutIt { acks.forget(targetID) } else { acks.isLost(targetID) }
             while acks.takeFailed() != nil { seenTransitions.insert("waiting > failed") }
             seenTransitions.insert("\(session.options.policy.all.onTimeout) > lost")
+            try checkDone()
+        case .policyChanged(let policy):
+            seenTransitions.insert("\(policy.all.mode) in force")
+            acks.setPolicy(targetID, policy)
             try checkDone()
         case .find:
             acks.isInStep(targetID)
@@ -190,8 +198,13 @@ struct SessionWorld {
     /// Whoever is told that all is well: it is, or it is written down that the target is stale.
     private mutating func checkDone() throws {
         while let request = acks.takeDone() {
-            let mayLack = isStale && (isReleased || session.options.policy.isLeftBehind)
-            guard mayLack || has(request) else {
+            let mayLack = isStale && (isReleased || session.policy.isLeftBehind)
+            // Who waited for more in another mode is answered as the one in force has it.
+            let now = session.policy.all.mode.flushPoint ?? .received
+            guard
+                mayLack
+                    || has(.init(sequence: request.sequence, point: min(request.point, now)))
+            else {
                 throw Violation(
                     "\(request) is done; the target is at \(target.checkpoint) and not stale")
             }
@@ -201,7 +214,7 @@ struct SessionWorld {
 
     /// A request that comes now.
     private mutating func wait(isFlush: Bool) throws {
-        let mode = session.options.mode
+        let mode = session.policy.all.mode
         guard session.counts, let point = isFlush ? mode.flushPoint : mode.writePoint else {
             return
         }

@@ -16,9 +16,12 @@ import Testing
         seed: UInt64, steps: Int, bug: ModelBug? = nil
     ) throws -> Set<String> {
         let isPeriodic = seed % 7 == 3
+        let isAdaptive = seed % 7 == 5
+        let policy =
+            isPeriodic ? AckPolicy(.async) : isAdaptive ? AckPolicy(.sync) : policy(of: seed)
         var world = SessionWorld(
-            seed: seed, policy: isPeriodic ? AckPolicy(.async) : policy(of: seed),
-            intervalMs: isPeriodic ? 300 : nil, bug: bug)
+            seed: seed, policy: policy, intervalMs: isPeriodic ? 300 : nil,
+            budgetMs: isAdaptive ? 25 : nil, bug: bug)
         try world.tell(.start)
         do {
             for _ in 0..<steps { try world.step() }
@@ -47,6 +50,7 @@ import Testing
             "disconnected > connecting", "disconnected > paused", "counts", "degrade > lost",
             "negotiating > scheduled", "connecting > scheduled", "scheduled > resyncing",
             "resyncing > scheduled", "scheduled > disconnected", "level > scheduled",
+            "sync in force", "semiSync in force", "async in force",
             "block > lost", "fail > lost", "lost > found", "waiting > failed",
         ]
         #expect(expected.subtracting(seen).isEmpty, "never taken: \(expected.subtracting(seen))")
@@ -61,6 +65,28 @@ import Testing
         #expect(session.state == .fenced)
         #expect(effects.contains(.fence(reason: "replaced")) == fences)
         #expect(!session.apply(.tick, now: 1 << 60).contains(.run(.connect)))
+    }
+
+    /// It is connected anew, and says where it is: asking again would never end.
+    @Test func aTargetThatConfirmsLessThanItTookIsConnectedAnew() {
+        var options = SessionOptions()
+        options.mode = .async
+        var session = TargetSession(options: options, seed: 1)
+        _ = session.apply(.start, now: 0)
+        let report = ReplicaReport(
+            incarnationID: "this", generation: nil, checkpoint: SequenceNumber(rawValue: 10),
+            snapshots: [], staging: nil)
+        let position = StreamPosition(
+            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
+            acknowledged: SequenceNumber(rawValue: 10))
+        _ = session.apply(.connected(report, position), now: 0)
+        let through = SequenceNumber(rawValue: 12)
+        _ = session.apply(.sent(through: through, isBarrierNext: false), now: 1)
+        _ = session.apply(.sent(through: nil, isBarrierNext: false), now: 2)
+        #expect(session.apply(.flushWanted(through), now: 3).contains(.run(.flush)))
+        let effects = session.apply(.flushed(through: SequenceNumber(rawValue: 11)), now: 4)
+        #expect(effects.contains(.acknowledge(.durable, SequenceNumber(rawValue: 11))))
+        #expect(session.state == .disconnected)
     }
 
     @Test(arguments: ModelBug.allCases)

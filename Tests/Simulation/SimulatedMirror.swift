@@ -45,7 +45,7 @@ final class SimulatedMirror {
         case .async: return
         case .flush, .sync:
             if isFlush { durableFloor = max(durableFloor, sequence) }
-        case .semiSync: break
+        case .semiSync, .adaptive: break
         }
         // A disk whose syncs fail forgets what it was asked to keep.
         guard mode != .flush, powerLosses == self.powerLosses, !failsSyncs, !isLatched else {

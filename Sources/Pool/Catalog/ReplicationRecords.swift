@@ -69,6 +69,8 @@ package struct TargetRecord: Sendable, Hashable {
     package enum Mode: String, Sendable, CaseIterable {
         case async, flush, sync
         case semiSync = "semi-sync"
+        /// The first of sync, semi-sync and async that the target answers quickly enough for.
+        case adaptive
     }
 
     /// 0 before it was inserted.

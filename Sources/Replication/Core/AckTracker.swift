@@ -230,6 +230,11 @@ package struct AckTracker<Waiter: Sendable>: Sendable {
         change(id) { if $0.standing == .lost { $0.standing = .inStep } }
     }
 
+    /// It is waited for in another way from now on: who waits already, too.
+    package mutating func setPolicy(_ id: TargetID, _ policy: TargetPolicy) {
+        change(id) { $0.policy = policy }
+    }
+
     package mutating func forget(_ id: TargetID) {
         targets.removeAll { $0.id == id }
         agree()

@@ -7,6 +7,8 @@ package struct SessionOptions: Sendable, Hashable {
     package var policy = TargetPolicy(AckPolicy(.flush))
     /// Ships what changed once in so long, rather than as it comes; see TargetSession+Schedule.
     package var intervalMs: Int64?
+    /// Adaptive: as `policy` says while answers come within this, otherwise less (TargetSession+Adaptive).
+    package var latencyBudgetUs: Int64?
     /// How long a target that is waited for may make no progress before it is degraded.
     package var timeoutMs: Int64 = 5000
     /// Longest time that a target's journal stays unsynced.
@@ -32,6 +34,9 @@ package struct SessionOptions: Sendable, Hashable {
     /// Of blocks read for a resync; nil: as fast as it goes.
     package var bytesPerSecond: UInt64?
     package init() {}
+
+    /// It is waited for, or may come to be.
+    package var mayBeWaitedFor: Bool { policy.isWaitedFor || latencyBudgetUs != nil }
 
     /// For who has no image otherwise.
     package var mode: ReplicationMode {
@@ -173,7 +178,8 @@ package enum SessionEvent: Sendable {
     case compared
     /// nil: there was nothing to send. With a barrier next, nothing after it was sent.
     case sent(through: SequenceNumber?, bytes: Int = 0, isBarrierNext: Bool)
-    case flushed(through: SequenceNumber)
+    /// - Parameter isStreamEmpty: there was nothing to send at that moment.
+    case flushed(through: SequenceNumber, isStreamEmpty: Bool = false)
     /// - Parameter through: the last thing that happened to the pool at that moment.
     case looked(isLevel: Bool, through: SequenceNumber)
     case legOpened(LegSummary)
@@ -199,6 +205,8 @@ package enum SessionEffect: Sendable, Hashable {
     case recordStale(since: SequenceNumber, reason: String)
     /// The target is in step again: it is not stale, and acknowledgements wait for it.
     case countForAcknowledgements
+    /// It is waited for in this way from now on: the mode in force.
+    case policyChanged(TargetPolicy)
     /// It is in step again: those who did not go on without it are served as before.
     case find
     /// It is not waited for by those who go on without it; the others are held, or fail.

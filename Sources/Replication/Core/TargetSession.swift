@@ -44,19 +44,28 @@ package struct TargetSession: Sendable {
     package internal(set) var durable = SequenceNumber.zero
     /// What it was given.
     package internal(set) var sent = SequenceNumber.zero
+    /// How it is waited for, when it is: the mode in force.
+    package internal(set) var policy: TargetPolicy
     /// Acknowledgements wait for it.
     package internal(set) var counts = false
     /// It was waited for too long: who does not go on without it is held, or fails.
     package internal(set) var isLost = false
     /// It was in step since it was added or last let go of on purpose.
-    private var isArmed: Bool
+    var isArmed: Bool
     /// How long it has to be in step before it counts; 0: it was not left behind yet.
     private var rearmDelayMs: Int64 = 0
     private var inStepSinceNs: Int64 = 0
-    private var countsSinceNs: Int64 = 0
+    var countsSinceNs: Int64 = 0
     /// Why it is not streaming, and since when; kept while it resyncs.
     package internal(set) var outage: Outage?
     package internal(set) var resync: Resync?
+    /// What decides on the mode in force (TargetSession+Adaptive).
+    var adaptive: AdaptiveMode?
+    /// Since when something may wait to be sent, and what is being sent.
+    var recordsSinceNs: Int64 = 0
+    var sendingSinceNs: Int64 = 0
+    /// It stops counting, and goes on streaming.
+    var isSteppingDown = false
     /// When what changed is shipped next, and since when it is now (TargetSession+Schedule).
     package internal(set) var nextRunNs: Int64 = 0
     package internal(set) var runSinceNs: Int64?
@@ -86,7 +95,7 @@ package struct TargetSession: Sendable {
     /// Waits for `staleRecorded`; then it stops counting.
     var isDegrading = false
     /// … for everybody, because somebody asked for it.
-    private var isReleasing = false
+    var isReleasing = false
     var pauseWanted = false
     /// What the blocks of a resync have to wait for; nil: nothing.
     var bucket: TokenBucket?
@@ -107,6 +116,13 @@ package struct TargetSession: Sendable {
         options: SessionOptions, seed: UInt64, counts: Bool = false, isArmed: Bool = false
     ) {
         self.options = options
+        policy = options.policy
+        adaptive = options.latencyBudgetUs.map {
+            AdaptiveMode(
+                options: .init(
+                    budgetNs: $0 * 1000, holdNs: options.rearmMs * 1_000_000,
+                    longestHoldNs: options.longestRearmMs * 1_000_000))
+        }
         self.counts = counts && options.policy.isWaitedFor
         self.isArmed = isArmed || self.counts
         isLost = isArmed && !self.counts
@@ -117,7 +133,9 @@ package struct TargetSession: Sendable {
     package mutating func apply(_ event: SessionEvent, now: Int64) -> [SessionEffect] {
         var effects: [SessionEffect] = []
         take(event, now, &effects)
+        adapt(now, &effects)
         if outstanding == nil, let next = nextOperation(now, &effects) {
+            if next == .send { (sendingSinceNs, recordsSinceNs) = (recordsSinceNs, now) }
             outstanding = (next, now)
             effects.append(.run(next))
         }
@@ -131,7 +149,9 @@ package struct TargetSession: Sendable {
         case .start, .resume: begin(now)
         case .pause: pause(now, &effects)
         case .tick: watch(now, &effects)
-        case .recordsWaiting: hasRecords = true
+        case .recordsWaiting:
+            if !hasRecords { recordsSinceNs = now }
+            hasRecords = true
         case .flushWanted(let sequence):
             if flushWanted <= durable { flushWantedSinceNs = now }
             flushWanted = max(flushWanted, sequence)
@@ -139,7 +159,7 @@ package struct TargetSession: Sendable {
             let reason = "it fell behind further than the write stream reaches back"
             fail(TargetError(.io, reason), now, &effects)
             giveUp(reason, now, &effects)
-        case .staleRecorded: stopCounting(&effects)
+        case .staleRecorded: stopCounting(now, &effects)
         case .rateChanged(let rate): bucket = rate.map(TokenBucket.init(bytesPerSecond:))
         default: answer(event, now, &effects)
         }
@@ -160,8 +180,14 @@ package struct TargetSession: Sendable {
         case (.streaming, .sent(let through, let bytes, let isBarrierNext)):
             noteSent(through, bytes, now, &effects)
             if isBarrierNext { metBarrier = true }
-        case (.streaming, .flushed(let through)): noteFlushed(through, now, &effects)
-        case (.resyncing, .flushed(let through)): noteFlushed(through, now, &effects)
+        case (.streaming, .flushed(let through, let isStreamEmpty)):
+            if isStreamEmpty { hasRecords = false }
+            noteFlushed(through, now, &effects)
+            // Asked again it would say the same, for ever.
+            if through < sent {
+                fail(TargetError(.io, "it lacks some of what it took"), now, &effects)
+            }
+        case (.resyncing, .flushed(let through, _)): noteFlushed(through, now, &effects)
         case (.resyncing, .legOpened(let leg)): open(leg)
         case (.resyncing, .streamStaged(let stretch)): advance(stretch)
         case (.resyncing, .blocksStaged(let chunk, let stretch)):
@@ -237,7 +263,7 @@ package struct TargetSession: Sendable {
             sinceNs: outage?.sinceNs ?? now, reason: reason, retries: retries + 1,
             retryAtNs: now + delayMs * 1_000_000)
         if state == .resyncing { effects.append(.stopStreaming) }
-        if options.policy.hearsOfWrites { effects.append(.retract) }
+        if policy.hearsOfWrites { effects.append(.retract) }
         state = .disconnected
         isReleased = false
         hasRecords = false
@@ -255,9 +281,10 @@ package struct TargetSession: Sendable {
     ) {
         if isDegrading {
             isReleasing = isReleasing || releases
+            isSteppingDown = false
             return
         }
-        let isForgone = counts && (releases || options.policy.isLeftBehind)
+        let isForgone = counts && (releases || policy.isLeftBehind)
         guard isForgone else {
             if releases {
                 (isArmed, isLost) = (false, false)
@@ -277,18 +304,21 @@ package struct TargetSession: Sendable {
         effects.append(.tell(kind: "target-degraded", message: reason))
     }
 
-    private mutating func stopCounting(_ effects: inout [SessionEffect]) {
+    private mutating func stopCounting(_ now: Int64, _ effects: inout [SessionEffect]) {
         guard isDegrading else { return }
         isDegrading = false
         counts = false
-        if isReleasing {
-            (isArmed, isLost, isReleasing) = (false, false, false)
+        if adaptive != nil {
+            guard !stopCountingAdaptive(now, &effects) else { return }
+        } else if isReleasing {
+            (isArmed, isLost) = (false, false)
             effects.append(.releaseWaiters)
         } else {
             // S5, also where it was lost before: whose wait is over now is told.
             isLost = false
             lose("it is left behind", &effects)
         }
+        isReleasing = false
         effects.append(.stopStreaming)
     }
 
@@ -296,7 +326,7 @@ package struct TargetSession: Sendable {
         guard isArmed || counts, !isLost else { return }
         isLost = true
         effects.append(.lose)
-        guard options.policy.hasStandstill else { return }
+        guard policy.hasStandstill else { return }
         effects.append(.tell(kind: "writes-stopped", message: reason))
     }
 
@@ -354,7 +384,10 @@ package struct TargetSession: Sendable {
         if state != .streaming {
             effects.append(.tell(kind: SessionEffect.inStep, message: "it is in step"))
         }
-        if state != .streaming || inStepSinceNs == 0 { inStepSinceNs = now }
+        if state != .streaming || inStepSinceNs == 0 {
+            inStepSinceNs = now
+            adaptive?.begin(nowNs: now)
+        }
         state = .streaming
         outage = nil
         resync = nil
@@ -370,13 +403,19 @@ package struct TargetSession: Sendable {
     /// One that was left behind is waited for again when it has been in step for a while: longer each
     /// time, so that one that comes and goes does not stop everybody again and again.
     private mutating func rearm(_ now: Int64, _ effects: inout [SessionEffect]) {
-        guard options.policy.isWaitedFor, !counts, !isDegrading,
+        guard policy.isWaitedFor, !counts, !isDegrading,
             now - inStepSinceNs >= rearmDelayMs * 1_000_000
         else { return }
+        count(now, &effects)
+    }
+
+    mutating func count(_ now: Int64, _ effects: inout [SessionEffect]) {
         counts = true
         isArmed = true
         countsSinceNs = now
         effects.append(.countForAcknowledgements)
+        // Who comes to wait for what was sent already need not wait for more.
+        if policy.hearsOfWrites, sent > durable { effects.append(.acknowledge(.written, sent)) }
     }
 
     // MARK: Streaming
@@ -389,7 +428,8 @@ package struct TargetSession: Sendable {
             return
         }
         sent = max(sent, through)
-        if options.policy.hearsOfWrites { effects.append(.acknowledge(.written, sent)) }
+        adaptive?.note(.written, tookNs: now - sendingSinceNs, nowNs: now)
+        if policy.hearsOfWrites { effects.append(.acknowledge(.written, sent)) }
         if unflushedSinceNs == nil { unflushedSinceNs = now }
         unflushedBytes += UInt64(bytes)
     }
@@ -400,6 +440,9 @@ package struct TargetSession: Sendable {
         unflushedSinceNs = nil
         unflushedBytes = 0
         guard through > durable else { return }
+        if flushWanted > durable {
+            adaptive?.note(.durable, tookNs: now - flushWantedSinceNs, nowNs: now)
+        }
         durable = through
         if flushWanted > durable { flushWantedSinceNs = now }
         effects.append(.acknowledge(.durable, durable))

@@ -164,7 +164,12 @@ package final class SessionDriver: @unchecked Sendable {
         case .stopStreaming: stream.stopStreaming(id)
         case .recordStale(let since, let reason):
             source.recordStale(id, since: since, reason: reason)
-        case .countForAcknowledgements: source.counts(id, durable: session.durable)
+        case .countForAcknowledgements:
+            source.counts(id, session.policy, durable: session.durable)
+        case .policyChanged(let policy):
+            stream.setHoldsWriters(id, policy.isWaitedFor)
+            source.policyChanged(id, policy)
+            owesReplies = true
         case .fence(let reason): source.fence(id, reason: reason)
         case .lose: source.lost(id)
         case .find: source.found(id)
@@ -241,7 +246,7 @@ package final class SessionDriver: @unchecked Sendable {
             return
         }
         // Where nobody waits, records may gather, so that one wake-up serves many.
-        let isAsync = !options.policy.isWaitedFor
+        let isAsync = !session.policy.isWaitedFor
         lock.unlock()
         _ = stream.waitForRecords(
             id, atLeastBytes: isAsync ? 256 << 10 : 1,
@@ -260,7 +265,10 @@ package final class SessionDriver: @unchecked Sendable {
             case .compare: return try performCompare(everything: false)
             case .markEverything: return try performCompare(everything: true)
             case .send: return try send()
-            case .flush: return .flushed(through: try connected().flush())
+            case .flush:
+                let through = try connected().flush()
+                return .flushed(
+                    through: through, isStreamEmpty: stream.isEmpty(id))
             case .look:
                 let standing = stream.standing(id)
                 return .looked(

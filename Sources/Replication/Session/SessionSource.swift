@@ -54,7 +54,9 @@ package protocol SessionSource: AnyObject, Sendable {
     func answer()
     /// What it did not say is durable there it may have lost.
     func retracted(_ target: TargetID)
-    func counts(_ target: TargetID, durable: SequenceNumber)
+    func counts(_ target: TargetID, _ policy: TargetPolicy, durable: SequenceNumber)
+    /// It is waited for in another way, by who waits already, too.
+    func policyChanged(_ target: TargetID, _ policy: TargetPolicy)
     func lost(_ target: TargetID)
     func found(_ target: TargetID)
     func releaseWaiters(of target: TargetID)

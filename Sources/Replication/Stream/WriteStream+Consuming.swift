@@ -116,6 +116,11 @@ extension WriteStream {
             firstSequence: batch.first, lastSequence: batch.last)
     }
 
+    /// The target was given everything there is.
+    package func isEmpty(_ id: TargetID) -> Bool {
+        lock.withLock { targets[id].map { $0.isStreaming && $0.taken >= ring.end } ?? false }
+    }
+
     /// Whether the target was given every record up to there. One that was not may not be ready yet.
     package func hasTaken(_ id: TargetID, upTo sequence: SequenceNumber) -> Bool {
         lock.withLock {

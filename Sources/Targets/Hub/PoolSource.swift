@@ -254,8 +254,11 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     func retracted(_ target: TargetID) { volume.gate.retract(target) }
     func lost(_ target: TargetID) { volume.gate.isLost(target) }
     func found(_ target: TargetID) { volume.gate.isInStep(target) }
-    func counts(_ target: TargetID, durable: SequenceNumber) {
-        owner?.counts(target, durable: durable)
+    func counts(_ target: TargetID, _ policy: TargetPolicy, durable: SequenceNumber) {
+        owner?.counts(target, policy, durable: durable)
+    }
+    func policyChanged(_ target: TargetID, _ policy: TargetPolicy) {
+        volume.gate.setPolicy(target, policy)
     }
     func releaseWaiters(of target: TargetID) { volume.gate.stopCounting(target) }
 }

@@ -173,7 +173,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     /// Somebody's fsync waits: of no concern to targets that nobody waits for.
     private func wantFlush(_ sequence: SequenceNumber) {
         for target in all {
-            guard let driver = target.driver, driver.options.policy.isWaitedFor else { continue }
+            guard let driver = target.driver, driver.options.mayBeWaitedFor else { continue }
             driver.wantFlush(sequence)
         }
     }
@@ -563,9 +563,9 @@ extension TargetHub: TargetKeeper {
 // MARK: What sessions say
 
 extension TargetHub {
-    func counts(_ id: TargetID, durable: SequenceNumber) {
-        guard let target = target(id), let driver = target.driver else { return }
-        volume.gate.count(id, driver.options.policy, durable: durable)
+    func counts(_ id: TargetID, _ policy: TargetPolicy, durable: SequenceNumber) {
+        guard let target = target(id) else { return }
+        volume.gate.count(id, policy, durable: durable)
         target.noteInStep()
         wakeKeeper()
     }

@@ -24,7 +24,7 @@ extension TargetRecord.Mode {
         case .async: .async
         case .flush: .flush
         case .semiSync: .semiSync
-        case .sync: .sync
+        case .sync, .adaptive: .sync
         }
     }
 }
@@ -40,6 +40,9 @@ extension TargetRecord.OnTimeout {
 }
 
 extension TargetRecord {
+    /// What most guests do not notice.
+    package static let defaultLatencyBudgetUs: Int64 = 5000
+
     /// What cannot be done as it was asked for (G4); nil where all of it can.
     /// - Parameter hasImages: single images have it otherwise.
     package func conflict(hasImages: Bool) -> String? {
@@ -52,7 +55,22 @@ extension TargetRecord {
                 "with an interval no image can have a mode of its own: the target is not in step "
                 + "between two runs"
         }
-        return conflictOfRPO
+        return conflictOfAdaptive(hasImages) ?? conflictOfRPO
+    }
+
+    private func conflictOfAdaptive(_ hasImages: Bool) -> String? {
+        guard mode == .adaptive else {
+            guard latencyBudgetUs != nil else { return nil }
+            return "a latency budget goes with mode adaptive, and the mode is \(mode.rawValue); "
+                + "a latency budget of 0ms takes it away"
+        }
+        if onTimeout != .degrade {
+            return
+                "mode adaptive goes on with less rather than stand still: on-timeout can only be "
+                + "degrade"
+        }
+        if hasImages { return "in mode adaptive no image can have a mode of its own" }
+        return nil
     }
 
     private var conflictOfRPO: String? {
@@ -61,8 +79,9 @@ extension TargetRecord {
                 ? nil
                 : "on-rpo \(onRPO.rawValue) needs an rpo, such as 10s or 64MiB"
         }
-        if mode != .async {
-            return "an rpo goes with mode async, and the mode is \(mode.rawValue), which has a "
+        if mode != .async, mode != .adaptive {
+            return
+                "an rpo goes with modes async and adaptive, and the mode is \(mode.rawValue), which has a "
                 + "timeout instead; an rpo of 0 takes it away"
         }
         if let intervalMs, let ageMs = goal.ageMs, ageMs <= intervalMs {
@@ -79,6 +98,9 @@ extension SessionOptions {
     mutating func take(_ target: AttachedTarget) {
         policy = target.policy
         intervalMs = target.record.intervalMs
+        if target.record.mode == .adaptive {
+            latencyBudgetUs = target.record.latencyBudgetUs ?? TargetRecord.defaultLatencyBudgetUs
+        }
         // What is sent and not durable yet is at risk, too.
         if let rpoMs = target.record.rpoMs {
             flushIntervalMs = min(flushIntervalMs, max(rpoMs / 8, 100))

@@ -11,6 +11,8 @@ package struct TargetStatus: Sendable {
     /// It is waited for.
     package var counts: Bool
     package var images: [ImageID: AckPolicy] = [:]
+    /// What is waited for, or kept from going on.
+    package var modeInForce = ReplicationMode.async
     /// Somebody does not go on without it, and it is away since then.
     package var stoppedSinceNs: Int64?
     /// What was asked for is what is done: waiting for it, or standing still while it is away.
@@ -94,7 +96,7 @@ extension TargetHub {
         }
         result.checkpointNs = moment(of: reached)
         result.images = target.policy.images
-        if let session, session.isLost, session.options.policy.hasStandstill {
+        if let session, session.isLost, session.policy.hasStandstill {
             let outageNs = session.outage.map { disk.now() - (disk.monotonic() - $0.sinceNs) }
             result.stoppedSinceNs = outageNs ?? disk.now()
         }
@@ -109,6 +111,7 @@ extension TargetHub {
             result.resyncDoneBytes =
                 (total - min(resync.remainingBlocks, total)) * Geometry.blockSizeBytes
         }
+        if result.isInForce { result.modeInForce = session?.policy.all.mode ?? .async }
         return result
     }
 
