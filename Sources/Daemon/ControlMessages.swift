@@ -28,6 +28,14 @@ package enum ControlCommand: String, Codable, Sendable, CaseIterable {
     case targetResolve = "target-resolve"
     /// Shows a mirror, which the daemon is writing to, as it is now or was.
     case mirrorMount = "mirror-mount"
+
+    /// Changes nothing of the pool.
+    var onlyLooks: Bool {
+        switch self {
+        case .status, .list, .snapshotList, .events, .jobList: true
+        default: false
+        }
+    }
 }
 
 package struct ControlArguments: Codable, Sendable, Hashable {

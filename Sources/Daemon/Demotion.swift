@@ -39,6 +39,7 @@ package enum PoolDemotion {
         // What an unclean end left open is written down, and the pool is closed cleanly.
         var options = PoolSession.Options()
         options.connectsTargets = false
+        options.recovery = .start
         try PoolSession(path: path, options: options).close()
         let store = try PoolStore.open(path: path, disk: LinuxDisk())
         let isSettled = !store.wasUnclean

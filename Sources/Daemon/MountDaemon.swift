@@ -29,10 +29,14 @@ package struct MountRequest: Sendable {
 
 package enum MountDaemon {
     /// Serves the mount until it is gone. Call on the process's first thread, before others start.
-    /// - Parameter whenReady: called once the mount answers, with what the person should know all the
-    ///   same.
+    /// - Parameters:
+    ///   - whenWaiting: called each second while the pool waits for something before it is served, with
+    ///     what that is where it is news; false: nobody waits for the mount any more.
+    ///   - whenReady: called once the mount answers, with what the person should know all the same.
     package static func run(
-        _ request: MountRequest, whenReady: @escaping @Sendable (_ warning: String?) -> Void
+        _ request: MountRequest,
+        whenWaiting: @escaping @Sendable (_ news: String?) -> Bool = { _ in true },
+        whenReady: @escaping @Sendable (_ warning: String?) -> Void
     ) throws {
         let stopper = Stopper()
         // Signals first: every thread that starts later inherits the mask.
@@ -47,6 +51,8 @@ package enum MountDaemon {
         options.mountPoint = request.mountPoint
         options.isReadOnly = options.isReadOnly || request.mount.isReadOnly
         options.cachesWrites = request.mount.cache == .writeback
+        options.recoveryListener = RecoveryListener(
+            tell: whenWaiting, isCancelled: { stopper.isStopping })
         let session = try PoolSession(path: request.poolPath, options: options)
         do {
             try serve(request, session, stopper, whenReady)
@@ -219,6 +225,8 @@ private final class Stopper: @unchecked Sendable {  // fields are under `lock`
     private let lock = Lock()
     private var mount: MountSession?
     private var isAsked = false
+
+    var isStopping: Bool { lock.withLock { isAsked } }
 
     func attach(_ mount: MountSession) {
         let asked = lock.withLock { () -> Bool in

@@ -151,6 +151,9 @@ package enum PoolAccess {
         var options = PoolSession.Options()
         options.connectsTargets = [.wait, .failover].contains(request.execute)
         options.keepsRole = request.execute == .targetResolve
+        options.onlyLooks = request.execute.onlyLooks
+        // Who takes a target away goes on without it.
+        if request.execute == .targetRemove { options.recovery = .start }
         let session = try PoolSession(path: location.poolPath, options: options)
         let reply = session.execute(request) {
             listener($0.data)

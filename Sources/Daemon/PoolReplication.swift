@@ -88,16 +88,26 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     }
 
     private func open(_ record: TargetRecord) throws(TargetError) -> any ReplicaTarget {
+        // Who wants to look into the mirror meanwhile asks here.
+        var owner = PoolOwner.current()
+        if runs, let directory = try? RuntimePaths.directory(disk: LinuxDisk()) {
+            owner.socketPath = RuntimePaths.socket(of: store.identity.id, in: directory)
+        }
+        let mirror = Self.mirror(record, of: store, owner: owner)
+        lock.withLock { mirrors[record.id] = mirror }
+        return ShownTarget(mirror, mounts)
+    }
+
+    /// The mirror directory of a target, closed.
+    static func mirror(
+        _ record: TargetRecord, of store: PoolStore, owner: PoolOwner
+    ) -> MirrorTarget {
         var options = MirrorOptions()
         options.historyMs = record.historyMs > 0 ? record.historyMs : nil
         let disk = LinuxDisk()
-        // Who wants to look into the mirror meanwhile asks here.
-        var owner = PoolOwner.current()
+        var owner = owner
         owner.writesMirror = true
-        if runs, let directory = try? RuntimePaths.directory(disk: disk) {
-            owner.socketPath = RuntimePaths.socket(of: store.identity.id, in: directory)
-        }
-        let mirror = MirrorTarget(
+        return MirrorTarget(
             path: record.address, primaryPoolID: store.identity.id, poolID: record.poolID,
             disk: disk, options: options,
             look: { PoolSight.look(at: record.address, disk: disk) }
@@ -106,8 +116,6 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             try PoolStore.open(
                 path: record.address, disk: disk, owner: owner, drainTimeoutMs: 0)
         }
-        lock.withLock { mirrors[record.id] = mirror }
-        return ShownTarget(mirror, mounts)
     }
 
     /// The mirror at an address, as far as it is open.

@@ -22,6 +22,7 @@ extension PoolSession {
         if store.catalog.isFailed {
             problems.append("the catalog failed: the pool takes no changes")
         }
+        if mirror == nil, let reason = PoolRecovery.problem(of: store) { problems.append(reason) }
         let targets = replication?.status() ?? []
         if let reason = volume.fenceReason { problems.append(reason) }
         for target in targets where !target.isInStep && !["level", "fenced"].contains(target.state)

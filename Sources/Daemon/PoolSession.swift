@@ -29,6 +29,12 @@ package final class PoolSession: Sendable {
         package var atNs: Int64?
         /// A handover that was cut off is about to be decided by a person.
         package var keepsRole = false
+        /// After a crash of the machine.
+        package var recovery = RecoveryPolicy.attempt
+        package var recoveryListener = RecoveryListener()
+        /// Nothing is to be changed: before the targets were asked for what a crash took, it is opened for
+        /// reading.
+        package var onlyLooks = false
         package init() {}
     }
     package enum Reserve: Sendable, Hashable {
@@ -52,8 +58,8 @@ package final class PoolSession: Sendable {
 
     /// Opens the pool, mending what a crash left.
     /// - Throws: ``ControlFailure`` with the exit code of its kind.
-    package init(path: String, options: Options = Options()) throws {
-        self.options = options
+    package init(path: String, options given: Options = Options()) throws {
+        var options = given
         let status = StatusSource()
         var owner = PoolOwner.current()
         owner.mountPoint = options.mountPoint
@@ -63,7 +69,14 @@ package final class PoolSession: Sendable {
                 path: path, owner: owner, drainTimeoutMs: options.drainTimeoutMs)
         } catch { throw Self.failure(error) }
         do {
-            if !options.isReadOnly, !options.keepsRole { try Handover.settle(store) }
+            if options.onlyLooks, try store.catalog.read({ try $0.lostPower() }) != nil {
+                options.isReadOnly = true
+            }
+            self.options = options
+            if !options.isReadOnly, !options.keepsRole {
+                try Handover.settle(store)
+                try PoolRecovery.run(store, options)
+            }
             let parts = try Self.open(store, options, status, mirrorMounts)
             (volume, fileSystem, replication, mirror) = parts
             let (sessions, target) = (parts.replication, options.mirror)
@@ -139,7 +152,7 @@ package final class PoolSession: Sendable {
             } catch {
                 guard error.kind == .inUse, waitedMs < drainTimeoutMs else { throw error }
                 if let other = error.owner {
-                    guard let mountPoint = other.mountPoint,
+                    guard other.waitsFor == nil, let mountPoint = other.mountPoint,
                         !PoolLocation.mounts().contains(where: { $0.mountPoint == mountPoint })
                     else { throw error }
                 } else if waitedMs > 1000 {

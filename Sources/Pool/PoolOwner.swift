@@ -11,6 +11,8 @@ package struct PoolOwner: Codable, Sendable, Hashable {
     package var isDraining: Bool
     /// The pool is a mirror, and this is its primary's daemon, which writes to it.
     package var writesMirror: Bool?
+    /// Before the pool is served: what it waits for, for people.
+    package var waitsFor: String?
 
     package init(
         pid: Int32, command: String, socketPath: String? = nil, mountPoint: String? = nil,
@@ -32,6 +34,7 @@ package struct PoolOwner: Codable, Sendable, Hashable {
 
     package var summary: String {
         let place = mountPoint.map { ", mounted at \($0)" } ?? ""
+        if let waitsFor { return "process \(pid) (\(command)), which \(waitsFor)" }
         return "process \(pid) (\(command))\(place)"
     }
 

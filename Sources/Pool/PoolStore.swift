@@ -69,6 +69,7 @@ package final class PoolStore: @unchecked Sendable {
                 }
                 next.cleanlyClosed = false
                 try tx.setPoolState(next)
+                try tx.noteBoot(disk.bootID(), state)
             }
         } catch { throw PoolError(.damaged, "\(path): \(error)") }
     }

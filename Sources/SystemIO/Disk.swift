@@ -73,6 +73,9 @@ open class Disk: @unchecked Sendable {  // no state of its own
     open func now() -> Int64 { unsupported() }
     /// Nanoseconds of a clock that never goes back.
     open func monotonic() -> Int64 { unsupported() }
+    /// Another one each time the machine starts: what was written before and not synced may be lost. nil
+    /// where that is not known.
+    open func bootID() -> String? { nil }
 
     private func unsupported(_ name: String = #function) -> Never {
         fatalError("\(type(of: self)) must override \(name)")  // a subclass forgot it: a bug

@@ -88,6 +88,11 @@ public final class LinuxDisk: Disk, @unchecked Sendable {  // no state
 
     public override func now() -> Int64 { clx_realtime_ns() }
     public override func monotonic() -> Int64 { clx_monotonic_ns() }
+    public override func bootID() -> String? {
+        let bytes = (try? readSmall("/proc/sys/kernel/random/boot_id", limit: 64)) ?? []
+        let text = String(decoding: bytes.prefix { $0 > 0x20 }, as: UTF8.self)
+        return text.isEmpty ? nil : text
+    }
 }
 
 /// An open-file-description lock: it belongs to the descriptor, so it is gone with the process.

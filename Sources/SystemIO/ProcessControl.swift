@@ -27,6 +27,14 @@ public enum ProcessControl {
     public struct Readiness: Sendable {
         let fd: Int32
 
+        /// Tells the waiting parent why it takes so long.
+        /// - Parameter text: one line; nothing only finds out whether anybody waits.
+        /// - Returns: false when nobody does any more.
+        public func tell(_ text: String) -> Bool {
+            let bytes = Array("+\(text)\n".utf8)
+            return bytes.withUnsafeBytes { write(fd, $0.baseAddress, $0.count) } == bytes.count
+        }
+
         /// Tells the waiting parent, once.
         /// - Parameter text: one line; what it means is between the two.
         public func report(_ text: String) {
@@ -44,10 +52,13 @@ public enum ProcessControl {
 
     /// Runs the program in a session of its own, with standard output and error going to `logPath`,
     /// and waits for its word.
-    /// - Parameter arguments: made from the descriptor the child must report on.
+    /// - Parameters:
+    ///   - whenTold: hears why it takes so long.
+    ///   - arguments: made from the descriptor the child must report on.
     /// - Returns: what it reported, or that it ended without a word.
     public static func spawnDaemon(
-        program: String, logPath: String, arguments: (Int32) -> [String]
+        program: String, logPath: String, whenTold: (String) -> Void = { _ in },
+        arguments: (Int32) -> [String]
     ) throws(SystemError) -> String {
         var ends: [Int32] = [0, 0]
         guard pipe(&ends) == 0 else {
@@ -78,8 +89,15 @@ public enum ProcessControl {
         var text: [UInt8] = []
         var byte: UInt8 = 0
         while read(ends[0], &byte, 1) == 1 {
-            if byte == 0x0a { return String(decoding: text, as: UTF8.self) }
-            text.append(byte)
+            guard byte == 0x0a else {
+                text.append(byte)
+                continue
+            }
+            guard text.first == UInt8(ascii: "+") else {
+                return String(decoding: text, as: UTF8.self)
+            }
+            if text.count > 1 { whenTold(String(decoding: text.dropFirst(), as: UTF8.self)) }
+            text = []
         }
         return "the daemon ended before it was ready; its log is \(logPath)"
     }

@@ -24,6 +24,7 @@ struct Mount: ParsableCommand {
               doppel mount /srv/vms /mnt/vms --mirror /backup/vms,mode=flush
               doppel mount /srv/vms /mnt/vms --mirror /backup/vms,mode=async,interval=15m
               doppel mount /backup/vms /mnt/look --at "2026-03-01 14:30"
+              doppel mount /srv/vms /mnt/vms --on-recovery start
               mount -t fuse.doppel /srv/vms /mnt/vms
               /srv/vms /mnt/vms fuse.doppel defaults,_netdev 0 0      (in /etc/fstab)
             """)
@@ -53,6 +54,14 @@ struct Mount: ParsableCommand {
             "Of a mirror: how it was at this moment (UTC), such as \"2026-03-01 14:30\", or 10m ago."
     )
     var at: String?
+    @Option(
+        help: ArgumentHelp(
+            "After the machine went down: wait for a target that has what this disk may have lost, or "
+                + "start at once.",
+            discussion:
+                "Default: wait where a target is in mode sync or semi-sync; otherwise ask once.",
+            valueName: "wait|start"))
+    var onRecovery: OnRecovery?
     @Flag(help: "Stay in the foreground and log to standard error.") var foreground = false
     @Flag(help: .hidden) var sloppy = false
     @Option(help: .hidden) var readyDescriptor: Int32?
@@ -68,7 +77,9 @@ struct Mount: ParsableCommand {
             guard let program = ProcessControl.realPath("/proc/self/exe") else {
                 throw ControlFailure(.failed, "cannot find my own program file")
             }
-            let word = try ProcessControl.spawnDaemon(program: program, logPath: log) { ready in
+            let word = try ProcessControl.spawnDaemon(
+                program: program, logPath: log, whenTold: { Output.error("doppel: \($0)") }
+            ) { ready in
                 daemonArguments(request, ready: ready)
             }
             let parts = word.split(separator: "|", maxSplits: 1)
@@ -114,6 +125,7 @@ struct Mount: ParsableCommand {
         if readOnly { words.append("--read-only") }
         if let mirror { words += ["--mirror", mirror] }
         if noTargets { words.append("--no-targets") }
+        if let onRecovery { words += ["--on-recovery", onRecovery.rawValue] }
         if let at { words += ["--at", at] }
         if sloppy { words.append("--sloppy") }
         for each in options { words += ["--options", each] }
@@ -124,7 +136,10 @@ struct Mount: ParsableCommand {
         if let readyDescriptor { InheritedFiles.close(except: readyDescriptor) }
         let ready = readyDescriptor.map { ProcessControl.inheritedReadiness(descriptor: $0) }
         do {
-            try MountDaemon.run(request) { warning in
+            try MountDaemon.run(request) { news in
+                if let news { Output.error("doppel: \(news)") }
+                return ready?.tell(news ?? "") ?? true
+            } whenReady: { warning in
                 ready?.report(warning.map { "\(ExitKind.ok.rawValue)|\($0)" } ?? "")
                 if ready == nil, let warning { Output.error("doppel: \(warning)") }
             }
@@ -141,6 +156,7 @@ struct Mount: ParsableCommand {
         var session = PoolSession.Options()
         mount.cache = cache
         session.isSnapdirVisible = snapdir == .visible
+        session.recovery = .automatic
         var reserveText = reserve
         for word in options.flatMap(MountOptions.split) where !mount.accept(word) {
             // In fstab our own options stand among mount's.
@@ -153,6 +169,11 @@ struct Mount: ParsableCommand {
                 }
                 mount.cache = mode
             case let pair where pair.count == 2 && pair[0] == "reserve": reserveText = pair[1]
+            case let pair where pair.count == 2 && pair[0] == "on-recovery":
+                guard let choice = OnRecovery(rawValue: pair[1]) else {
+                    throw ValidationError("on-recovery=\(pair[1]) is none of wait, start")
+                }
+                session.recovery = choice.policy
             case _ where sloppy: break  // mount -s
             default: throw ValidationError("'\(word)' is no mount option that Doppel knows")
             }
@@ -181,7 +202,9 @@ struct Mount: ParsableCommand {
                 throw ValidationError("--mirror and --no-targets exclude each other")
             }
             session.connectsTargets = false
+            session.recovery = .start
         }
+        if let onRecovery { session.recovery = onRecovery.policy }
         if let at {
             let ago = Duration.milliseconds(parsing: at).map { LinuxDisk().now() - $0 * 1_000_000 }
             guard let ns = ago ?? CivilTime.nanoseconds(parsing: at) else {
@@ -201,6 +224,11 @@ struct Mount: ParsableCommand {
         }
         return ByteSize(parsing: text).map { .bytes($0.bytes) }
     }
+}
+
+enum OnRecovery: String, ExpressibleByArgument, CaseIterable {
+    case wait, start
+    var policy: RecoveryPolicy { self == .wait ? .wait : .start }
 }
 
 struct Unmount: ParsableCommand {

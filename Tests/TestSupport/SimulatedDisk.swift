@@ -54,6 +54,7 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     /// Folders by path, as far as somebody looked.
     private var folders: [String: Node] = [:]
     private var changes = 0
+    private var boots = 1
     private var nextID: UInt64 = 2
     private var clock: Int64
     private var isOff = false
@@ -79,7 +80,10 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         clock = crashed.clock + 1_000_000_000
         freeBytes = crashed.freeBytes
         changes = crashed.changes + 1
+        boots = crashed.boots + 1
     }
+
+    package override func bootID() -> String? { "boot \(lock.withLock { boots })" }
 
     // MARK: Faults
 

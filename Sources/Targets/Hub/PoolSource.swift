@@ -46,7 +46,7 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
         lock.withLock { currentHello = hello }
     }
 
-    private static func hello(of store: PoolStore) throws(TargetError) -> PrimaryHello {
+    static func hello(of store: PoolStore) throws(TargetError) -> PrimaryHello {
         let (state, history) = try TargetHub.read(store) {
             (try $0.poolState(), try $0.history())
         }

@@ -51,6 +51,7 @@ package enum Demotion {
                     isSettled ? row.map { .tracked($0.id) } ?? .unknown : .unknown
                 try tx.setReplica(replica)
                 try tx.clearFence()
+                try tx.setLostPower(nil)
                 try also(tx)
                 try tx.addEvent(
                     EventRecord(

@@ -164,6 +164,7 @@ extension MirrorPool {
                 }
             }
             try tx.setHistory(hello.story)
+            try tx.setLostReceived(false)
             if !keepsHistory, sequence < before || diverged != nil {
                 // The primary went back, or is another: what was here is no part of its past.
                 for each in try tx.snapshots() where Self.isBase(each) {

@@ -32,7 +32,12 @@ extension MirrorTarget {
         try check(hello, against: state, try pool.rows { try $0.history() })
         // The same primary, which only began another generation.
         let isSame = state.incarnationID == hello.incarnationID
-        try pool.update(also: { if isSame { try $0.setHistory(hello.story) } }) {
+        try pool.update(also: { tx in
+            guard isSame else { return }
+            try tx.setHistory(hello.story)
+            // It lives, and gives again what was not durable.
+            try tx.setLostReceived(false)
+        }) {
             $0.generation = hello.generation
             if isSame { $0.contentGenerationID = hello.generation.id }
             $0.primaryPoolID = hello.poolID

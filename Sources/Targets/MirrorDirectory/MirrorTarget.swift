@@ -114,11 +114,13 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             let state = pool.state
             let diverged = try pool.divergence(from: hello)
             pool.divergence = diverged
-            return ReplicaReport(
+            var report = ReplicaReport(
                 incarnationID: state.incarnationID, generation: state.generation,
                 checkpoint: diverged?.common ?? pool.checkpoint, snapshots: try pool.snapshots(),
                 staging: state.staging.map { .init(id: $0.id, durableBatch: $0.durableBatch) },
                 diverged: diverged)
+            report.keptAllReceived = try pool.rows { try !$0.lostReceived() }
+            return report
         }
     }
 

@@ -91,6 +91,7 @@ enum Promotion {
             try tx.setPoolState(next)
             try tx.setHistory(history)
             try tx.jumpIDs()
+            try tx.setLostReceived(false)
             try tx.setNamesSequence(max(checkpoint, try tx.namesSequence()))
             for each in try tx.snapshots() where each.isInternal { try tx.deleteSnapshot(each.id) }
             for old in try tx.targets() { try tx.deleteTarget(old.id) }

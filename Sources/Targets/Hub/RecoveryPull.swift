@@ -1,0 +1,169 @@
+// After a crash of the primary's machine: what its disk lost, and a target has, is fetched from there before
+// the pool is served.
+//
+//   noted     the open says that the machine went down, and since where   crash: said again
+//   looked    what is durable here for certain is noted, before anything   crash: the same
+//             is changed
+//   asked     a target that was in step: how far is it?                     crash: the same
+//   compared  the active regions, by hash, and the names
+//   kept      what this disk has becomes the snapshot `diverged-<time>`      crash: the same; it is made once
+//   pulled    blocks and sizes, into the heads, and flushed                  crash: pulled again
+//   named     names, and the note goes: one catalog transaction              crash: all of it is done
+//
+// Invariants
+//   P1 Nothing is pulled from a target that something was answered without (it is not *whole*), nor from one
+//      in mode async, which may lack what was flushed; in semi-sync from one alone that lost nothing of what
+//      it was given.
+//   P2 So what was flushed and acknowledged is on the target: to become what it has at its checkpoint loses
+//      nothing of that. What is durable here beyond the checkpoint stays all the same.
+//   P3 Region marks stay as they are. What was pulled is compared by the next session like all that a crash
+//      left open.
+//   P4 What did not travel in the stream is no content of the checkpoint: images restored at or after it,
+//      and those that have no name there, are left alone.
+
+import BlockCore
+import Logging
+import Pool
+import Replication
+import SystemIO
+import Volume
+
+package final class RecoveryPull {
+    /// What a target that was asked says.
+    package enum Answer {
+        /// It has what the crash may have taken.
+        case ahead(PatientTarget, ReplicaReport)
+        /// It answers, and has nothing for this pool.
+        case nothing(String)
+        case silent(String)
+    }
+
+    package struct Summary: Sendable, Hashable {
+        package var blocks: UInt64 = 0
+        package var images = 0
+        package var hasNames = false
+        package var keptSnapshot: String?
+    }
+
+    let store: PoolStore
+    var note: LostPowerRecord
+    /// The targets that may be asked, those that promise most first.
+    package let sources: [TargetRecord]
+    let images: [TargetID: [ImageID: TargetImageRecord]]
+    let log = Logger(label: "doppel.recovery")
+
+    /// nil where nothing has to be asked for.
+    package init?(_ store: PoolStore) throws {
+        let (found, targets, images) = try store.catalog.read {
+            (try $0.lostPower(), try $0.targets(), try $0.targetImages())
+        }
+        guard let found else { return nil }
+        self.store = store
+        note = found
+        self.images = Dictionary(grouping: images, by: \.targetID).mapValues { rows in
+            Dictionary(rows.map { ($0.imageID, $0) }, uniquingKeysWith: { $1 })
+        }
+        let byTarget = self.images
+        sources = targets.filter { record in
+            // P1.
+            record.isWhole && record.stale == nil
+                && record.policy(byTarget[record.id] ?? [:]).isWaitedFor
+        }.sorted { Self.rank($0.mode) > Self.rank($1.mode) }
+    }
+
+    private static func rank(_ mode: TargetRecord.Mode) -> Int {
+        mode.replication.writePoint.map { Int($0.rawValue) + 1 } ?? 0
+    }
+
+    /// More than what was flushed was promised: to go on without it may lose what was acknowledged.
+    package var promisesWrites: Bool { sources.contains(where: promisesWrites(by:)) }
+    package func promisesWrites(by record: TargetRecord) -> Bool {
+        policy(of: record).hearsOfWrites
+    }
+
+    func policy(of record: TargetRecord) -> TargetPolicy { record.policy(images[record.id] ?? [:]) }
+
+    // MARK: Asking
+
+    package func ask(_ record: TargetRecord, _ target: PatientTarget) -> Answer {
+        do throws(TargetError) {
+            let hello = try PoolSource.hello(of: store)
+            let report = try target.call { (target) throws(TargetError) in
+                try target.connect(hello)
+            }
+            guard report.incarnationID != nil, report.diverged == nil,
+                report.checkpoint >= note.floor
+            else {
+                target.disconnect()
+                return .nothing("it has nothing of what this pool did last")
+            }
+            return .ahead(target, report)
+        } catch {
+            switch error.kind {
+            case .fenced, .splitBrain: return .nothing(error.message)
+            case .absent, .noSpace, .io, .damaged: return .silent(error.message)
+            }
+        }
+    }
+
+    // MARK: Ending
+
+    /// The pool goes on as it is. What a target has beyond that is kept there before it is overwritten.
+    package func goOnWithout(_ reason: String) throws {
+        try store.catalog.write { tx in
+            for var record in sources {
+                record.keepsDiverged = true
+                try tx.updateTarget(record)
+            }
+            try tx.setLostPower(nil)
+            guard !sources.isEmpty else { return }
+            try tx.addEvent(
+                event(
+                    "recovery-skipped",
+                    "the machine went down, and the pool goes on without what its targets may have "
+                        + "beyond it (\(reason)); they keep it as a snapshot"))
+        }
+    }
+
+    /// Everybody was asked, and nobody has anything.
+    package func goOn() throws { try store.catalog.write { try $0.setLostPower(nil) } }
+
+    func event(_ kind: String, _ message: String) -> EventRecord {
+        EventRecord(atNs: store.disk.now(), kind: kind, subject: store.path, message: message)
+    }
+
+    func change(_ change: (inout LostPowerRecord) -> Void) throws(TargetError) {
+        var next = note
+        change(&next)
+        let new = next
+        try write { try $0.setLostPower(new) }
+        note = new
+    }
+
+    func write(_ body: (CatalogTransaction) throws -> Void) throws(TargetError) {
+        do { try store.catalog.write(body) } catch {
+            throw TargetError(.io, "the catalog of \(store.path) took no change: \(error)")
+        }
+    }
+
+    /// Before anything is changed, also by mending what the crash left: how far is each image durable?
+    package func look() throws(TargetError) {
+        guard note.heads == nil else { return }
+        let (rows, layers) = try TargetHub.read(store) { (try $0.images(), try $0.layers()) }
+        var heads: [ImageID: SequenceNumber] = [:]
+        for row in rows where !row.isDeleted {
+            guard let head = layers.first(where: { $0.id == row.headLayerID }), !head.isSealed
+            else { continue }
+            let path = store.mapPath(image: head.imageID, layer: head.id)
+            // One that does not open is set aside with its image.
+            let map = try? LayerMapFile.open(
+                disk: store.disk, path: path, layer: head.id, isSealed: false, readOnly: true
+            ) { _ in }
+            defer { map?.file.close() }
+            // The first commit is from before the cut that made the head.
+            guard let last = map?.lastCommit, last.epoch > 1 else { continue }
+            heads[row.id] = last.sequence
+        }
+        try change { $0.heads = heads }
+    }
+}

@@ -1,0 +1,265 @@
+// The primary's power goes, and goes again at every sync and commit of what is done about it. In the end the
+// pool is what its mirror has at its checkpoint, with everything that was flushed; what the disk had is kept.
+
+import BlockCore
+import GRDB
+import Replication
+import SystemIO
+import TestSupport
+import Testing
+
+@testable import Pool
+@testable import Targets
+@testable import Volume
+
+@Suite struct RecoveryPullTests {
+    private static let target = TargetID(rawValue: 1)
+
+    /// A primary with two named images of 2048 blocks, and its mirror; everything in this thread.
+    private final class Pair {
+        let mirror: MirrorFixture
+        private let shared: Shared
+        let catalog: Catalog
+        var disk = SimulatedDisk()
+        private let power: CommitPower
+        private(set) var volume: Volume!
+        private(set) var hub: TargetHub!
+        private(set) var store: PoolStore!
+        private(set) var images: [Image] = []
+        let mode: TargetRecord.Mode
+
+        init(mode: TargetRecord.Mode) throws {
+            self.mode = mode
+            mirror = try MirrorFixture()
+            shared = Shared(mirror)
+            power = CommitPower(disk: disk)
+            for path in ["/pool", "/pool/images", "/pool/quarantine"] {
+                try disk.createDirectory(path, mode: 0o700)
+                try disk.syncDirectory(parentPath(path))
+            }
+            catalog = try Catalog.inMemory(identity: PoolIdentity(id: "primary", createdNs: 0))
+            try catalog.write { tx in
+                try PoolStore.initializeRows(tx, root: Self.node(.root, nil, "", .directory, nil))
+                tx.db.add(transactionObserver: power, extent: .databaseLifetime)
+            }
+            try open()
+            images = [try volume.createImage(), try volume.createImage()]
+            for (number, image) in images.enumerated() {
+                try image.resize(to: 2048 * 4096)
+                let node = Self.node(
+                    NodeID(rawValue: UInt64(number + 2)), .root, "\(number).img", .file, image.id)
+                try catalog.write { try $0.upsertNode(node) }
+            }
+            _ = try hub.add(
+                TargetRecord(
+                    address: "/mirror", poolID: "mirror", mode: mode, timeoutMs: 5000, addedNs: 0))
+            try goOn { try $0.catalog.read { try $0.targets() }.first?.isWhole ?? false }
+        }
+
+        private static func node(
+            _ id: NodeID, _ parent: NodeID?, _ name: String, _ kind: NodeRecord.Kind,
+            _ image: ImageID?
+        ) -> NodeRecord {
+            NodeRecord(
+                id: id, parentID: parent, name: Array(name.utf8), kind: kind, mode: 0o755, uid: 0,
+                gid: 0, accessNs: 0, modifyNs: 0, changeNs: 0, imageID: image)
+        }
+
+        func openStore() throws -> PoolStore {
+            power.disk = disk
+            return try PoolStore(
+                disk: disk, path: "/pool", catalog: catalog, lock: nil, owner: .current())
+        }
+
+        func open() throws {
+            store = try openStore()
+            volume = try Volume(store: store, options: VolumeOptions(runsInBackground: false))
+            var options = HubOptions()
+            options.runsInBackground = false
+            hub = try TargetHub(
+                volume: volume, stream: volume.attachStream(), suspects: volume.suspects(),
+                options: options
+            ) { [shared] (_) throws(TargetError) in shared.fixture.open() }
+            volume.attach(hub)
+            let catalog = catalog
+            hub.start(names: { { (try? catalog.read { try $0.nodes() }) ?? [] } })
+            images = try volume.imageIDs.map { try volume.image($0) }
+        }
+
+        /// Until what is asked for holds.
+        func goOn(_ isThere: (Pair) throws -> Bool) throws {
+            for _ in 0..<2000 {
+                if try isThere(self) { return }
+                hub.keepHouse()
+                for target in hub.all { while target.driver?.step() ?? false {} }
+            }
+            throw Violation("it never came")
+        }
+
+        func untilLevel() throws {
+            let last = hub.stream.lastSequence
+            hub.all[0].driver?.wantFlush(last)
+            try goOn {
+                ($0.hub.stream.standing(RecoveryPullTests.target)?.durable ?? .zero) >= last
+            }
+        }
+
+        func losePower(_ random: inout SeededRandom) { disk = disk.crash(&random) }
+
+        func source() -> PatientTarget {
+            PatientTarget(
+                mirror.open(), limitMs: 60_000, disk: LinuxDisk(), isCancelled: { false })
+        }
+
+        /// - Returns: whether all was done.
+        func recover() throws -> RecoveryPull.Summary? {
+            let store = try openStore()
+            guard let pull = try RecoveryPull(store) else { return nil }
+            let record = try #require(pull.sources.first)
+            guard case .ahead(let target, let report) = pull.ask(record, source()) else {
+                throw Violation("the mirror has nothing")
+            }
+            defer { target.disconnect() }
+            return try pull.pull(from: record, target, report) { _, _ in }
+        }
+
+        func contents() throws -> [ImageID: [UInt8]] {
+            var result: [ImageID: [UInt8]] = [:]
+            for image in images {
+                result[image.id] = try MirrorFixture.bytes(image.sizeBytes) {
+                    try image.read(into: $0, at: 0)
+                }
+            }
+            return result
+        }
+    }
+
+    private final class Shared: @unchecked Sendable {  // used by one thread
+        let fixture: MirrorFixture
+        init(_ fixture: MirrorFixture) { self.fixture = fixture }
+    }
+
+    private final class CommitPower: TransactionObserver {
+        var disk: SimulatedDisk
+        init(disk: SimulatedDisk) { self.disk = disk }
+        func observes(eventsOfKind eventKind: DatabaseEventKind) -> Bool { false }
+        func databaseDidChange(with event: DatabaseEvent) {}
+        func databaseWillCommit() throws { try disk.commit("catalog") }
+        func databaseDidCommit(_ db: Database) {}
+        func databaseDidRollback(_ db: Database) {}
+    }
+
+    private func write(_ pair: Pair, _ random: inout SeededRandom) throws {
+        let image = pair.images[random.below(2)]
+        let offset = random.below(2048 * 4096 - 20_000)
+        let bytes = pattern(1 + random.below(20_000), seed: UInt8(random.below(256)))
+        try bytes.withUnsafeBytes { try image.write($0, at: UInt64(offset)) }
+        if random.chance(15) { try image.trim(at: UInt64(offset / 2), length: 30_000) }
+        if random.chance(10) { try image.flush() }
+    }
+
+    @Test(arguments: Seeds.run(2)) func powerGoesAnywhereAndAllComesBack(seed: UInt64) throws {
+        var random = SeededRandom(seed: seed)
+        let pair = try Pair(mode: .sync)
+        for _ in 0..<20 { try write(pair, &random) }
+        if random.chance(50) {
+            try pair.images[0].resize(to: UInt64(1 + random.below(2048)) * 4096 - 100)
+        }
+        try pair.untilLevel()
+        let expected = try pair.contents()
+        // What comes after is in the ring alone: nobody promised it.
+        if random.chance(50) { try write(pair, &random) }
+        pair.losePower(&random)
+        var (isDone, wasOwed) = (false, false)
+        for count in 1...400 where !isDone {
+            pair.disk.powerOff(atSync: count)
+            do { _ = try pair.recover() } catch {
+                guard pair.disk.isPoweredOff else { throw error }
+            }
+            pair.disk.cancelPowerOff()
+            let isOwed = try pair.catalog.read { try $0.lostPower() != nil }
+            isDone = wasOwed && !isOwed
+            wasOwed = isOwed
+            if pair.disk.isPoweredOff || random.chance(50) { pair.losePower(&random) }
+        }
+        try #require(isDone, "seed \(seed): it never came to its end")
+        try pair.open()
+        for (id, bytes) in try pair.contents() {
+            let there = try #require(expected[id])
+            let at = firstDifference(bytes, there)
+            #expect(
+                bytes.count == there.count && at == nil,
+                "seed \(seed): image \(id.rawValue), \(bytes.count) of \(there.count), \(at ?? 0)")
+        }
+        // It was made once at most, and nobody is sent it.
+        let kept = try pair.catalog.read { try $0.snapshots() }.filter {
+            $0.origin == SnapshotRecord.divergedOrigin
+        }
+        #expect(kept.count <= 1)
+        // The mirror has all of it: nothing is shipped.
+        try pair.goOn { $0.hub.all[0].driver?.snapshot.state == .streaming }
+        #expect(try pair.mirror.catalog.read { try $0.snapshots() }.allSatisfy { $0.isInternal })
+        try pair.untilLevel()
+    }
+
+    /// What is durable here beyond the mirror's checkpoint is not taken away.
+    @Test func whatIsNewerHereStays() throws {
+        var random = SeededRandom(seed: 5)
+        let pair = try Pair(mode: .flush)
+        // With a cut the images have maps, which tell how far they are durable.
+        _ = try pair.volume.createSnapshot(name: "cut") { { [] } }
+        for _ in 0..<5 { try write(pair, &random) }
+        try pair.untilLevel()
+        let later = pattern(50_000, seed: 9)
+        try later.withUnsafeBytes { try pair.images[0].write($0, at: 4096) }
+        try pair.images[0].flush()
+        pair.losePower(&random)
+        let summary = try #require(try pair.recover())
+        try pair.open()
+        let bytes = try #require(try pair.contents()[pair.images[0].id])
+        #expect(sameBytes(bytes[4096..<54_096], later[...]), "\(summary)")
+    }
+
+    /// A restore is no part of the stream: a mirror that has not got it yet does not undo it.
+    @Test func whatWasRestoredStays() throws {
+        var random = SeededRandom(seed: 6)
+        let pair = try Pair(mode: .sync)
+        let image = pair.images[0]
+        try pattern(40_000, seed: 1).withUnsafeBytes { try image.write($0, at: 0) }
+        let nodes = try pair.catalog.read { try $0.nodes() }
+        let snapshot = try pair.volume.createSnapshot(name: "before") { { nodes } }
+        try pattern(40_000, seed: 2).withUnsafeBytes { try image.write($0, at: 0) }
+        try pair.untilLevel()
+        let node = try #require(
+            try pair.catalog.read { try $0.snapshotNodes(snapshot.id) }.first {
+                $0.node.imageID == image.id
+            })
+        try pair.volume.restore(
+            image: image.id, to: try #require(node.layerID), sizeBytes: node.sizeBytes,
+            keepAs: "kept", nodes: nodes)
+        pair.losePower(&random)
+        _ = try #require(try pair.recover())
+        try pair.open()
+        let bytes = try #require(try pair.contents()[image.id])
+        #expect(sameBytes(bytes[..<40_000], pattern(40_000, seed: 1)[...]))
+    }
+
+    /// Semi-sync promises what the mirror's machine holds: one that went down with the primary may lack
+    /// what was flushed.
+    @Test func aMirrorThatLostSomethingItselfIsNotTakenFrom() throws {
+        var random = SeededRandom(seed: 7)
+        let pair = try Pair(mode: .semiSync)
+        try pair.untilLevel()
+        let flushed = pattern(50_000, seed: 9)
+        try flushed.withUnsafeBytes { try pair.images[0].write($0, at: 4096) }
+        // Received, and not durable there.
+        try pair.goOn { $0.hub.all[0].driver.map { !($0.step()) } ?? false }
+        try pair.images[0].flush()
+        pair.losePower(&random)
+        pair.mirror.losePower(&random)
+        _ = try #require(try pair.recover())
+        try pair.open()
+        let bytes = try #require(try pair.contents()[pair.images[0].id])
+        #expect(sameBytes(bytes[4096..<54_096], flushed[...]))
+    }
+}
