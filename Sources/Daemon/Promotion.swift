@@ -17,19 +17,43 @@ package struct PromotionInfo: Codable, Sendable, Hashable {
     /// Copies that could be taken instead, and hold more.
     package var better: [String]
     package var isPromoted = false
+    /// The mirror's journal does not verify.
+    package var damage: JournalDamage?
+}
+
+/// What a promotion cannot apply, because it was damaged on the mirror's disk.
+package struct JournalDamage: Codable, Sendable, Hashable {
+    package var reason: String
+    /// Everything up to here is there.
+    package var throughSequence: UInt64
+    /// Of the journal, beyond that; they are kept in `quarantine/`.
+    package var lostBytes: UInt64
+
+    /// Blocks may be newer than that: they were written in place before the damage was met.
+    package var text: String {
+        "its journal does not verify (\(reason)): what came after operation \(throughSequence) is lost, "
+            + "\(ByteSize(bytes: lostBytes)) of journal at most, which go to quarantine/. Blocks that were "
+            + "written after it may be there all the same, so what it shows is no exact moment: let file "
+            + "systems in it be checked"
+    }
 }
 
 package enum PoolPromotion {
     /// - Parameters:
+    ///   - force: also where the mirror's journal is damaged.
     ///   - dryRun: says what would be, and changes nothing that opening does not.
     ///   - accept: asked where something may be lost; false leaves the mirror as it is.
     package static func perform(
-        path: String, dryRun: Bool, accept: (PromotionInfo) throws -> Bool
+        path: String, dryRun: Bool, force: Bool, accept: (PromotionInfo) throws -> Bool
     ) throws -> PromotionInfo {
         do {
             let store = try PoolStore.open(path: path, disk: LinuxDisk())
             let mirror: RecoveredMirror
-            do { mirror = try RecoveredMirror(store: store, runsInBackground: false) } catch {
+            var damage: JournalDamage?
+            do {
+                damage = try cutOffDamage(of: store, force: force && !dryRun)
+                mirror = try RecoveredMirror(store: store, runsInBackground: false)
+            } catch {
                 try? store.close(clean: false, lastSequence: .zero)
                 throw error
             }
@@ -44,6 +68,7 @@ package enum PoolPromotion {
                 checkpointSequence: checkpoint.rawValue, shownNs: shownNs,
                 loss: try LossPreview.make(mirror, own: store.identity.id, path),
                 better: [])
+            info.damage = damage
             let others = try OtherCopies.ask(mirror, checkpoint, store)
             info.better = others.ahead
             info.loss.add(others.stale)
@@ -53,7 +78,7 @@ package enum PoolPromotion {
                 )
             }
             guard !dryRun else { return info }
-            let isSure = info.loss.isNothing && info.better.isEmpty
+            let isSure = info.loss.isNothing && info.better.isEmpty && damage == nil
             guard try isSure || accept(info) else { return info }
             info.generation = try mirror.promote(
                 NewGeneration(cause: isSure ? .promoted : .forced)
@@ -61,5 +86,26 @@ package enum PoolPromotion {
             info.isPromoted = true
             return info
         } catch { throw PoolSession.failure(error) }
+    }
+
+    private static func cutOffDamage(
+        of store: PoolStore, force: Bool
+    ) throws -> JournalDamage? {
+        guard let found = try RecoveredMirror.journalDamage(of: store) else { return nil }
+        let damage = JournalDamage(
+            reason: found.reason, throughSequence: found.last.rawValue, lostBytes: found.lostBytes)
+        guard force else {
+            throw ControlFailure(
+                .damaged, "\(store.path): \(damage.text). `doppel promote --force` takes it over so"
+            )
+        }
+        try RecoveredMirror.cutOff(found, of: store)
+        try store.catalog.write {
+            try $0.addEvent(
+                EventRecord(
+                    atNs: store.disk.now(), kind: "journal-cut", subject: store.path,
+                    message: damage.text))
+        }
+        return damage
     }
 }

@@ -119,6 +119,30 @@ extension PoolStore {
         }
     }
 
+    /// Keeps a copy of something that does not verify, durably, before it is changed.
+    package func quarantineCopy(_ file: String) throws(SystemError) {
+        let name = file.split(separator: "/").suffix(2).joined(separator: "-")
+        let source = try disk.open(file, [])
+        defer { source.close() }
+        let target = try disk.open(
+            "\(path)/quarantine/\(disk.now())-\(name)", [.readWrite, .create, .truncate])
+        defer { target.close() }
+        var bytes = [UInt8](repeating: 0, count: 1 << 20)
+        var offset: UInt64 = 0
+        while true {
+            let got = try bytes.withTypedMutableBytes { (raw) throws(SystemError) in
+                try source.read(into: raw, at: offset)
+            }
+            guard got > 0 else { break }
+            try bytes.withTypedBytes { (raw) throws(SystemError) in
+                try target.write(UnsafeRawBufferPointer(rebasing: raw[..<got]), at: offset)
+            }
+            offset += UInt64(got)
+        }
+        try target.sync()
+        try disk.syncDirectory(path + "/quarantine")
+    }
+
     /// Files of layers that have no row in the catalog.
     ///
     /// A row is committed before its layer's files are made and deleted before they are removed, and

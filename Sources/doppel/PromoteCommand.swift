@@ -13,7 +13,8 @@ struct Promote: ParsableCommand {
 
             Where the old primary may have what the mirror lacks, that is shown first: exactly, where
             its directory can be read; otherwise since when it is not known. Then --force is needed, or
-            a `yes` on the terminal.
+            a `yes` on the terminal. A mirror whose journal is damaged is promoted with --force as of the
+            last operation before the damage; what cannot be applied goes to quarantine/.
 
             EXAMPLES
               doppel promote /backup/vms --dry-run
@@ -29,7 +30,8 @@ struct Promote: ParsableCommand {
     func run() throws {
         try exiting {
             let info = try PoolPromotion.perform(
-                path: PoolLocation.find(mirror).poolPath, dryRun: dryRun, accept: accept)
+                path: PoolLocation.find(mirror).poolPath, dryRun: dryRun, force: force,
+                accept: accept)
             if output.json { return Output.json(info) }
             print(
                 dryRun
@@ -92,6 +94,7 @@ enum LossText {
                 lines.append("               it was heard of last at \(Output.time(heard))")
             }
         }
+        if let damage = info.damage { lines.append("  damaged      \(damage.text)") }
         if let since = loss.staleSinceNs {
             lines.append(
                 "               it was without this mirror since \(Output.time(since))")

@@ -164,6 +164,61 @@ private final class CheckedJournal {
 }
 
 @Suite struct JournalTests {
+    /// Damage anywhere, and power that goes anywhere while it is cut off: everything before it is read, and
+    /// the journal goes on from there.
+    @Test(arguments: Seeds.run(12)) func whatIsLeftOfADamagedJournalIsRead(seed: UInt64) throws {
+        let checked = try CheckedJournal(seed: seed)
+        for number in 0..<40 {
+            try checked.append()
+            if number % 5 == 0 { try checked.sync() }
+        }
+        try checked.sync()
+        let applied = SequenceNumber(rawValue: checked.frames[checked.random.below(10)].last)
+        let entry = checked.journal.entries[checked.random.below(checked.journal.entries.count)]
+        let file = try checked.disk.open(entry.path, [.readWrite], mode: 0o600)
+        try checked.random.bytes(40).withTypedBytes {
+            try file.write($0, at: UInt64(checked.random.below(20_000)))
+        }
+        try file.sync()
+        try checked.disk.createDirectory("/kept", mode: 0o700)
+        try checked.disk.syncDirectory("/")
+        func examine() throws -> Journal.Salvage? {
+            try Journal.examine(
+                disk: checked.disk, directory: "/pool/journal", firstSegment: 1, applied: applied)
+        }
+        let first = try examine()
+        var moved = 0
+        for count in 1...50 {
+            guard let found = try examine() else { break }
+            #expect(found.last == first?.last, "seed \(seed)")
+            checked.disk.powerOff(atSync: count)
+            let disk = checked.disk
+            do throws(JournalError) {
+                try Journal.cutOff(found, disk: disk) { (path) throws(SystemError) in
+                    #expect(!(try disk.readAll(path)).isEmpty)
+                } move: { (path) throws(SystemError) in
+                    moved += 1
+                    try disk.rename(path, to: "/kept/\(moved)", noReplace: false)
+                    try disk.syncDirectory("/kept")
+                    try disk.syncDirectory("/pool/journal")
+                }
+            } catch { #expect(disk.isPoweredOff, "seed \(seed): \(error)") }
+            disk.cancelPowerOff()
+            checked.disk = disk.crash(&checked.random)
+        }
+        #expect(try examine() == nil, "seed \(seed)")
+        checked.applied = applied.rawValue
+        try checked.open()
+        let last = first?.last ?? SequenceNumber(rawValue: checked.last)
+        checked.frames.removeAll { $0.last <= applied.rawValue || $0.last > last.rawValue }
+        #expect(try checked.read() == checked.frames, "seed \(seed)")
+        checked.durable = checked.frames.count
+        checked.last = last.rawValue
+        try checked.append()
+        try checked.sync()
+        try checked.compare()
+    }
+
     @Test(arguments: Seeds.run(25)) func aCrashLeavesAPrefixWithAllThatWasSynced(
         seed: UInt64
     ) throws {

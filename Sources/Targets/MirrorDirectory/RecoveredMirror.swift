@@ -46,6 +46,37 @@ package final class RecoveredMirror: Sendable {
         }
     }
 
+    // MARK: A journal that does not verify
+
+    /// What the journal lacks.
+    /// - Returns: nil where all that has to be applied verifies.
+    package static func journalDamage(
+        of store: PoolStore
+    ) throws(TargetError) -> Journal.Salvage? {
+        guard let record = try replica(of: store) else { return nil }
+        return try TargetError.journal { () throws(JournalError) in
+            try Journal.examine(
+                disk: store.disk, directory: store.path + "/journal",
+                firstSegment: record.journalSegment, applied: record.appliedSequence)
+        }
+    }
+
+    /// Cuts the journal off before the damage; what is cut off is in `quarantine/`.
+    package static func cutOff(
+        _ damage: Journal.Salvage, of store: PoolStore
+    ) throws(TargetError) {
+        try TargetError.journal { () throws(JournalError) in
+            try Journal.cutOff(damage, disk: store.disk) { (path) throws(SystemError) in
+                try store.quarantineCopy(path)
+            } move: { (path) throws(SystemError) in
+                store.quarantine(path, reason: "it follows what does not verify: \(damage.reason)")
+                guard try store.disk.status(path) == nil else {
+                    throw SystemError(operation: "set aside", path: path, errno: 5)
+                }
+            }
+        }
+    }
+
     /// On a full disk the history goes first, then the reserve.
     private func settle() throws(TargetError) {
         do throws(TargetError) { try pool.applyAll() } catch {
