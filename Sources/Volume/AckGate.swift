@@ -62,6 +62,7 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
     /// Threads that are replying to requests they took out of the table.
     private var sending = 0
     private var isRefusing = false
+    private var isHolding = false
     private var ask: (@Sendable (SequenceNumber) -> Void)?
     private var needsAsking = false
 
@@ -129,7 +130,15 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
     @inline(__always)
     package func obstacle(for image: ImageID?) -> TimeoutReaction? {
         guard hasObstacles.load(ordering: .relaxed) else { return nil }
-        return lock.withLock { tracker.obstacle(for: image) }
+        return lock.withLock { isHolding ? .block : tracker.obstacle(for: image) }
+    }
+
+    /// Until it is told otherwise nothing new begins, so far as somebody asks before.
+    package func hold(_ isHolding: Bool) {
+        lock.withLock {
+            self.isHolding = isHolding
+            publishObstacles()
+        }
     }
 
     /// Whether a change of so many bytes is not to begin now; one that may counts as begun.
@@ -144,7 +153,7 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
 
     private func mustHold(_ bytes: Int, of image: ImageID, at nowNs: Int64) -> Bool {
         lock.withLock {
-            if tracker.obstacle(for: image) == .block { return true }
+            if isHolding || tracker.obstacle(for: image) == .block { return true }
             for target in pacers.keys {
                 guard pacers[target]!.admits(nowNs: nowNs) else { return true }
             }
@@ -166,7 +175,8 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
     }
 
     private func publishObstacles() {
-        hasObstacles.store(tracker.hasObstacles || !pacers.isEmpty, ordering: .releasing)
+        hasObstacles.store(
+            isHolding || tracker.hasObstacles || !pacers.isEmpty, ordering: .releasing)
     }
 
     package func count(

@@ -143,6 +143,7 @@ extension Volume {
     /// A new image whose content is a sealed layer's; nothing is copied. What fails is taken back.
     package func clone(layer: LayerID, sizeBytes: UInt64) throws(VolumeError) -> Image {
         try structure.withLock { () throws(VolumeError) in
+            try requireUnfenced()
             try requireShown(layer)
             var made = Prepared()
             let image: Image

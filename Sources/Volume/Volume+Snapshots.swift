@@ -73,6 +73,8 @@ extension Volume {
     func createSnapshotLocked(
         name: String, origin: String, at place: SnapshotPlace? = nil, names: NameCapture
     ) throws(VolumeError) -> SnapshotRecord {
+        // It may have waited until the pool was handed over.
+        try requireUnfenced()
         try settleOverdue()
         if origin != SnapshotRecord.internalOrigin { try refuseTaken(name) }
         try refuseLatched()
@@ -243,6 +245,7 @@ extension Volume {
     /// Deletes a snapshot; its layers are removed or merged behind.
     package func deleteSnapshot(name: String) throws(VolumeError) {
         try structure.withLock { () throws(VolumeError) in
+            try requireUnfenced()
             // What it frees may be what something overdue waits for.
             try? settleOverdue()
             let record = try snapshot(named: name)

@@ -76,7 +76,10 @@ extension Volume {
     /// Keeps every change waiting as long as `body` runs: writes, names, snapshots. Reads go on. When the
     /// pool was fenced meanwhile, those that waited hear that.
     package func holdingChanges<T>(_ body: () throws -> T) rethrows -> T {
-        try structure.withLock {
+        // Who asks first is parked, and holds no thread of the mount; the few others wait at the lock.
+        gate.hold(true)
+        defer { gate.hold(false) }
+        return try structure.withLock {
             core.cut.lockWrite()
             defer { core.cut.unlock() }
             return try body()
