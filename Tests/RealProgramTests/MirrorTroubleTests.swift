@@ -174,11 +174,65 @@ import Testing
             try checkDegraded(box, reason: "no longer verifies")
             #expect(try box.target().reason?.contains("attach the mirror anew") == true)
             // It is not shown to anybody as if it were whole.
-            #expect(try box.run("promote", box.mirror).code != 0)
+            let refused = try box.run("promote", box.mirror, "--dry-run")
+            #expect(refused.code == 3 || refused.code == 5, "\(refused)")
             try box.ok("target", "remove", box.pool, box.mirror)
             try #require(rename(box.mirror, box.folder + "/damaged") == 0)
             try box.ok("target", "add", box.pool, box.mirror, "--timeout", "500ms")
             try checkInStepAgain(box)
+            // All that is left of a pool may be such a mirror.
+            let told = try box.run("promote", box.folder + "/damaged")
+            #expect(told.code == 5, "\(told)")
+            #expect(told.errors.contains("is lost"), "\(told)")
+            #expect(told.errors.contains("--force"), "\(told)")
+            let done = try box.ok("promote", box.folder + "/damaged", "--force")
+            #expect(done.contains("no exact moment"), "\(done)")
+            #expect(try !names(in: box.folder + "/damaged/quarantine").isEmpty)
+            try box.lookAway()
+            try box.ok("mount", box.folder + "/damaged", box.look, "--no-targets")
+            #expect(access(box.look + "/a.img", F_OK) == 0)
+            #expect(box.writeError(box.look + "/a.img") == 0)
+        }
+    }
+
+    /// The process that keeps the mirror's store is stopped, as a machine hangs: nothing fails, nothing
+    /// answers. The guest goes on writing more than the stream's ring holds.
+    @Test func aMirrorWhoseStoreIsStopped() throws {
+        try LossyMount.with { lossy in
+            try Sandbox.withMirror(
+                "a.img", at: lossy.file("mirror"), options: "mode=sync,timeout=1s"
+            ) { box in
+                try box.until("it counts") { try box.target().modeInForce == "sync" }
+                let file = try TestFile(box.mountPoint + "/a.img", O_RDWR)
+                try lossy.stop()
+                defer { lossy.goOn() }
+                // 80 MiB through a ring of 64: one write waits for the timeout, the others do not wait.
+                var longest = 0.0
+                let piece = pattern(1 << 20, seed: 7)
+                for number in 0..<80 {
+                    let start = Date()
+                    try file.write(piece, at: (number % 8) << 20)
+                    longest = max(longest, Date().timeIntervalSince(start))
+                }
+                let start = Date()
+                try file.sync()
+                longest = max(longest, Date().timeIntervalSince(start))
+                #expect(longest >= 0.9, "nobody waited for it")
+                #expect(longest < Self.patience, "\(longest) s")
+                try checkDegraded(box, reason: "no progress", "in use")
+                let target = try box.target()
+                #expect(target.staleSinceNs != nil)
+                // In the ring nothing is held for it any more: all of it is tracked.
+                #expect(target.lagBytes < 64 << 20)
+                #expect(target.atRiskBytes >= 8 << 20)
+                _ = try box.ok("list", box.pool)
+                lossy.goOn()
+                try box.settle()
+                try box.untilInStep()
+                try box.until("it counts again") { try box.target().modeInForce == "sync" }
+                try box.lookIntoMirror()
+                try box.expectSame(box.mountPoint, box.look)
+            }
         }
     }
 }

@@ -29,9 +29,16 @@ package final class LossyMount: @unchecked Sendable {  // used by one test
         }
     }
 
+    /// Nothing of it answers any more, as if its machine hung.
+    package func stop() throws {
+        guard kill(server.pid, SIGSTOP) == 0 else { throw Failure("SIGSTOP: errno \(errno)") }
+    }
+    package func goOn() { kill(server.pid, SIGCONT) }
+
     package func syncFolder() throws { try TestFile(path, O_RDONLY | O_DIRECTORY).sync() }
 
     private func remove() {
+        goOn()
         server.end()
         _ = try? run(["fusermount3", "-uz", path])
         _ = try? run(["rm", "-rf", "--one-file-system", folder])
