@@ -3,7 +3,8 @@ import Testing
 
 /// The walks that docs/operations.md refers to are as it says: each checks itself.
 @Suite(.enabled(if: hasFuse)) struct RoleExamplesTests {
-    @Test(arguments: ["failover", "failback", "split-brain"]) func aWalkGoesWell(name: String)
+    @Test(arguments: ["failover", "failback", "split-brain"] + (isRoot ? ["full-disk"] : []))
+    func aWalkGoesWell(name: String)
         throws
     {
         try Sandbox.with { box in

@@ -8,6 +8,8 @@ doppel=$(realpath "${DOPPEL:-$(dirname "${BASH_SOURCE[0]}")/../../.build/release
 folder=$(mktemp -d "${TMPDIR:-/tmp}/doppel-roles.XXXXXX")
 one=$folder/one two=$folder/two three=$folder/three mnt=$folder/mnt look=$folder/look
 mkdir "$mnt" "$look"
+# File systems that a walk mounted for itself.
+disks=()
 
 clean_up() {
     code=$?
@@ -16,6 +18,7 @@ clean_up() {
         grep -qs " $place " /proc/mounts || continue
         "$doppel" unmount "$place" --force >/dev/null 2>&1 || fusermount3 -uz "$place" || true
     done
+    for disk in "${disks[@]}"; do umount -l "$disk" 2>/dev/null || true; done
     rm -rf "$folder"
     [ "$code" -eq 0 ] || echo "The walk failed (exit code $code)." >&2
     exit "$code"
