@@ -116,30 +116,39 @@ import Testing
     // MARK: In a session
 
     /// Streaming in sync, at 10.
-    private func session() -> TargetSession {
+    private func session(nowNs: Int64 = 0) -> TargetSession {
         var options = SessionOptions()
         options.mode = .sync
         options.latencyBudgetUs = 5000
         var session = TargetSession(options: options, seed: 1)
-        _ = session.apply(.start, now: 0)
+        _ = session.apply(.start, now: nowNs)
         let report = ReplicaReport(
             incarnationID: "this", generation: nil, checkpoint: sequence(10), snapshots: [],
             staging: nil)
         let position = StreamPosition(
             isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
             acknowledged: sequence(10))
-        let effects = session.apply(.connected(report, position), now: 0)
+        let effects = session.apply(.connected(report, position), now: nowNs)
         #expect(effects.contains(.countForAcknowledgements))
-        _ = session.apply(.sent(through: nil, isBarrierNext: false), now: 0)
         return session
     }
 
     private func sequence(_ number: UInt64) -> SequenceNumber { SequenceNumber(rawValue: number) }
 
+    /// What is sent first waited since it came in step, and not for ever.
+    @Test func whatWaitedBeforeItWasInStepIsNotHeldAgainstIt() {
+        var session = session(nowNs: 1000 * Self.second)
+        let nowNs = 1000 * Self.second + Self.ms
+        _ = session.apply(.sent(through: sequence(11), isBarrierNext: false), now: nowNs)
+        _ = session.apply(.tick, now: nowNs)
+        #expect(session.policy.all.mode == .sync)
+    }
+
     /// Nobody is answered without the target before it is written down that it is stale; then it goes
     /// on streaming, and comes up again.
     @Test func aStepToAsyncIsWrittenDownFirst() {
         var session = session()
+        _ = session.apply(.sent(through: nil, isBarrierNext: false), now: 0)
         _ = session.apply(.recordsWaiting, now: Self.second)
         let first = session.apply(.tick, now: Self.second + 200 * Self.ms)
         #expect(session.policy.all.mode == .semiSync)
@@ -173,6 +182,7 @@ import Testing
     /// One that fails while that is being written down is left behind like any other.
     @Test func whatFailsOnTheWayDownIsLeftBehind() {
         var session = session()
+        _ = session.apply(.sent(through: nil, isBarrierNext: false), now: 0)
         _ = session.apply(.recordsWaiting, now: Self.second)
         _ = session.apply(.tick, now: Self.second + 200 * Self.ms)
         _ = session.apply(.tick, now: Self.second + 300 * Self.ms)

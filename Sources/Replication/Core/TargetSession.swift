@@ -386,6 +386,7 @@ package struct TargetSession: Sendable {
         }
         if state != .streaming || inStepSinceNs == 0 {
             inStepSinceNs = now
+            recordsSinceNs = now
             adaptive?.begin(nowNs: now)
         }
         state = .streaming
