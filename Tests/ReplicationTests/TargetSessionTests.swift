@@ -89,6 +89,24 @@ import Testing
         #expect(session.state == .disconnected)
     }
 
+    /// What a new target lacks is told as if it had nothing: what it has beyond that would stay. And it never
+    /// goes back to a cut from before what it shows.
+    @Test(arguments: [false, true]) func aNewTargetThatHasSomethingIsCompared(isSame: Bool) {
+        var session = TargetSession(options: SessionOptions(), seed: 1)
+        _ = session.apply(.start, now: 0)
+        let checkpoint = SequenceNumber(rawValue: 10)
+        let report = ReplicaReport(
+            incarnationID: "of before", generation: nil, checkpoint: checkpoint, snapshots: [],
+            staging: nil)
+        let position = StreamPosition(
+            isSameIncarnation: isSame, holdsAllAfterCheckpoint: isSame, isDirty: true,
+            acknowledged: .zero, isNew: true)
+        let effects = session.apply(.connected(report, position), now: 0)
+        #expect(effects.contains(.run(.markEverything)))
+        #expect(effects.contains(.joinLegs(through: checkpoint)))
+        #expect(!effects.contains(.acknowledge(.durable, checkpoint)))
+    }
+
     @Test(arguments: ModelBug.allCases)
     func aBugBuiltInIsFound(bug: ModelBug) {
         let found = (1...1000).contains { seed in

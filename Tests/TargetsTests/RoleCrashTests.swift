@@ -167,6 +167,36 @@ import Testing
         #expect(state.lastSequence > scene.checkpoint)
     }
 
+    /// What was deleted there has no blocks that the dirty set could name; and whatever it did, it did
+    /// something.
+    @Test(arguments: Seeds.run(4)) func aDivergenceTellsOfImagesThatAreGone(
+        seed: UInt64
+    ) throws {
+        var scene = try scene(seed: seed)
+        try promote(&scene)
+        let id = try #require(scene.common.images.keys.max())
+        var images: Set<ImageID> = []
+        _ = try asPrimary(scene) { volume in
+            try volume.store.catalog.write { tx in
+                try tx.apply(
+                    try tx.nodes().filter { $0.imageID == id }.map { .remove($0.id) })
+            }
+            try volume.deleteImage(id)
+            images = Set(volume.imageIDs)
+        }
+        let heir = try heir(scene)
+        try demote(&scene, to: heir)
+        let target = scene.fixture.openMirror()
+        defer { target.disconnect() }
+        let report = try target.connect(
+            PrimaryHello(
+                poolID: "primary", generation: heir.history.current!, incarnation: 7,
+                incarnationID: "of the heir", history: heir.history, address: "/old"))
+        let diverged = try #require(report.diverged)
+        #expect(diverged.isComplete && diverged.isSomething)
+        #expect(diverged.images == images && !images.contains(id), "seed \(seed)")
+    }
+
     @Test(arguments: Seeds.run(4)) func aFailbackLosesPowerAnywhereAndKeepsWhatWasAlone(
         seed: UInt64
     ) throws {

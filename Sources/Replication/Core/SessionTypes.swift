@@ -103,12 +103,16 @@ package struct StreamPosition: Sendable, Hashable {
     package var acknowledged: SequenceNumber
     /// What else the target has is not known: everything has to be compared.
     package var isUnknown: Bool
+    /// Nothing of this pool was ever acknowledged by the target: what it has it got before it was one.
+    package var isNew: Bool
 
     package init(
         isSameIncarnation: Bool, holdsAllAfterCheckpoint: Bool, isDirty: Bool,
-        hasUnknown: Bool = false, acknowledged: SequenceNumber, isUnknown: Bool = false
+        hasUnknown: Bool = false, acknowledged: SequenceNumber, isUnknown: Bool = false,
+        isNew: Bool = false
     ) {
         self.isUnknown = isUnknown
+        self.isNew = isNew
         self.isSameIncarnation = isSameIncarnation
         self.holdsAllAfterCheckpoint = holdsAllAfterCheckpoint
         self.isDirty = isDirty

@@ -340,8 +340,17 @@ package struct TargetSession: Sendable {
         resync?.keep(only: report.staging)
         let isEmpty = report.incarnationID == nil
         let wentBack = report.checkpoint < position.acknowledged
-        wantsEverything = !isEmpty && (wentBack || position.isUnknown)
-        if wantsEverything, position.isUnknown {
+        // The legs of a new target are what one with nothing lacks: no word of what is not here (any more).
+        let hasMore = position.isNew && report.checkpoint > .zero
+        wantsEverything = !isEmpty && (wentBack || position.isUnknown || hasMore)
+        if wantsEverything, hasMore, !position.isUnknown {
+            effects.append(
+                .tell(
+                    kind: "target-known",
+                    message:
+                        "it has something from before it was a target of this pool; everything is "
+                        + "compared"))
+        } else if wantsEverything, position.isUnknown {
             effects.append(
                 .tell(
                     kind: "target-diverged",
@@ -364,7 +373,8 @@ package struct TargetSession: Sendable {
         // An answer may have been lost: the target can be further than it was known to be. Sequence
         // numbers never go back, so a cut at or before its checkpoint is one that it has.
         if isKnown { effects.append(.acknowledge(.durable, durable)) }
-        if !isEmpty, !wantsEverything { effects.append(.joinLegs(through: report.checkpoint)) }
+        // Whatever else it has: what it shows must not go back to a cut from before.
+        if !isEmpty { effects.append(.joinLegs(through: report.checkpoint)) }
         if isKnown, position.holdsAllAfterCheckpoint, !position.isDirty, resync == nil, !isDegrading
         {
             stream(now, &effects)

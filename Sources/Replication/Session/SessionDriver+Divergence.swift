@@ -3,10 +3,15 @@ import BlockCore
 extension SessionDriver {
     /// What the target did on its own is replaced with what the pool has there: in the first leg that is
     /// shipped, for the later ones stand on it.
-    func enter(_ diverged: Divergence) {
+    func enter(_ diverged: Divergence) throws(TargetError) {
+        // Where not all is known everything is compared, these too.
+        let missing =
+            diverged.isComplete
+            ? try source.wholeImages().filter { !diverged.images.contains($0.key) } : [:]
         _ = stream.withLegs(id) { legs in
             legs.enterFirst(diverged.blocks)
             legs.enterUnknown(diverged.suspects)
+            legs.enterUnknown(missing)
         }
         source.legsChanged(of: id)
         guard diverged.isComplete, diverged.isSomething else { return }

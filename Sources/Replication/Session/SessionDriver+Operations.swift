@@ -7,7 +7,7 @@ extension SessionDriver {
         target = opened
         let hello = source.hello(for: id)
         let report = try opened.connect(hello)
-        if let diverged = report.diverged { enter(diverged) }
+        if let diverged = report.diverged { try enter(diverged) }
         let isSame = report.incarnationID == hello.incarnationID
         let standing = stream.standing(id)
         let acknowledged = standing?.durable ?? .zero
@@ -25,7 +25,7 @@ extension SessionDriver {
             StreamPosition(
                 isSameIncarnation: isSame, holdsAllAfterCheckpoint: holds, isDirty: isDirty,
                 hasUnknown: hasUnknown, acknowledged: acknowledged,
-                isUnknown: !(report.diverged?.isComplete ?? true)))
+                isUnknown: !(report.diverged?.isComplete ?? true), isNew: acknowledged == .zero))
     }
 
     // MARK: Streaming

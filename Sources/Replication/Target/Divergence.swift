@@ -14,9 +14,13 @@ package struct Divergence: Sendable, Equatable {
     package var blocks: [ImageID: BlockSet]
     /// Changed there, or lost in a crash, or neither: to be compared.
     package var suspects: [ImageID: BlockSet]
-    /// All that changed is in the two. Otherwise the target does not know: everything is compared.
+    /// It has something of these; of any other image of the primary it has nothing (any more): the blocks of
+    /// an image that was deleted there are in neither set.
+    package var images: Set<ImageID> = []
+    /// All that changed is in the two, or is of images that it has not. Otherwise the target does not know:
+    /// everything is compared.
     package var isComplete: Bool
-    /// Names, images or sizes changed there.
+    /// Names, images or sizes changed there, or may have.
     package var hasNameChanges = false
 
     /// Something is there that the primary may not have.

@@ -154,7 +154,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
                 as: counts ? .counting : .lost)
         }
         let driver = SessionDriver(
-            id: record.id, options: session, seed: UInt64(bitPattern: disk.now()), counts: counts,
+            id: record.id, options: session, seed: sessionSeed, counts: counts,
             isArmed: isArmed, stream: stream, source: source,
             clock: { [disk] in disk.monotonic() }
         ) { [opener] () throws(TargetError) in try opener(record) }
@@ -163,6 +163,13 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         target.setDriver(driver)
         beginRecoveryPoint(of: target)
         driver.start(onThread: options.runsInBackground)
+    }
+
+    /// A staging that another primary began must never be taken for one's own, also where the clocks of both
+    /// say the same.
+    private var sessionSeed: UInt64 {
+        let id = source.hello.incarnationID.utf8
+        return id.reduce(UInt64(bitPattern: disk.now())) { ($0 ^ UInt64($1)) &* 0x0100_0000_01b3 }
     }
 
     package var all: [AttachedTarget] {
@@ -370,6 +377,12 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         record.isArmed = false
         // What was answered before may have waited for less.
         record.isWhole = false
+        // Nobody waited for it before it was paused, and nobody noted what it lacks (H3).
+        if record.isPaused, record.stale == nil, record.policy(target.images).isWaitedFor {
+            record.stale = TargetRecord.Stale(
+                sinceNs: disk.now(), sequence: stream.standing(id)?.durable ?? .zero,
+                reason: "it is paused")
+        }
         let new = record
         try write { try $0.updateTarget(new) }
         target.update { $0 = new }

@@ -68,6 +68,9 @@ extension MirrorPool {
         }
         guard common >= state.acknowledged else { return nil }
         var result = Divergence(common: common, isComplete: true)
+        result.images = try shownImages()
+        // Names and sizes are in no region: of what a crash cut off the dirty file need not know them.
+        result.hasNameChanges = self.state.appliedSequence > common
         for leg in state.legs {
             if leg.isUnknown {
                 result.suspects.formUnion(leg.blocks)
@@ -77,6 +80,16 @@ extension MirrorPool {
             result.hasNameChanges = result.hasNameChanges || leg.hasNameChanges
         }
         return result
+    }
+
+    /// Images that the checkpoint has.
+    private func shownImages() throws(TargetError) -> Set<ImageID> {
+        guard let staging = self.state.staging else { return Set(volume.imageIDs) }
+        let name = Self.stagingName(staging.id)
+        let nodes = try rows { tx in
+            try tx.snapshot(named: name).map { try tx.snapshotNodes($0.id) } ?? []
+        }
+        return Set(nodes.compactMap(\.node.imageID))
     }
 
     /// In the transaction that commits the first staging of a new story.
