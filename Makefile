@@ -35,6 +35,8 @@ soak:
 	.ci/scripts/ensure-packages build run test
 	swift run -c release -Xswiftc -enable-testing simulator \
 	    --seeds $(or $(SEEDS),4000) --steps 2500 --jobs $$(nproc)
+	swift run -c release -Xswiftc -enable-testing simulator --world roles \
+	    --seeds $(or $(SEEDS),4000) --steps 2500 --jobs $$(nproc)
 	DOPPEL_SOAK=$(or $(DOPPEL_SOAK),50) .ci/scripts/run-tests
 
 bench: build

@@ -7,6 +7,8 @@ import Pool
 import Replication
 import Volume
 
+@testable import Targets
+
 package enum SimulatedBug: String, CaseIterable, Sendable {
     /// Blocks that a target was let go with are forgotten.
     case skipsDirtyMarks
@@ -27,23 +29,102 @@ package enum SimulatedBug: String, CaseIterable, Sendable {
     case commitsTooSoon
     /// An fsync is answered before the catalog says that a target is stale.
     case staleUnrecorded
+    /// A mirror that lacked something is promoted as if it had had everything.
+    case promotesStaleAsWhole
+    /// What a promoted pool changes before its old primary is back is not kept track of.
+    case losesDirtySet
+    /// What a pool changed alone is not told to who replaced it.
+    case losesDivergence
+    /// The pool that replaced another is made its mirror.
+    case wrongDirection
+    /// Requests that wait are answered when the pool hears that it was replaced.
+    case answersAfterFence
+
+    /// Where it can do harm.
+    package var world: SimulatedWorld.Kind {
+        switch self {
+        case .promotesStaleAsWhole, .losesDirtySet, .losesDivergence, .wrongDirection,
+            .answersAfterFence:
+            .roles
+        default: .mirrors
+        }
+    }
+}
+
+extension SimulatedWorld {
+    /// Bugs that are not in what production code is given.
+    func misbehave() {
+        guard options.bug != nil else { return }
+        for site in sites {
+            for (_, target) in site.targets { misbehave(site, target) }
+        }
+    }
+
+    private func misbehave(_ site: SimulatedSite, _ target: AttachedTarget) {
+        let id = target.record.id
+        switch options.bug {
+        case .skipsDirtyMarks where target.driver?.snapshot.state == .disconnected,
+            .losesDirtySet where site.generation.number > 1 && target.record.stale != nil:
+            _ = site.primary?.stream.withLegs(id) { $0.takeFirst() }
+        case .staleUnrecorded where target.staleWork != nil:
+            target.clearStaleWork()
+            target.driver?.staleRecorded()
+        default: break
+        }
+    }
+
+    func misbehaveAfterPromotion(_ site: SimulatedSite) {
+        guard options.bug == .promotesStaleAsWhole, let content = site.content else { return }
+        try? site.pool.catalog.write { tx in
+            var state = try tx.poolState()
+            let whole = SequenceNumber(rawValue: content.history.last)
+            guard whole > state.generation.startSequence,
+                var entry = try tx.history().entries.last
+            else { return }
+            state.generation.startSequence = whole
+            entry.generation = state.generation
+            try tx.setPoolState(state)
+            try tx.addGeneration(entry)
+        }
+    }
 }
 
 /// Hands everything on, but for what the bug does.
 final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at a time
     private let inner: any ReplicaTarget
     private let bug: SimulatedBug
+    private let primary: SimulatedSite
     private var appended = SequenceNumber.zero
     private var unwritten: (bytes: [UInt8], first: SequenceNumber, last: SequenceNumber)?
     private var held: (bytes: [UInt8], first: SequenceNumber, last: SequenceNumber, number: UInt64)?
 
-    init(_ inner: any ReplicaTarget, _ bug: SimulatedBug) {
+    init(_ inner: any ReplicaTarget, _ bug: SimulatedBug, _ primary: SimulatedSite) {
         self.inner = inner
         self.bug = bug
+        self.primary = primary
     }
 
     func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
-        try inner.connect(hello)
+        do throws(TargetError) {
+            var report = try inner.connect(hello)
+            if bug == .losesDivergence, report.diverged?.isComplete ?? false {
+                report.diverged?.blocks = [:]
+                report.diverged?.suspects = [:]
+            }
+            return report
+        } catch {
+            if error.kind == .fenced, bug == .answersAfterFence { answerAll() }
+            throw error
+        }
+    }
+
+    /// The pool was told by now.
+    private func answerAll() {
+        primary.wasToldOfFence = true
+        for (_, target) in primary.targets {
+            primary.primary?.volume.gate.stopCounting(target.record.id)
+        }
+        primary.primary?.volume.gate.answer()
     }
 
     func append(_ batch: RecordBatch) throws(TargetError) {

@@ -128,7 +128,9 @@ extension ModelImage {
             return "has \(shown.sizeBytes) bytes instead of \(sizeBytes)"
         }
         for index in 0..<blockCount where !holds(shown.block(index)[...], inBlock: index) {
-            return "differs in block \(index)"
+            let (mine, other) = (block(index), shown.block(index))
+            let at = firstDifference(mine, other) ?? 0
+            return "differs in block \(index): \(other[at]) at byte \(at) instead of \(mine[at])"
         }
         return nil
     }
@@ -160,6 +162,21 @@ struct History {
         }
         entries.append(
             Entry(first: last + 1, last: sequence, state: state, before: current))
+    }
+
+    /// What comes after is another story; there may be an operation under way.
+    mutating func cut(after sequence: UInt64, showing shown: ModelPool) {
+        while entries.count > 1, entries[entries.count - 1].first > sequence {
+            entries.removeLast()
+        }
+        entries[entries.count - 1].last = sequence
+        entries[entries.count - 1].state = shown
+    }
+
+    /// The state at a place of the sequence; inside an operation that of before it.
+    func state(at sequence: UInt64) -> ModelPool? {
+        guard let entry = entries.last(where: { $0.first <= sequence }) else { return nil }
+        return sequence < entry.last ? entry.before : entry.state
     }
 
     /// Nobody asks for what was before.

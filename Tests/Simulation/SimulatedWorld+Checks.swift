@@ -11,23 +11,37 @@ extension SimulatedWorld {
     // MARK: After each step
 
     func checkInvariants() throws {
-        try checkAnswers()
-        guard let primary else { return }
-        let last = primary.stream.lastSequence
-        for mirror in mirrors {
-            guard let session = attached(mirror)?.driver?.snapshot else { continue }
-            guard session.durable <= last else {
-                throw Violation(
-                    "\(mirror.path) holds \(session.durable.rawValue), the primary is at "
-                        + "\(last.rawValue)")
+        if let seen = seenViolation { throw seen }
+        for site in sites {
+            try site.checkAnswers()
+            guard let primary = site.primary else { continue }
+            let last = primary.stream.lastSequence
+            for (other, target) in site.targets {
+                guard let session = target.driver?.snapshot else { continue }
+                guard session.durable <= last else {
+                    throw Violation(
+                        "\(other.path) holds \(session.durable.rawValue), the primary is at "
+                            + "\(last.rawValue)")
+                }
+                // G4: who counts is in step, or was a moment ago and is held for.
+                if session.counts, target.record.mode == .async {
+                    throw Violation("an async target is waited for")
+                }
+                if session.state == .fenced { try checkFenced(site, by: other, session) }
             }
-            // G4: who counts is in step, or was a moment ago and is held for.
-            if session.counts, mirror.mode == .async {
-                throw Violation("an async target is waited for")
-            }
-            if session.state == .fenced {
-                throw Violation("\(mirror.path) fenced its only primary")
-            }
+        }
+    }
+
+    /// Only a later generation, or one that went its own way, sends a primary away.
+    private func checkFenced(
+        _ primary: SimulatedSite, by site: SimulatedSite, _ session: TargetSession
+    ) throws {
+        let isLater = site.generation.number > primary.generation.number
+        let isOther = site.generation.id != primary.generation.id
+        guard options.kind == .roles, session.isSplitBrain ? isOther : isLater else {
+            throw Violation(
+                "\(site.path), in generation \(site.generation.number), sent \(primary.path) away, "
+                    + "which is in \(primary.generation.number)")
         }
     }
 
@@ -35,7 +49,9 @@ extension SimulatedWorld {
 
     /// G2: a prefix, and everything that answers promised. Where nothing on its disk changed since it
     /// was looked at, it shows what it did.
-    func checkMirror(_ mirror: SimulatedMirror) throws {
+    func checkMirror(_ mirror: SimulatedSite) throws {
+        guard !mirror.isPrimary else { return }
+        try noteContent(mirror)
         guard mirror.pool.disk.changeCount != mirror.checked.change else {
             return try checkFloor(mirror, mirror.checked.sequence, "unchanged,")
         }
@@ -52,7 +68,7 @@ extension SimulatedWorld {
     }
 
     /// - Returns: false where nobody can look now.
-    private func look(_ mirror: SimulatedMirror) throws -> Bool {
+    private func look(_ mirror: SimulatedSite) throws -> Bool {
         if let target = mirror.target, let pool = target.pool {
             if random.chance(20) {
                 let view = try target.newestView()
@@ -65,7 +81,10 @@ extension SimulatedWorld {
             if random.chance(30) { try checkSnapshots(mirror, pool) }
             return true
         }
-        guard attached(mirror)?.driver?.snapshot.state != .connecting else { return false }
+        guard
+            options.kind == .roles
+                || sites[0].attached(mirror)?.driver?.snapshot.state != .connecting
+        else { return false }
         let recovered = try RecoveredMirror(
             store: try mirror.pool.openStore(), runsInBackground: false)
         defer { recovered.close() }
@@ -77,7 +96,7 @@ extension SimulatedWorld {
     }
 
     /// What a view would be made of, without making one.
-    private func check(_ mirror: SimulatedMirror, _ pool: MirrorPool) throws {
+    private func check(_ mirror: SimulatedSite, _ pool: MirrorPool) throws {
         try pool.applying.withLock {
             if let staging = pool.state.staging {
                 let name = MirrorPool.stagingName(staging.id)
@@ -96,7 +115,7 @@ extension SimulatedWorld {
                 let image = try TargetError.volume { () throws(VolumeError) in
                     try pool.volume.image(id)
                 }
-                shown.images[id] = try Self.model(sizeBytes: image.sizeBytes) {
+                shown.images[id] = try SimulatedSite.model(sizeBytes: image.sizeBytes) {
                     try image.read(into: $0, at: 0)
                 }
             }
@@ -104,7 +123,7 @@ extension SimulatedWorld {
         }
     }
 
-    private static func snapshot(
+    static func snapshot(
         _ record: SnapshotRecord, of pool: MirrorPool
     ) throws -> ModelPool {
         var shown = ModelPool()
@@ -113,52 +132,56 @@ extension SimulatedWorld {
             shown.names[node.node.id] = node.node
             guard let id = node.node.imageID, let layer = node.layerID else { continue }
             let view = try pool.volume.openView(layer, sizeBytes: node.sizeBytes)
-            shown.images[id] = try Self.model(sizeBytes: node.sizeBytes) {
+            shown.images[id] = try SimulatedSite.model(sizeBytes: node.sizeBytes) {
                 try view.read(into: $0, at: 0)
             }
         }
         return shown
     }
 
-    private func check(_ mirror: SimulatedMirror, _ view: MirrorView, _ how: String) throws {
+    private func check(_ mirror: SimulatedSite, _ view: MirrorView, _ how: String) throws {
         var shown = ModelPool()
         for node in view.nodes {
             shown.names[node.node.id] = node.node
             guard let id = node.node.imageID, let content = try view.open(node) else { continue }
-            shown.images[id] = try Self.model(sizeBytes: node.sizeBytes) {
+            shown.images[id] = try SimulatedSite.model(sizeBytes: node.sizeBytes) {
                 try content.read(into: $0, at: 0)
             }
         }
         try check(mirror, shown, at: view.sequence, how)
     }
 
-    private func checkFloor(_ mirror: SimulatedMirror, _ sequence: UInt64, _ how: String) throws {
+    private func checkFloor(_ mirror: SimulatedSite, _ sequence: UInt64, _ how: String) throws {
         guard sequence >= mirror.floor else {
             throw Violation(
-                "\(mirror.path) (\(mirror.mode.rawValue)), \(how) is at \(sequence), and requests were "
+                "\(mirror.path), \(how) is at \(sequence), and requests were "
                     + "answered for \(mirror.durableFloor), while it has power \(mirror.floor)")
         }
     }
 
-    private func check(
-        _ mirror: SimulatedMirror, _ shown: ModelPool, at place: SequenceNumber, _ how: String
+    func check(
+        _ mirror: SimulatedSite, _ shown: ModelPool, at place: SequenceNumber, _ how: String
     ) throws {
         let sequence = place.rawValue
         try checkFloor(mirror, sequence, how)
         mirror.checked.sequence = sequence
         // Nothing was ever shipped.
         if sequence == 0, shown.images.isEmpty { return }
-        if let text = history.check(shown, at: sequence) {
+        guard let branch = mirror.content else {
+            throw Violation("\(mirror.path), \(how) at \(sequence) has what nobody gave it")
+        }
+        if let text = branch.history.check(shown, at: sequence) {
             throw Violation("\(mirror.path), \(how) at \(sequence) \(text)")
         }
         // Nobody asks for what was before all of them.
-        if let oldest = mirrors.map(\.checked.sequence).min() { history.forget(before: oldest) }
+        let oldest = sites.filter { !$0.isPrimary }.map(\.checked.sequence).min()
+        if let oldest { branch.history.forget(before: oldest) }
     }
 
-    private func checkSnapshots(_ mirror: SimulatedMirror, _ pool: MirrorPool) throws {
+    private func checkSnapshots(_ mirror: SimulatedSite, _ pool: MirrorPool) throws {
         guard pool.state.staging == nil else { return }
         for record in try pool.volume.snapshots() where record.isOfWholePool {
-            guard let expected = cuts[record.sequence.rawValue] else {
+            guard let expected = mirror.content?.cuts[record.sequence.rawValue] else {
                 throw Violation("\(mirror.path) has a snapshot '\(record.name)' that nobody made")
             }
             let shown = try Self.snapshot(record, of: pool)
@@ -167,44 +190,57 @@ extension SimulatedWorld {
             }
             count("check.snapshot")
         }
+        try checkKept(mirror, pool)
     }
 
     // MARK: At the end
 
     /// All faults over, every mirror comes to hold everything.
     package func settleDown() throws {
-        primaryPool.disk.cancelPowerOff()
-        for mirror in mirrors {
-            mirror.endFaults()
-            mirror.pool.disk.cancelPowerOff()
+        isNested = true
+        network.heal()
+        for site in sites {
+            site.pool.disk.cancelPowerOff()
+            site.endFaults()
         }
-        if primary == nil { try startPrimary() }
-        for mirror in mirrors where attached(mirror)?.record.isPaused ?? false {
-            try primary?.hub.update(mirror.id) { $0.isPaused = false }
+        let primary = try options.kind == .roles ? settleRoles() : sites[0]
+        if primary.primary == nil { try primary.startPrimary() }
+        for (_, target) in primary.targets where target.record.isPaused {
+            try primary.primary?.hub.update(target.record.id) { $0.isPaused = false }
         }
-        let last = primary!.stream.lastSequence
-        for mirror in mirrors {
-            try settleDown(mirror, until: last)
+        let last = primary.primary!.stream.lastSequence
+        for mirror in sites where mirror !== primary {
+            try settleDown(mirror, of: primary, until: last)
             try checkMirror(mirror)
         }
+        if let seen = seenViolation { throw seen }
     }
 
-    private func settleDown(_ mirror: SimulatedMirror, until last: SequenceNumber) throws {
-        var durable: SequenceNumber { primary!.stream.standing(mirror.id)?.durable ?? .zero }
+    private func settleDown(
+        _ mirror: SimulatedSite, of primary: SimulatedSite, until last: SequenceNumber
+    ) throws {
+        var durable: SequenceNumber {
+            primary.attached(mirror).flatMap {
+                primary.primary!.stream.standing($0.record.id)?.durable
+            } ?? .zero
+        }
         trace("all faults are over: \(mirror.path) has to come in step")
         for _ in 0..<200_000 {
             if durable >= last { return }
-            let before = attached(mirror)?.driver?.snapshot.state
-            let isBusy = attached(mirror)?.driver?.step() ?? false
-            if let before, let after = attached(mirror)?.driver?.snapshot.state {
-                noteTransition(mirror, before, after)
-            }
+            let before = primary.attached(mirror)?.driver?.snapshot.state
+            let isBusy = primary.attached(mirror)?.driver?.step() ?? false
+            noteTransition(mirror, before, primary.attached(mirror)?.driver?.snapshot)
             if !isBusy {
                 advance(ns: 500_000_000)
-                primary?.hub.keepHouse()
+                primary.primary?.hub.keepHouse()
+                // What one target is to hold before anybody is answered, others may have to hold.
+                for other in sites where other !== mirror {
+                    _ = primary.attached(other)?.driver?.step()
+                }
+                if try rebindWhereSplit(mirror, to: primary) { continue }
             }
         }
-        let session = attached(mirror)?.driver?.snapshot
+        let session = primary.attached(mirror)?.driver?.snapshot
         throw Violation(
             "\(mirror.path) does not come in step: \(session?.state.rawValue ?? "no session"), "
                 + "\(session?.outage?.reason ?? "")")

@@ -1,9 +1,12 @@
-// A primary, its mirror, their disks, a clock and a client, in one thread and from one seed: production
-// code all of it but the disks, the clock and the names' tree.
+// Machines with copies of one pool, the network between them, a clock and clients, in one thread and from one
+// seed: production code all of it but the disks, the clock and the names' tree.
 //
-//   client ─► Volume ─► WriteStream ─► SessionDriver ─► MirrorTarget ─► Volume
-//               │           TargetHub ─┘                     │
-//          primary's disk                               mirror's disk
+//   client ─► Volume ─► WriteStream ─► SessionDriver ─► network ─► MirrorTarget ─► Volume
+//               │           TargetHub ─┘                                │
+//          this machine's disk                                 that machine's disk
+//
+// Of two kinds: in `mirrors` the first machine is the primary all the time; in `roles` mirrors are promoted, with
+// their primary's help or without it, primaries are cut off and go on, and rejoin what replaced them.
 //
 // Every step draws from a generator of its own, so that a run without some of its steps is still a run:
 // what a violation does not need is left out of its trace.
@@ -18,7 +21,10 @@ import Volume
 @testable import Targets
 
 package final class SimulatedWorld: @unchecked Sendable {  // one thread
+    package enum Kind: String, CaseIterable, Sendable { case mirrors, roles }
+
     package struct Options: Sendable {
+        package var kind = Kind.mirrors
         package var bug: SimulatedBug?
         package var isTracing = false
         /// Small, so that it overflows now and then.
@@ -26,58 +32,24 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         package init() {}
     }
 
-    /// What runs on the primary's machine.
-    struct Primary {
-        let store: PoolStore
-        let volume: Volume
-        let stream: WriteStream
-        let hub: TargetHub
-        let keeper: any TargetKeeper
-    }
-
     let options: Options
     let seed: UInt64
     var random: SeededRandom
     /// Of the steps: where they are few, a session gets far; where they are many, one meets the other.
-    private let faultsPermille: Int
+    let faultsPermille: Int
     /// What a session does at most while its turn lasts.
-    private let deliveries: Int
-    let primaryPool: SimulatedPool
-    let mirrors: [SimulatedMirror]
-    var primary: Primary?
-
-    // The model.
-    var history: History
-    /// By the snapshot's cut: what it shows.
-    var snapshots: [String: (cut: UInt64, state: ModelPool, isWhole: Bool)] = [:]
-    /// What the primary must have after a loss of power: each sector one of these.
-    var floor = ModelPool()
-    var sinceFloor: [ImageID: [ModelImage]] = [:]
-    /// Names that are not in the catalog yet.
-    var pendingNames: [NameChange] = []
-    var pendingSequence = SequenceNumber.zero
-    var durableNames: [NodeID: NodeRecord] = [:]
-    /// All cuts that a mirror may show.
-    var cuts: [UInt64: ModelPool] = [:]
-    /// A snapshot, a restore on its way when the power goes.
-    var underWay: (name: String, state: ModelPool)?
-    var restoring: (id: ImageID, source: ModelImage, keepAs: String)?
-    var cloning: ModelImage?
-    var deleted: Set<ImageID> = []
-    /// How the primary ended the last time.
-    enum End { case clean, killed, power }
-    var end = End.clean
-    /// Writes and fsyncs that were answered in this step.
-    var answers: [Answer] = []
-    struct Answer {
-        var sequence: SequenceNumber?
-        var isFlush: Bool
-        /// Of each mirror, when the request came.
-        var powerLosses: [Int]
-        var errno: Int32
-    }
-    var nextNode: UInt64 = 2
+    let deliveries: Int
+    private(set) var sites: [SimulatedSite] = []
+    let network: SimulatedNetwork
+    /// The stories by the generations that are in them.
+    var branches: [String: SimulatedBranch] = [:]
     var nextName = 0
+    /// Others go on while a call is on its way; not while one such call waits already.
+    var isNested = false
+    /// What failed meanwhile.
+    var nestedFailure: (any Error)?
+    /// Noted where nothing can be thrown.
+    var seenViolation: Violation?
 
     // What was seen.
     package private(set) var traceLines: [String] = []
@@ -94,22 +66,38 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         if options.bug == .dirtyFileUnsynced {
             misbehaviour.skipsSync = { $0.contains("/targets/") }
         }
-        primaryPool = try SimulatedPool(
+        let primary = try SimulatedPool(
             path: "/primary", id: "primary", disk: SimulatedDisk(misbehaviour: misbehaviour))
         let modes: [TargetRecord.Mode] = [.flush, .async, .sync, .semiSync, .flush]
-        var mirrors: [SimulatedMirror] = []
+        var mirrors: [(SimulatedPool, TargetRecord.Mode)] = []
         for number in 0..<[1, 1, 2, 3][random.below(4)] {
-            mirrors.append(
-                try SimulatedMirror(number: number, mode: modes[random.below(modes.count)]))
+            let mode = modes[random.below(modes.count)]
+            let name = "mirror\(number)"
+            let pool = try SimulatedPool(path: "/" + name, id: name, disk: SimulatedDisk()) {
+                try $0.setReplica(ReplicaRecord(primaryPoolID: "primary"))
+                // As a mirror is laid out: what led to its content is not there yet.
+                if options.kind == .roles { try $0.setHistory(GenerationHistory()) }
+            }
+            mirrors.append((pool, mode))
         }
-        self.mirrors = mirrors
+        network = SimulatedNetwork(
+            sites: mirrors.count + 1, isPerfect: options.kind == .mirrors, &random)
         var state = ModelPool()
         state.names[.root] = SimulatedPool.root
-        history = History(state, at: 0)
-        floor = state
-        durableNames = state.names
-        try startPrimary()
-        for mirror in mirrors { try addTarget(mirror) }
+        let branch = SimulatedBranch(state)
+        sites = [
+            SimulatedSite(self, number: 0, pool: primary, branch: branch, isPrimary: true)
+        ]
+        for (index, (pool, _)) in mirrors.enumerated() {
+            sites.append(
+                SimulatedSite(
+                    self, number: index + 1, pool: pool, branch: branch, isPrimary: false))
+        }
+        try noteGeneration(of: sites[0], branch)
+        try sites[0].startPrimary()
+        for (index, (_, mode)) in mirrors.enumerated() {
+            try sites[0].addTarget(sites[index + 1], mode)
+        }
     }
 
     // MARK: Steps
@@ -118,12 +106,19 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
     package func step(_ number: Int) throws {
         stepNumber = number
         random = SeededRandom(seed: seed &* 0x9e37_79b9_7f4a_7c15 &+ UInt64(number))
-        do { try run() } catch let violation as Violation { throw violation } catch {
+        do {
+            switch options.kind {
+            case .mirrors: try run()
+            case .roles: try runRoles()
+            }
+            if let failure = nestedFailure {
+                nestedFailure = nil
+                throw failure
+            }
+        } catch let violation as Violation { throw violation } catch {
+            nestedFailure = nil
             // What fails without power fails for a reason.
-            guard
-                primaryPool.disk.isPoweredOff
-                    || mirrors.contains(where: { $0.pool.disk.isPoweredOff })
-            else {
+            guard sites.contains(where: { $0.pool.disk.isPoweredOff }) else {
                 throw Violation("an operation failed: \(error)")
             }
             count("power.failedOperation")
@@ -133,31 +128,17 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         try checkInvariants()
     }
 
-    /// Bugs that are not in what production code is given.
-    private func misbehave() {
-        guard let primary, options.bug != nil else { return }
-        for target in primary.hub.all {
-            switch options.bug {
-            case .skipsDirtyMarks where target.driver?.snapshot.state == .disconnected:
-                _ = primary.stream.withLegs(target.record.id) { $0.takeFirst() }
-            case .staleUnrecorded where target.staleWork != nil:
-                target.clearStaleWork()
-                target.driver?.staleRecorded()
-            default: break
-            }
-        }
-    }
-
     private func run() throws {
-        guard primary != nil else { return try startPrimary() }
+        let site = sites[0]
+        guard site.primary != nil else { return try site.startPrimary() }
         switch random.below(1000) {
-        case ..<300: try deliver()
+        case ..<300: try site.deliver(to: site.anyOther(), atMost: deliveries)
         case ..<380: try timer()
-        case ..<450: try behind()
-        case ..<500: try checkMirror(anyMirror())
-        case ..<510: try endFaults(anyMirror())
+        case ..<450: try behind(site)
+        case ..<500: try checkMirror(site.anyOther())
+        case ..<510: try endFaults(site.anyOther())
         case ..<(510 + faultsPermille): try fault()
-        default: try clientStep()
+        default: try site.clientStep()
         }
     }
 
@@ -167,104 +148,44 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
     }
     func count(_ what: String) { coverage[what, default: 0] += 1 }
 
-    // MARK: Deliveries and timers
-
-    func attached(_ mirror: SimulatedMirror) -> AttachedTarget? { primary?.hub.target(mirror.id) }
-    func anyMirror() -> SimulatedMirror { mirrors[random.below(mirrors.count)] }
-
-    private func deliver() throws {
-        let mirror = anyMirror()
-        guard let driver = attached(mirror)?.driver else { return }
-        for _ in 0..<1 + random.below(deliveries) {
-            let before = driver.snapshot.state
-            guard driver.step() else { break }
-            noteTransition(mirror, before, driver.snapshot.state)
-        }
-    }
-
     func noteTransition(
-        _ mirror: SimulatedMirror, _ from: TargetSession.State, _ to: TargetSession.State
+        _ site: SimulatedSite, _ from: TargetSession.State?, _ session: TargetSession?
     ) {
-        guard from != to else { return }
-        count("\(from.rawValue) → \(to.rawValue)")
-        trace("\(mirror.path): \(from.rawValue) → \(to.rawValue)")
+        guard let from, let session, from != session.state else { return }
+        count("\(from.rawValue) → \(session.state.rawValue)")
+        let reason = session.state == .disconnected ? session.outage.map { ": \($0.reason)" } : nil
+        trace("\(site.path): \(from.rawValue) → \(session.state.rawValue)\(reason ?? "")")
     }
 
-    private func timer() throws {
+    // MARK: Timers, and what the machines do when nobody asks them
+
+    func timer() throws {
         let ms = random.chance(20) ? 1000 + random.below(8000) : 1 + random.below(300)
         advance(ns: Int64(ms) * 1_000_000)
-        let before = mirrors.map { attached($0)?.driver?.snapshot.state }
-        primary?.hub.keepHouse()
-        for (mirror, before) in zip(mirrors, before) {
-            if let before, let after = attached(mirror)?.driver?.snapshot.state {
-                noteTransition(mirror, before, after)
-            }
-        }
+        for site in sites where !site.isStopped { try site.keepHouse() }
     }
 
-    func advance(ns: Int64) {
-        primaryPool.disk.advance(ns: ns)
-        for mirror in mirrors { mirror.pool.disk.advance(ns: ns) }
-    }
+    func advance(ns: Int64) { for site in sites { site.pool.disk.advance(ns: ns) } }
 
-    /// What the machines do when nobody asks them.
-    private func behind() throws {
+    func behind(_ site: SimulatedSite) throws {
         switch random.below(6) {
-        case 0: _ = try primary?.volume.mergeStep()
-        case 1: _ = try primary?.volume.coverNextLayer()
-        case 2: try settle()
-        case 3: try commitNames()
-        case 4: _ = try? anyMirror().target?.applyStep()
-        default: _ = try? anyMirror().target?.pool?.volume.mergeStep()
+        case 0: _ = try site.primary?.volume.mergeStep()
+        case 1: _ = try site.primary?.volume.coverNextLayer()
+        case 2: try site.settle()
+        case 3: try site.commitNames()
+        case 4: _ = try? site.anyOther().target?.applyStep()
+        default: _ = try? site.anyOther().target?.pool?.volume.mergeStep()
         }
     }
 
-    private func settle() throws {
-        guard let volume = primary?.volume else { return }
-        for id in volume.imageIDs.sorted() {
-            try volume.settle(try volume.image(id), all: random.chance(50))
-        }
-        count("settle")
-    }
+    // MARK: Targets
 
-    // MARK: The primary's machine
-
-    func startPrimary() throws {
-        trace("open the primary")
-        let store = try primaryPool.openStore()
-        let volume = try Volume(store: store, options: VolumeOptions(runsInBackground: false))
-        let stream = volume.attachStream(capacityBytes: options.ringBytes)
-        var hubOptions = HubOptions()
-        hubOptions.runsInBackground = false
-        hubOptions.session.chunkBlocks = 4
-        hubOptions.session.chunksPerSync = 3
-        let hub = try TargetHub(
-            volume: volume, stream: stream, suspects: volume.suspects(), options: hubOptions
-        ) { [unowned self] (record) throws(TargetError) in try openMirror(record) }
-        let keeper: any TargetKeeper =
-            options.bug == .clearsMarksEarly ? CarelessKeeper(hub) : hub
-        volume.attach(keeper)
-        try recoverModel(volume, wasUnclean: store.wasUnclean)
-        primary = Primary(
-            store: store, volume: volume, stream: stream, hub: hub, keeper: keeper)
-        hub.start(names: { [unowned self] in
-            let nodes = Array(history.current.names.values)
-            return { nodes }
-        })
-    }
-
-    private func addTarget(_ mirror: SimulatedMirror) throws {
-        let record = TargetRecord(
-            address: mirror.path, poolID: mirror.pool.id, mode: mirror.mode,
-            timeoutMs: 5000, addedNs: 0)
-        mirror.id = try primary!.hub.add(record).id
-        count("target.\(mirror.mode.rawValue)")
-    }
-
-    private func openMirror(
-        _ record: TargetRecord
+    /// What a primary's session talks to.
+    func open(
+        _ record: TargetRecord, for primary: SimulatedSite
     ) throws(TargetError) -> any ReplicaTarget {
-        guard let mirror = mirrors.first(where: { $0.path == record.address }), !mirror.isAway
+        guard let site = sites.first(where: { $0.path == record.address }), !site.isAway,
+            network.reaches(primary.number, site.number), !site.isStopped
         else {
             throw TargetError(.absent, "\(record.address) is not mounted")
         }
@@ -272,14 +193,38 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         mirrorOptions.runsInBackground = false
         mirrorOptions.historyMs = nil
         mirrorOptions.journal = JournalOptions(segmentBytes: 64 << 10)
-        let pool = mirror.pool
+        let pool = site.pool
+        let hasRoles = options.kind == .roles
+        // Who connects anew is served; who had it open before finds that it is not.
+        if hasRoles { site.endConnection() }
+        var look: (@Sendable () -> PoolSight?)?
+        if hasRoles { look = { [unowned site] in site.sight } }
         let opened = MirrorTarget(
-            path: mirror.path, primaryPoolID: "primary", poolID: record.poolID, disk: pool.disk,
-            options: mirrorOptions
+            path: site.path, primaryPoolID: primary.pool.id, poolID: record.poolID,
+            disk: pool.disk, options: mirrorOptions,
+            look: look
         ) { () throws(PoolError) in try pool.openStore() }
-        mirror.target = opened
-        mirror.isLatched = mirror.failsSyncs
-        guard let bug = options.bug else { return opened }
-        return BuggyTarget(opened, bug)
+        if !site.isPrimary { site.target = opened }
+        site.isLatched = site.failsSyncs
+        var target: any ReplicaTarget = opened
+        if let bug = options.bug { target = BuggyTarget(opened, bug, primary) }
+        guard hasRoles else { return target }
+        let link = SimulatedLink(self, from: primary, to: site, opened, target)
+        site.link = link
+        return link
+    }
+
+    /// A primary's process is gone.
+    func connectionsEnd(of primary: SimulatedSite) {
+        for site in sites where site !== primary {
+            guard options.kind == .roles else {
+                // They were open in the same process.
+                site.target = nil
+                continue
+            }
+            guard let link = site.link, link.from === primary else { continue }
+            // The other side hears of it at once, or when somebody else comes.
+            if random.chance(50) { site.endConnection() } else { link.cut() }
+        }
     }
 }

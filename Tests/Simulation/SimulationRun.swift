@@ -4,11 +4,15 @@ import TestSupport
 package struct SimulationRun: Sendable {
     package var seed: UInt64
     package var steps: Int
+    package var kind: SimulatedWorld.Kind
     package var bug: SimulatedBug?
 
-    package init(seed: UInt64, steps: Int, bug: SimulatedBug? = nil) {
+    package init(
+        seed: UInt64, steps: Int, kind: SimulatedWorld.Kind = .mirrors, bug: SimulatedBug? = nil
+    ) {
         self.seed = seed
         self.steps = steps
+        self.kind = bug?.world ?? kind
         self.bug = bug
     }
 
@@ -35,6 +39,7 @@ package struct SimulationRun: Sendable {
         _ numbers: [Int], isTracing: Bool
     ) -> (violation: String?, world: SimulatedWorld?, last: Int) {
         var options = SimulatedWorld.Options()
+        options.kind = kind
         options.bug = bug
         options.isTracing = isTracing
         var last = 0

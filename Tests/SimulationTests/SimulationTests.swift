@@ -11,6 +11,13 @@ import Testing
         if let failure { Issue.record("\(Self.text(failure, seed))") }
     }
 
+    /// Promotions, handovers, primaries that are cut off and go on, and the way back.
+    @Test(arguments: Seeds.run(6))
+    func nothingIsLostWhoeverIsThePrimary(seed: UInt64) {
+        let failure = SimulationRun(seed: seed, steps: 500, kind: .roles).run().failure
+        if let failure { Issue.record("\(Self.text(failure, seed))") }
+    }
+
     /// Each found something once: a snapshot's content lost to a later shrink (24), a dirty file that forgot
     /// what it was asked to hold (52), layers that no open image has (105).
     @Test(arguments: [(24 as UInt64, 800), (52, 400), (105, 650)])
@@ -22,7 +29,9 @@ import Testing
     /// A test that finds nothing proves nothing.
     @Test(arguments: SimulatedBug.allCases)
     func aSeededBugIsFound(bug: SimulatedBug) {
-        for seed in 1...200 as ClosedRange<UInt64> {
+        // A stale mirror, and a third one that is ahead of it, are not met at once.
+        let first: UInt64 = bug == .promotesStaleAsWhole ? 22 : 1
+        for seed in first...200 {
             if SimulationRun(seed: seed, steps: 600, bug: bug).violation() != nil { return }
         }
         Issue.record("'\(bug.rawValue)' was not found within 200 seeds")

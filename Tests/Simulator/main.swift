@@ -17,6 +17,11 @@ struct Simulator: ParsableCommand {
     @Option(help: "How many seeds, one after the other.") var seeds: UInt64 = 1
     @Option(help: "Steps for each seed.") var steps = 1000
     @Option(help: "Processes that share the seeds.") var jobs = 1
+    @Option(
+        help: """
+            'mirrors': one primary and its mirrors; 'roles': a network between them, promotions, handovers, \
+            primaries that are cut off, and the way back.
+            """) var world = SimulatedWorld.Kind.mirrors
     @Option(help: "A bug that is seeded on purpose.") var bug: SimulatedBug?
     @Flag(help: .hidden) var isJob = false
 
@@ -44,7 +49,9 @@ struct Simulator: ParsableCommand {
         var coverage: [String: Int] = [:]
         for seed in seed..<seed + seeds {
             if isJob { tell("\(JobOutput.seed)\(seed)") }
-            let (failure, covered) = SimulationRun(seed: seed, steps: steps, bug: bug).run()
+            let (failure, covered) = SimulationRun(
+                seed: seed, steps: steps, kind: world, bug: bug
+            ).run()
             coverage.merge(covered, uniquingKeysWith: +)
             guard let failure else { continue }
             print("VIOLATION with seed \(seed): \(failure.violation)")
@@ -56,7 +63,8 @@ struct Simulator: ParsableCommand {
     }
 
     private func share() throws -> [String: Int] {
-        let arguments = bug.map { ["--bug", $0.rawValue] } ?? []
+        let arguments =
+            ["--world", world.rawValue] + (bug.map { ["--bug", $0.rawValue] } ?? [])
         do {
             return try Jobs(
                 seeds: seed..<seed + seeds, steps: steps, jobs: jobs, arguments: arguments
@@ -78,6 +86,7 @@ struct Simulator: ParsableCommand {
 }
 
 extension SimulatedBug: ExpressibleByArgument {}
+extension SimulatedWorld.Kind: ExpressibleByArgument {}
 
 // What the disks do on purpose would fill the screen.
 LoggingSystem.bootstrap { _ in SwiftLogNoOpLogHandler() }

@@ -5,14 +5,14 @@ import SystemIO
 import TestSupport
 import Volume
 
-extension SimulatedWorld {
+extension SimulatedSite {
     static let maxBlocks = 24
 
     // MARK: Client operations
 
     func clientStep() throws {
-        guard let volume = primary?.volume, hasRoom else { return }
-        let ids = history.current.images.keys.sorted()
+        guard let volume = primary?.volume, volume.fenceReason == nil, hasRoom else { return }
+        let ids = branch.history.current.images.keys.sorted()
         guard let id = ids.isEmpty ? nil : ids[random.below(ids.count)] else {
             return try create(volume)
         }
@@ -34,10 +34,11 @@ extension SimulatedWorld {
 
     /// A writer that is held back would wait for what only this thread can do.
     private var hasRoom: Bool {
-        for mirror in mirrors where mirror.mode != .async {
-            let lag = primary?.stream.standing(mirror.id)?.lagBytes ?? 0
+        guard let primary else { return false }
+        for target in primary.hub.all where target.record.mode != .async {
+            let lag = primary.stream.standing(target.record.id)?.lagBytes ?? 0
             // The largest write, with its edges, and a few records more.
-            guard lag + (64 << 10) > options.ringBytes / 4 * 3 else { continue }
+            guard lag + (64 << 10) > world.options.ringBytes / 4 * 3 else { continue }
             count("client.heldBack")
             return false
         }
@@ -46,13 +47,13 @@ extension SimulatedWorld {
 
     /// Notes what an operation did, also where it failed half way: then either may be.
     private func did(_ volume: Volume, _ change: (inout ModelPool) -> Void) {
-        var state = history.current
+        var state = branch.history.current
         change(&state)
-        history.append(state, through: volume.sequence.rawValue)
+        branch.history.append(state, through: volume.sequence.rawValue)
     }
 
     private func changed(_ id: ImageID) {
-        guard let image = history.current.images[id] else { return }
+        guard let image = branch.history.current.images[id] else { return }
         sinceFloor[id, default: []].append(image)
     }
 
@@ -65,9 +66,9 @@ extension SimulatedWorld {
             length = min((length + 4095) & ~4095, limit - offset)
         }
         let bytes = random.bytes(length)
-        trace("write \(id.rawValue) \(offset)+\(length)")
+        trace("\(path): write \(id.rawValue) \(offset)+\(length)")
         let image = try volume.image(id)
-        var after = history.current.images[id]!
+        var after = branch.history.current.images[id]!
         after.write(bytes[...], at: offset)
         sinceFloor[id, default: []].append(after)
         try bytes.withUnsafeBytes { try image.write($0, at: UInt64(offset)) }
@@ -76,13 +77,13 @@ extension SimulatedWorld {
     }
 
     private func zero(_ volume: Volume, _ id: ImageID) throws {
-        let size = history.current.images[id]!.sizeBytes
+        let size = branch.history.current.images[id]!.sizeBytes
         guard size > 0 else { return }
         let offset = random.below(size)
         let length = 1 + random.below(30_000)
-        trace("trim \(id.rawValue) \(offset)+\(length)")
+        trace("\(path): trim \(id.rawValue) \(offset)+\(length)")
         let image = try volume.image(id)
-        var after = history.current.images[id]!
+        var after = branch.history.current.images[id]!
         after.zero(from: offset, to: offset + length)
         sinceFloor[id, default: []].append(after)
         try image.trim(at: UInt64(offset), length: UInt64(length))
@@ -92,8 +93,8 @@ extension SimulatedWorld {
 
     private func resize(_ volume: Volume, _ id: ImageID) throws {
         let size = random.below(Self.maxBlocks * 4096)
-        trace("resize \(id.rawValue) to \(size)")
-        var after = history.current.images[id]!
+        trace("\(path): resize \(id.rawValue) to \(size)")
+        var after = branch.history.current.images[id]!
         after.resize(to: size)
         sinceFloor[id, default: []].append(after)
         try volume.image(id).resize(to: UInt64(size))
@@ -111,11 +112,11 @@ extension SimulatedWorld {
 
     private func flush(_ volume: Volume, _ id: ImageID) throws {
         let sequence = volume.gate.begin(volume.sequence)
-        trace("fsync \(id.rawValue) at \(sequence?.rawValue ?? 0)")
+        trace("\(path): fsync \(id.rawValue) at \(sequence?.rawValue ?? 0)")
         try commitNames()
         try volume.image(id).flush()
-        if let image = history.current.images[id] {
-            floor.images[id] = image
+        if let image = branch.history.current.images[id] {
+            floorState.images[id] = image
             sinceFloor[id] = []
         }
         volume.gate.finish(
@@ -129,25 +130,31 @@ extension SimulatedWorld {
         defer { answers = [] }
         var records: [TargetRecord]?
         for answer in answers where answer.errno == 0 {
+            if answer.isAfterFence {
+                throw Violation("\(path) answered a request after it was told that it was replaced")
+            }
             let isFlush = answer.isFlush
-            for (mirror, powerLosses) in zip(mirrors, answer.powerLosses) {
-                guard mirror.mode != .async, isFlush || mirror.mode != .flush,
-                    let target = attached(mirror)
-                else { continue }
-                let what = isFlush ? "fsync" : "write"
+            let what = isFlush ? "fsync" : "write"
+            for asked in answer.targets
+            where asked.mode != .async && (isFlush || asked.mode != .flush) {
+                // Of one that was let go of meanwhile nothing is promised.
+                guard let target = attached(asked.site) else { continue }
                 if target.driver?.snapshot.counts ?? false, let sequence = answer.sequence {
-                    count("\(what).\(mirror.mode.rawValue)")
-                    mirror.promise(
-                        sequence.rawValue, isFlush: isFlush, powerLosses: powerLosses)
+                    count("\(what).\(asked.mode.rawValue)")
+                    asked.site.promise(
+                        sequence.rawValue, asked.mode, isFlush: isFlush,
+                        powerLosses: asked.powerLosses)
                     continue
                 }
                 count("\(what).withoutTarget")
-                let known = try records ?? primaryPool.catalog.read { try $0.targets() }
+                let known = try records ?? pool.catalog.read { try $0.targets() }
                 records = known
-                guard known.first(where: { $0.id == mirror.id })?.stale == nil else { continue }
+                guard let row = known.first(where: { $0.address == asked.site.path }),
+                    row.stale == nil
+                else { continue }
                 throw Violation(
-                    "\(isFlush ? "an fsync" : "a write") was answered without \(mirror.path), and the "
-                        + "catalog does not say that it is stale")
+                    "\(isFlush ? "an fsync" : "a write") was answered without \(asked.site.path), and "
+                        + "the catalog does not say that it is stale")
             }
         }
     }
@@ -172,12 +179,12 @@ extension SimulatedWorld {
     func commitNames() throws {
         guard primary != nil, !pendingNames.isEmpty else { return }
         let (changes, sequence) = (pendingNames, pendingSequence)
-        try primaryPool.catalog.write { tx in
+        try pool.catalog.write { tx in
             try tx.apply(changes)
             try tx.setNamesSequence(sequence)
         }
         pendingNames = []
-        durableNames = history.current.names
+        durableNames = branch.history.current.names
     }
 
     private func node(_ image: ImageID) -> NodeRecord {
@@ -190,7 +197,7 @@ extension SimulatedWorld {
     }
 
     private func create(_ volume: Volume) throws {
-        trace("create")
+        trace("\(path): create")
         let image = try volume.createImage()
         did(volume) { $0.images[image.id] = ModelImage() }
         changed(image.id)
@@ -198,9 +205,10 @@ extension SimulatedWorld {
     }
 
     private func delete(_ volume: Volume, _ id: ImageID) throws {
-        guard history.current.images.count > 1 else { return }
+        guard branch.history.current.images.count > 1 else { return }
         trace("delete \(id.rawValue)")
-        let nodes = history.current.names.values.filter { $0.imageID == id }.map(\.id).sorted()
+        let nodes = branch.history.current.names.values.filter { $0.imageID == id }.map(\.id)
+            .sorted()
         try changeNames(volume, nodes.map { .remove($0) })
         try commitNames()
         deleted.insert(id)
@@ -210,12 +218,14 @@ extension SimulatedWorld {
     }
 
     func forgetImage(_ id: ImageID) {
-        floor.images[id] = nil
+        floorState.images[id] = nil
         sinceFloor[id] = nil
     }
 
     private func rename(_ volume: Volume) throws {
-        let nodes = history.current.names.values.filter { $0.id != .root }.sorted { $0.id < $1.id }
+        let nodes = branch.history.current.names.values.filter { $0.id != .root }.sorted {
+            $0.id < $1.id
+        }
         guard var node = nodes.isEmpty ? nil : nodes[random.below(nodes.count)] else { return }
         if nodes.count > 1, random.chance(30) {
             var other = nodes.first { $0.id != node.id }!
@@ -236,9 +246,9 @@ extension SimulatedWorld {
         guard snapshots.count < 5 else { return }
         nextName += 1
         let name = "s\(nextName)"
-        trace("snapshot \(name)")
+        trace("\(path): snapshot \(name)")
         try commitNames()
-        let state = history.current
+        let state = branch.history.current
         let nodes = Array(state.names.values)
         underWay = (name, state)
         let record = try volume.createSnapshot(name: name) { { nodes } }
@@ -249,7 +259,7 @@ extension SimulatedWorld {
 
     func settleCut(_ record: SnapshotRecord, _ state: ModelPool, isWhole: Bool) {
         snapshots[record.name] = (record.sequence.rawValue, state, isWhole)
-        cuts[record.sequence.rawValue] = state
+        branch.cuts[record.sequence.rawValue] = state
     }
 
     private func deleteSnapshot(_ volume: Volume) throws {
@@ -269,7 +279,7 @@ extension SimulatedWorld {
         trace("restore \(id.rawValue) from \(name)")
         try commitNames()
         let layer = try layer(of: id, in: name, volume)
-        let before = history.current
+        let before = branch.history.current
         var node = before.names.values.filter { $0.imageID == id }
         node.append(before.names[.root]!)
         restoring = (id, source, keepAs)
@@ -278,14 +288,14 @@ extension SimulatedWorld {
             nodes: node)
         restoring = nil
         did(volume) { $0.images[id] = source }
-        floor.images[id] = source
+        floorState.images[id] = source
         sinceFloor[id] = []
         let record = try volume.snapshot(named: keepAs)
         settleCut(record, before, isWhole: false)
     }
 
     private func clone(_ volume: Volume) throws {
-        guard history.current.images.count < 4,
+        guard branch.history.current.images.count < 4,
             let (name, _) = snapshots.filter({ !$0.value.state.images.isEmpty }).sorted(by: {
                 $0.key < $1.key
             }).first,
@@ -301,7 +311,7 @@ extension SimulatedWorld {
         let image = try volume.clone(layer: layer.id, sizeBytes: layer.sizeBytes)
         cloning = nil
         did(volume) { $0.images[image.id] = source }
-        floor.images[image.id] = source
+        floorState.images[image.id] = source
         try changeNames(volume, [.put(node(image.id))])
     }
 
@@ -320,25 +330,44 @@ extension SimulatedWorld {
         of id: ImageID, in name: String, _ volume: Volume
     ) throws -> (id: LayerID, sizeBytes: UInt64) {
         let record = try volume.snapshot(named: name)
-        let nodes = try primaryPool.catalog.read { try $0.snapshotNodes(record.id) }
+        let nodes = try pool.catalog.read { try $0.snapshotNodes(record.id) }
         guard let node = nodes.first(where: { $0.node.imageID == id }), let layer = node.layerID
         else { throw Violation("snapshot \(name) has no image \(id.rawValue)") }
         return (layer, node.sizeBytes)
     }
 }
 
+/// A write or an fsync that was answered.
+struct SimulatedAnswer {
+    struct Asked {
+        var site: SimulatedSite
+        var mode: TargetRecord.Mode
+        /// When the request came.
+        var powerLosses: Int
+    }
+    var sequence: SequenceNumber?
+    var isFlush: Bool
+    var targets: [Asked]
+    var errno: Int32
+    /// The pool was told before that it was replaced.
+    var isAfterFence: Bool
+}
+
 /// A request that waits; kept alive by the reply that it waits for.
 private final class PendingAnswer {
-    private unowned let world: SimulatedWorld
+    private unowned let site: SimulatedSite
     private let sequence: SequenceNumber?
     private let isFlush: Bool
-    private let powerLosses: [Int]
+    private let targets: [SimulatedAnswer.Asked]
 
-    init(_ world: SimulatedWorld, _ sequence: SequenceNumber?, isFlush: Bool) {
-        self.world = world
+    init(_ site: SimulatedSite, _ sequence: SequenceNumber?, isFlush: Bool) {
+        self.site = site
         self.sequence = sequence
         self.isFlush = isFlush
-        powerLosses = world.mirrors.map(\.powerLosses)
+        targets = site.targets.map { other, target in
+            SimulatedAnswer.Asked(
+                site: other, mode: target.record.mode, powerLosses: other.powerLosses)
+        }
     }
 
     var reply: PendingReply {
@@ -347,10 +376,14 @@ private final class PendingAnswer {
             let pending = Unmanaged<PendingAnswer>.fromOpaque(
                 UnsafeRawPointer(bitPattern: context)!
             ).takeRetainedValue()
-            pending.world.answers.append(
-                SimulatedWorld.Answer(
-                    sequence: pending.sequence, isFlush: pending.isFlush,
-                    powerLosses: pending.powerLosses, errno: errno))
+            pending.answer(errno)
         }
+    }
+
+    private func answer(_ errno: Int32) {
+        site.answers.append(
+            SimulatedAnswer(
+                sequence: sequence, isFlush: isFlush, targets: targets, errno: errno,
+                isAfterFence: site.wasToldOfFence))
     }
 }
