@@ -136,8 +136,10 @@ extension SimulatedSite {
     private func removeUnnamed(_ volume: Volume) throws {
         let named = Set(branch.history.current.names.values.compactMap(\.imageID))
         for id in volume.imageIDs.sorted() where !named.contains(id) {
-            try volume.deleteImage(id)
+            // The power may go when it is gone.
+            deleted.insert(id)
             forgetImage(id)
+            try volume.deleteImage(id)
             var state = branch.history.current
             state.images[id] = nil
             branch.history.append(state, through: volume.sequence.rawValue)
