@@ -23,6 +23,8 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     private(set) var history: [SequenceNumber: PoolContent] = [:]
     private(set) var snapshots: [SnapshotInfo] = []
     let target: MemoryTarget
+    /// The target as the session has it, where it fails by plan.
+    private var faulty: FaultyTarget?
     private(set) var driver: SessionDriver!
     private var nowNs: Int64 = 1
     private var nextStamp: UInt64 = 1
@@ -33,12 +35,25 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     var isBusy = true
     var readCount = 0
 
-    init(seed: UInt64) {
+    var hasStruck: Bool { faulty?.hasStruck ?? false }
+
+    init(seed: UInt64, fault: TargetFault? = nil) {
         random = SeededRandom(seed: seed)
         history[.zero] = live
         target = MemoryTarget(live)
         stream.attachTracking(id)
         target.world = self
+        if let fault {
+            faulty = FaultyTarget(target, fault, timeoutMs: SessionOptions().timeoutMs) {
+                [unowned self] ms in
+                // Others write meanwhile, and the clock of the session's keeper ticks.
+                for _ in 0..<4 {
+                    nowNs += ms * 250_000
+                    changeSometimes(50)
+                    driver.tick()
+                }
+            }
+        }
         makeDriver(seed)
     }
 
@@ -50,10 +65,11 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
         options.chunksPerSync = 3
         options.streamBytesPerSync = 30_000
         if seed % 5 == 0 { options.bytesPerSecond = 1 << 20 }
+        let connects: any ReplicaTarget = faulty ?? target
         driver = SessionDriver(
             id: id, options: options, seed: seed, counts: false, stream: stream, source: self,
             clock: { [unowned self] in nowNs }
-        ) { [target] () throws(TargetError) in target }
+        ) { [connects] () throws(TargetError) in connects }
     }
 
     /// As when a target's settings change: another session goes on with what this one leaves.
