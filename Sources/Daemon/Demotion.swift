@@ -24,7 +24,8 @@ package enum PoolDemotion {
             if PoolSight.look(at: path, disk: LinuxDisk())?.isReplica ?? false {
                 throw ControlFailure(.failed, "\(path) is a mirror already")
             }
-            let address = try primary ?? fencingTarget(of: path)
+            // A raw mirror that was promoted is a pool by now.
+            let address = TargetAddress(try primary ?? fencingTarget(of: path)).path
             let sight = try sight(of: address)
             return try follow(path, sight, at: address) { own in
                 try check(own, follows: sight, path, address, isResolving)

@@ -70,6 +70,12 @@ extension PoolReplication {
             guard let hub, let target = hub.all.first(where: { $0.record.address == address }),
                 let poolID = target.record.poolID
             else { throw ControlFailure(.failed, "\(address) is no target of this pool") }
+            guard !TargetAddress(address).isRaw else {
+                throw ControlFailure(
+                    .usage,
+                    "a raw mirror is not handed over to: unmount the pool, and `doppel promote \(address)` "
+                        + "makes a pool of it, with nothing lost")
+            }
             // Most of it is done while everybody goes on.
             guard isInStep(target, hub, timeoutMs: timeoutMs) else {
                 throw ControlFailure(

@@ -30,6 +30,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private var names: (@Sendable () -> @Sendable () -> [NodeRecord])?
     private weak var fileSystem: VirtualFS?
     private var mirrors: [TargetID: MirrorTarget] = [:]
+    private var rawMirrors: [TargetID: RawMirror] = [:]
 
     /// Attaches the targets that the catalog knows, before the pool takes its first change.
     init(volume: Volume, runs: Bool, mounts: MirrorMounts, allowsAsyncOnly: Bool) throws {
@@ -88,6 +89,12 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     }
 
     private func open(_ record: TargetRecord) throws(TargetError) -> any ReplicaTarget {
+        if case .raw(let path) = TargetAddress(record.address) {
+            let raw = RawMirror(
+                path: path, primaryPoolID: store.identity.id, id: record.poolID, disk: LinuxDisk())
+            lock.withLock { rawMirrors[record.id] = raw }
+            return raw
+        }
         // Who wants to look into the mirror meanwhile asks here.
         var owner = PoolOwner.current()
         if runs, let directory = try? RuntimePaths.directory(disk: LinuxDisk()) {
@@ -232,13 +239,36 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             historyMs: Self.defaultHistoryMs, addedNs: store.disk.now())
         record.take(target)
         try refuseConflict(record)
-        record.poolID = try MirrorPlace.prepare(target.address, for: store)
+        let place = try prepare(target)
+        record.poolID = place.id
         if hub == nil {
             try attach()
             if let names = lock.withLock({ names }) { hub?.start(names: names) }
         }
-        _ = try hub?.add(record)
-        return MirrorPlace.warning(target.address, for: store)
+        _ = try hub?.add(record, hasContent: place.hasContent)
+        let words = [place.note, MirrorPlace.warning(target.address, for: store)].compactMap { $0 }
+        return words.isEmpty ? nil : words.joined(separator: "\n")
+    }
+
+    private func prepare(_ target: TargetSpecification) throws -> MirrorPlace {
+        let address = TargetAddress(target.address)
+        try MirrorPlace.requireApart(address.path, store)
+        guard target.isSeeded ?? false else {
+            return try MirrorPlace.prepare(address, for: store)
+        }
+        let (id, note) = try Seeding.prepare(address, try seedItems(), for: store)
+        return MirrorPlace(id: id, hasContent: true, note: note)
+    }
+
+    /// Every name as it is now, with its size.
+    private func seedItems() throws -> [SeedItem] {
+        let captured = lock.withLock { names }?()()
+        let nodes = try captured ?? store.catalog.read { try $0.nodes() }
+        return try Seeding.paths(of: nodes).map { path, node in
+            SeedItem(
+                path: path, node: node,
+                sizeBytes: try node.imageID.map { try volume.image($0).sizeBytes } ?? 0)
+        }
     }
 
     private func wait(_ arguments: ControlArguments) throws {
@@ -260,8 +290,17 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             var info = TargetInfo(status)
             info.images = images(of: status)
             info.reachFromNs = lock.withLock { mirrors[status.record.id] }?.lastReachNs
+            info.fill(raw(status.record))
             return info
         }
+    }
+
+    /// What the folder of a raw mirror says. Its disk may hang: where a session has it open, it says what it
+    /// said last.
+    private func raw(_ record: TargetRecord) -> RawFolderState? {
+        guard case .raw(let path) = TargetAddress(record.address) else { return nil }
+        if runs { return lock.withLock { rawMirrors[record.id] }?.lastKnown }
+        return (try? RawFolderState.read(of: path, disk: LinuxDisk())) ?? nil
     }
 
     private func images(of status: TargetStatus) -> [TargetImageInfo] {
@@ -298,6 +337,13 @@ extension TargetRecord {
 }
 
 extension TargetInfo {
+    mutating func fill(_ raw: RawFolderState?) {
+        guard TargetAddress(address).isRaw else { return }
+        kind = "raw"
+        content = raw.map { $0.isWhole ? "clean" : "torn" }
+        tornSinceNs = raw?.sinceNs
+    }
+
     init(_ status: TargetStatus) {
         self.init(
             id: status.record.id.rawValue, address: status.record.address,
@@ -336,55 +382,6 @@ extension TargetInfo {
         resyncDoneBytes = status.resyncDoneBytes
         resyncTotalBytes = status.resyncTotalBytes
         etaMs = status.etaMs
-    }
-}
-
-/// Where a mirror may be laid out.
-enum MirrorPlace {
-    /// A new mirror in a new or empty directory; one of this pool is taken as it is.
-    /// - Returns: the UUID of the mirror, which the target is bound to.
-    /// - Throws: where something else is, or the place is the pool's own.
-    static func prepare(_ path: String, for store: PoolStore) throws -> String {
-        let disk = LinuxDisk()
-        if path == store.path || path.hasPrefix(store.path + "/")
-            || store.path.hasPrefix(path + "/")
-        {
-            throw ControlFailure(.usage, "\(path) and the pool \(store.path) lie in each other")
-        }
-        if !PoolStore.isPool(path, disk: disk) {
-            do throws(TargetError) {
-                try MirrorTarget.create(path: path, primaryPoolID: store.identity.id, disk: disk)
-            } catch { throw ControlFailure(.failed, error.message) }
-        }
-        return try identify(path, store)
-    }
-
-    private static func identify(_ path: String, _ store: PoolStore) throws -> String {
-        guard let sight = PoolSight.look(at: path, disk: LinuxDisk()) else {
-            throw ControlFailure(.failed, "\(path) is a pool that cannot be looked into")
-        }
-        let history = try store.catalog.read { try $0.history() }
-        // A mirror of the pool that this one was promoted from follows this one as well.
-        let isOurs =
-            sight.primaryPoolID == store.identity.id
-            || sight.history.current.map { history.contains($0.id) } ?? false
-        guard sight.isReplica, isOurs else {
-            throw ControlFailure(
-                .failed,
-                "\(path) is a pool, but no mirror of this one; a mirror needs a new or empty directory"
-            )
-        }
-        guard !sight.isInUse else { throw ControlFailure(.inUse, "the pool \(path) is in use") }
-        return sight.poolID
-    }
-
-    static func warning(_ path: String, for store: PoolStore) -> String? {
-        let disk = LinuxDisk()
-        guard let there = try? disk.status(path), let here = try? disk.status(store.path),
-            there.device == here.device
-        else { return nil }
-        return "\(path) is on the same file system as the pool: a mirror there survives a mistake, "
-            + "not the disk"
     }
 }
 

@@ -10,6 +10,12 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     package var address: String
     /// How late answers may be in mode adaptive.
     package var latencyBudgetUs: Int64?
+    /// "mirror": another pool; "raw": plain files.
+    package var kind: String
+    /// Of a raw mirror: "clean", or "torn" while it is being written to and from then on until it was let go
+    /// of in good order; missing where nothing is known of it.
+    package var content: String?
+    package var tornSinceNs: Int64?
     /// As it was asked for; see ``modeInForce``.
     package var mode: String
     /// What is waited for now: "async" while the target is not in step.
@@ -72,6 +78,7 @@ package struct TargetInfo: Codable, Sendable, Hashable {
         self.address = address
         self.mode = mode
         self.timeoutMs = timeoutMs
+        kind = "mirror"
         onTimeout = "degrade"
         images = []
         modeInForce = "async"
@@ -119,6 +126,8 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     /// How long its journal is kept, so that it can be mounted as it was.
     package var historyMs: Int64?
     package var onTimeout: String?
+    /// There are copies of the images already, carried there by hand.
+    package var isSeeded: Bool?
     /// Only this image, from now on.
     package var image: String?
     /// The image is as the others again.
@@ -141,8 +150,8 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     }
 
     /// `DIR[,mode=async|flush|semi-sync|sync|adaptive][,latency-budget=5ms][,timeout=5s][,on-timeout=degrade|block|fail]
-    /// [,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s]`; a
-    /// comma in DIR is written `\,`.
+    /// [,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s]`; DIR
+    /// may be `raw:DIR`; a comma in it is written `\,`.
     /// - Returns: nil for what is no target; then `problem` says why.
     package static func parse(_ text: String) -> (TargetSpecification?, problem: String) {
         var parts: [String] = [""]

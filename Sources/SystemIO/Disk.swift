@@ -54,6 +54,7 @@ open class Disk: @unchecked Sendable {  // no state of its own
     open func createDirectory(
         _ path: String, mode: UInt32 = 0o700
     ) throws(SystemError) { unsupported() }
+    open func makeSymlink(_ path: String, target: String) throws(SystemError) { unsupported() }
     open func removeFile(_ path: String) throws(SystemError) { unsupported() }
     open func removeDirectory(_ path: String) throws(SystemError) { unsupported() }
     open func rename(

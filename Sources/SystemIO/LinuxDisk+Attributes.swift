@@ -11,10 +11,6 @@ extension LinuxDisk {
         return String(decoding: bytes.prefix(Int(got)).map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
-    public func makeSymlink(_ path: String, target: String) throws(SystemError) {
-        try checked(clx_symlink(target, path), "make symlink", path)
-    }
-
     public func setOwner(_ path: String, uid: UInt32, gid: UInt32) throws(SystemError) {
         try checked(clx_lchown(path, uid, gid), "set owner of", path)
     }

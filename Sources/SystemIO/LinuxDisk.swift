@@ -16,6 +16,9 @@ public final class LinuxDisk: Disk, @unchecked Sendable {  // no state
     public override func createDirectory(_ path: String, mode: UInt32) throws(SystemError) {
         try checked(clx_mkdir(path, mode), "create directory", path)
     }
+    public override func makeSymlink(_ path: String, target: String) throws(SystemError) {
+        try checked(clx_symlink(target, path), "make symlink", path)
+    }
     public override func removeFile(_ path: String) throws(SystemError) {
         try checked(clx_unlink(path), "remove", path)
     }

@@ -18,6 +18,11 @@ public struct SystemError: Error, CustomStringConvertible, Sendable, Hashable {
     /// The file would pass what its file system, or a limit of the process, lets it have.
     public var isTooLarge: Bool { errno == EFBIG }
     public var isNotFound: Bool { errno == ENOENT }
+    public var isExisting: Bool { errno == EEXIST }
+    public static let existing = EEXIST
+    public var isInvalid: Bool { errno == EINVAL }
+    /// The file system has no such operation.
+    public var isUnsupported: Bool { errno == EOPNOTSUPP || errno == ENOSYS }
 
     public var description: String {
         "\(operation) \(path): \(SystemError.message(errno)) (errno \(errno))"

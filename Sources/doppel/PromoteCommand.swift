@@ -1,6 +1,7 @@
 import ArgumentParser
 import Daemon
 import Glibc
+import Pool
 import SystemIO
 
 struct Promote: ParsableCommand {
@@ -20,6 +21,7 @@ struct Promote: ParsableCommand {
               doppel promote /backup/vms --dry-run
               doppel promote /backup/vms
               doppel promote /backup/vms --force
+              doppel promote raw:/backup/plain
               doppel mount /backup/vms /mnt/vms
             """)
     @Argument(help: "The mirror's directory.", completion: .directory) var mirror: String
@@ -28,6 +30,8 @@ struct Promote: ParsableCommand {
     @OptionGroup var output: JSONFlag
 
     func run() throws {
+        let place = TargetAddress(mirror)
+        if place.isRaw { return try promoteRaw(place.path) }
         try exiting {
             let info = try PoolPromotion.perform(
                 path: PoolLocation.find(mirror).poolPath, dryRun: dryRun, force: force,
@@ -44,6 +48,47 @@ struct Promote: ParsableCommand {
             for line in LossText.lines(info) { print(line) }
             if !dryRun { print("  next         doppel mount \(info.path) MOUNTPOINT") }
         }
+    }
+
+    /// A raw mirror becomes a pool as by `doppel adopt`.
+    private func promoteRaw(_ path: String) throws {
+        try exiting {
+            let real = ProcessControl.realPath(path) ?? PoolLocation.absolute(path)
+            let info = try RawPromotion.perform(path: real, dryRun: dryRun, accept: accept)
+            if output.json { return Output.json(info) }
+            print(
+                dryRun
+                    ? "\(info.path) would become a pool and a primary, generation \(info.generation)"
+                    : "\(info.path) is a pool and a primary now, generation \(info.generation)")
+            print("  follows      pool \(info.primaryPool)")
+            for line in Self.lines(info) { print(line) }
+            if !dryRun { print("  next         doppel mount \(info.path) MOUNTPOINT") }
+        }
+    }
+
+    private static func lines(_ info: RawPromotionInfo) -> [String] {
+        var lines: [String] = []
+        if info.isTorn {
+            let since = info.tornSinceNs.map { " since \(Output.time($0))" } ?? ""
+            lines.append(
+                "  torn         its files were being written\(since): each has all that was flushed before, "
+                    + "and together they are of no one moment")
+        } else {
+            lines.append(
+                "  holds        \(info.images) images, operations up to \(info.checkpointSequence)")
+        }
+        if let reason = info.mayLack { lines.append("  may lack     something: \(reason)") }
+        return lines
+    }
+
+    private func accept(_ info: RawPromotionInfo) throws -> Bool {
+        if force { return true }
+        for line in Self.lines(info) { Output.error(line) }
+        throw ControlFailure(
+            .failed,
+            "\(info.path) was not promoted: "
+                + (info.isTorn ? "it is torn" : "something may be lost")
+                + "; --force does it all the same")
     }
 
     private func accept(_ info: PromotionInfo) throws -> Bool {

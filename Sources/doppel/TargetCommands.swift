@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockCore
 import Daemon
+import Pool
 import SystemIO
 
 struct Target: ParsableCommand {
@@ -9,9 +10,12 @@ struct Target: ParsableCommand {
         discussion: """
             A target belongs to its pool: every later mount replicates to it. A mirror directory is
             a pool of its own, which `doppel mount` shows read-only, also while it is being written.
+            A raw mirror, raw:DIR, is a folder of plain files that any program can read; it keeps no
+            snapshots, and is torn when its machine goes down while it is being written.
 
             EXAMPLES
               doppel target add /srv/vms /mnt/usb/vms-mirror
+              doppel target add /srv/vms raw:/mnt/usb/vms-plain
               doppel target add /srv/vms /backup/vms --mode async --interval 15m
               doppel target set /srv/vms /backup/vms --mode flush --timeout 10s
               doppel target list /srv/vms
@@ -143,16 +147,29 @@ struct TargetAdd: ParsableCommand {
             The directory must be new, empty, or a mirror of this pool already. What is in the pool is
             copied behind, while it is used.
 
-            EXAMPLE
+            With --seed, the directory holds copies of the images, carried there by hand: plain files of
+            the same names and sizes, or a pool that `doppel adopt` made of them. They are compared by hash.
+            A mirror keeps what it had as a snapshot, diverged-...; a raw mirror keeps nothing.
+
+            EXAMPLES
               doppel target add /srv/vms /mnt/usb/vms-mirror
+              doppel target add /srv/vms raw:/mnt/usb/vms-plain --mode async
+              doppel target add /srv/vms /mnt/usb/carried-over --seed
             """)
     @OptionGroup var place: TargetArguments
     @OptionGroup var settings: TargetSettings
+    @Flag(
+        help:
+            "Copies of the images are there already: they are compared, and only what differs is sent."
+    )
+    var seed = false
 
     func run() throws {
         try exiting {
             var request = ControlRequest(.targetAdd)
-            request.arguments?.target = try settings.specification(place.target).absolute
+            var wanted = try settings.specification(place.target).absolute
+            wanted.isSeeded = seed
+            request.arguments?.target = wanted
             let result = try PoolAccess.perform(request, on: place.pool)
             if let warning = result.text { Output.error("doppel: \(warning)") }
         }
@@ -248,7 +265,9 @@ extension TargetSpecification {
     /// The daemon has another working directory.
     var absolute: TargetSpecification {
         var result = self
-        result.address = ProcessControl.realPath(address) ?? PoolLocation.absolute(address)
+        let place = TargetAddress(address)
+        result.address =
+            place.at(ProcessControl.realPath(place.path) ?? PoolLocation.absolute(place.path)).text
         return result
     }
 }
@@ -266,10 +285,11 @@ struct TargetList: ParsableCommand {
                 try PoolAccess.perform(ControlRequest(.targetList), on: pool.pool).targets ?? []
             if output.json { return Output.json(targets) }
             Output.table(
-                ["TARGET", "MODE", "STATE", "LAG", "DIRTY"],
+                ["TARGET", "KIND", "MODE", "STATE", "LAG", "DIRTY"],
                 targets.map {
                     [
-                        $0.address, $0.mode, TargetText.state($0), Output.size($0.lagBytes),
+                        $0.address, $0.kind, $0.mode, TargetText.state($0),
+                        Output.size($0.lagBytes),
                         Output.size($0.dirtyBytes),
                     ]
                 })
@@ -333,6 +353,7 @@ enum TargetText {
             if let next = target.nextRunNs { line += ", next at \(Output.time(next))" }
             lines.append(line)
         }
+        if target.kind == "raw" { lines.append("               \(raw(target))") }
         if target.modeInForce != target.mode {
             lines.append("               in force: \(target.modeInForce)")
         }
@@ -357,6 +378,11 @@ enum TargetText {
             lines.append(
                 "               to be compared after an unclean end: up to "
                     + Output.size(target.suspectBytes))
+        }
+        if target.comparedBytes > 0 {
+            lines.append(
+                "               compared \(Output.size(target.comparedBytes)), sent "
+                    + "\(Output.size(target.resyncedBytes)) in resyncs since the pool was opened")
         }
         if let checkpoint = target.checkpointNs {
             var line = "               holds everything up to \(Output.time(checkpoint))"
@@ -393,6 +419,20 @@ enum TargetText {
         ]
         where ms % factor == 0 { return "\(ms / factor)\(unit)" }
         return "\(ms)ms"
+    }
+
+    private static func raw(_ target: TargetInfo) -> String {
+        switch (target.content, target.tornSinceNs) {
+        case ("clean", _):
+            return "raw mirror, clean: its files are what the pool was at its checkpoint"
+        case ("torn", let since?) where target.isInStep:
+            return
+                "raw mirror, being written since \(Output.time(since)): torn if this machine goes down"
+        case ("torn", let since?):
+            return "raw mirror, TORN since \(Output.time(since)), until it is in step again"
+        case ("torn", _): return "raw mirror, TORN until it is in step"
+        default: return "raw mirror, not looked into yet"
+        }
     }
 
     static func seconds(_ ms: Int64) -> String {

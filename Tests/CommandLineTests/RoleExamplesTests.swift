@@ -3,7 +3,9 @@ import Testing
 
 /// The walks that docs/operations.md refers to are as it says: each checks itself.
 @Suite(.enabled(if: hasFuse)) struct RoleExamplesTests {
-    @Test(arguments: ["failover", "failback", "split-brain"] + (isRoot ? ["full-disk"] : []))
+    @Test(
+        arguments: ["failover", "failback", "split-brain", "seeding"]
+            + (isRoot ? ["full-disk"] : []))
     func aWalkGoesWell(name: String)
         throws
     {

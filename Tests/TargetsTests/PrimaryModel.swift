@@ -175,6 +175,15 @@ struct PrimaryModel {
         }
     }
 
+    /// Every block of the live images that an operation after this one was about.
+    func touched(after sequence: SequenceNumber) -> [(ImageID, UInt64)] {
+        records.filter { $0.sequence > sequence }.flatMap { record in
+            let header = record.bytes.withUnsafeBytes { StreamRecord(decoding: $0)! }
+            guard pool.images[header.image] != nil else { return [(ImageID, UInt64)]() }
+            return (header.range.start..<header.range.end).map { (header.image, $0) }
+        }
+    }
+
     // MARK: Operations
 
     mutating func step() {
@@ -261,6 +270,29 @@ struct PrimaryModel {
             for node in nodes { pool.names[node.id] = node }
             return NamesCodec.encode(nodes.map { .put($0) })
         }
+    }
+
+    /// Names as they are from now on.
+    mutating func rename(_ nodes: NodeRecord...) {
+        append(.names) { pool in
+            for node in nodes { pool.names[node.id] = node }
+            return NamesCodec.encode(nodes.map { .put($0) })
+        }
+    }
+
+    /// One takes the name of another, whose image goes.
+    mutating func replace(_ old: NodeRecord, with new: NodeRecord, deleting image: ImageID) {
+        append(.names) { pool in
+            pool.names[old.id] = nil
+            pool.names[new.id] = new
+            return NamesCodec.encode([.remove(old.id), .put(new)])
+        }
+        append(
+            .imageDeleted,
+            { pool in
+                pool.images[image] = nil
+                return []
+            }, image: image)
     }
 
     private mutating func rename() {

@@ -139,7 +139,7 @@ import Testing
         let replica = try role(scene)
         #expect(replica.primaryPoolID == "primary")
         #expect(replica.generation?.id == "heir")
-        let shown = try scene.fixture.showAlone()
+        let shown = try #require(try scene.fixture.showAlone())
         #expect(shown.images == before, "seed \(seed)")
         #expect(throws: VolumeError.self) {
             _ = try Volume(store: try scene.fixture.openStore())
@@ -254,7 +254,7 @@ import Testing
                 return isCommitted
             }, attempt
         ) {
-            let shown = try fixture.showAlone()
+            let shown = try #require(try fixture.showAlone())
             let expected = isCommitted ? common.images.mapValues(\.bytes) : alone
             #expect(shown.images == expected, "seed \(seed), committed: \(isCommitted)")
         }

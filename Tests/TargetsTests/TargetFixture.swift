@@ -5,6 +5,7 @@ import GRDB
 import Replication
 import SystemIO
 import TestSupport
+import Testing
 import Volume
 
 @testable import Pool
@@ -28,18 +29,40 @@ protocol TargetFixture: AnyObject {
     func stepBehind(_ target: any ReplicaTarget) throws
     /// What a mount beside the connected primary shows.
     func show(_ target: any ReplicaTarget) throws -> ShownPool
-    /// What a mount without a primary shows; nobody has the target open.
-    func showAlone() throws -> ShownPool
+    /// What a mount without a primary shows, or whoever reads the files; nobody has the target open.
+    /// - Returns: nil where the target says that it is torn.
+    func showAlone() throws -> ShownPool?
     /// The snapshots at its checkpoint.
     func snapshots(_ target: any ReplicaTarget) throws -> [SnapshotInfo]
     /// A snapshot, by its cut.
     func showSnapshot(_ target: any ReplicaTarget, _ info: SnapshotInfo) throws -> ShownPool
 }
 
-enum TargetKind: String, CaseIterable, Sendable {
-    case mirrorDirectory
+/// What not every kind of target can do.
+struct TargetCapabilities: OptionSet, Sendable {
+    let rawValue: Int
+    /// G2: it is at a checkpoint always, also in a staging and after it lost its power. Others say then
+    /// that they are torn, and are whole again when they were brought in step.
+    static let keepsCheckpoint = TargetCapabilities(rawValue: 1)
+    static let snapshots = TargetCapabilities(rawValue: 2)
+}
 
-    func make() throws -> any TargetFixture { try MirrorFixture() }
+/// A kind of target, for every suite that each has to pass. A new one is one line in `allCases`.
+struct TargetKind: Sendable, CustomTestStringConvertible {
+    let testDescription: String
+    let can: TargetCapabilities
+    let make: @Sendable () throws -> any TargetFixture
+
+    static let allCases = [
+        TargetKind(testDescription: "mirror directory", can: [.keepsCheckpoint, .snapshots]) {
+            try MirrorFixture()
+        },
+        TargetKind(testDescription: "raw mirror", can: []) { try RawFixture() },
+    ]
+
+    static func all(that can: TargetCapabilities) -> [TargetKind] {
+        allCases.filter { $0.can.isSuperset(of: can) }
+    }
 }
 
 final class MirrorFixture: TargetFixture {
@@ -109,7 +132,7 @@ final class MirrorFixture: TargetFixture {
         return try Self.read(view)
     }
 
-    func showAlone() throws -> ShownPool {
+    func showAlone() throws -> ShownPool? {
         let mirror = try RecoveredMirror(store: try openStore(), runsInBackground: false)
         defer { mirror.close() }
         let view = try mirror.newestView()

@@ -9,6 +9,7 @@ import TestSupport
 
 final class TargetWorld {
     let fixture: any TargetFixture
+    let can: TargetCapabilities
     var random: SeededRandom
     var primary: PrimaryModel
     var target: (any ReplicaTarget)?
@@ -26,6 +27,10 @@ final class TargetWorld {
     private var lastTarget: (any ReplicaTarget)?
     /// The checkpoint that an unfinished commit would make.
     private var committing: SequenceNumber?
+    /// The target was not let go of in step: it may say that it is torn.
+    var mayBeTorn = true
+    /// It is not known what it has.
+    private var isUnknown = false
 
     struct Resync {
         var id: UInt64
@@ -36,8 +41,16 @@ final class TargetWorld {
         var unsynced: [(ImageID, UInt64)] = []
     }
 
-    init(seed: UInt64, fixture: any TargetFixture) {
+    convenience init(seed: UInt64, _ kind: TargetKind) throws {
+        self.init(seed: seed, fixture: try kind.make(), can: kind.can)
+    }
+
+    init(
+        seed: UInt64, fixture: any TargetFixture,
+        can: TargetCapabilities = [.keepsCheckpoint, .snapshots]
+    ) {
         self.fixture = fixture
+        self.can = can
         random = SeededRandom(seed: seed)
         let clock = Clock(fixture)
         primary = PrimaryModel(seed: seed &* 31 &+ 7) { clock.now }
@@ -83,11 +96,12 @@ final class TargetWorld {
         self.target = target
         let report = try target.connect(primary.hello)
         try checkReport(report)
+        isUnknown = report.checkpoint == .zero && report.incarnationID != nil
         acknowledged = report.checkpoint
         sent = report.checkpoint
         if random.chance(70) { try check() }
         if report.incarnationID == primary.hello.incarnationID, report.staging == nil,
-            !primary.records.isEmpty, resync == nil
+            !primary.records.isEmpty, resync == nil, !isUnknown
         {
             trace("stream from \(sent.rawValue)")
             return
@@ -104,7 +118,8 @@ final class TargetWorld {
     private func checkReport(_ report: ReplicaReport) throws {
         let may = committing.map { [$0] } ?? []
         committing = nil
-        guard report.checkpoint >= acknowledged || may.contains(report.checkpoint) else {
+        let isTorn = !can.contains(.keepsCheckpoint) && report.checkpoint == .zero && mayBeTorn
+        guard report.checkpoint >= acknowledged || may.contains(report.checkpoint) || isTorn else {
             throw Violation(
                 "the target is at \(report.checkpoint.rawValue) and confirmed "
                     + "\(acknowledged.rawValue)")
@@ -112,7 +127,7 @@ final class TargetWorld {
         guard primary.history[report.checkpoint] != nil else {
             throw Violation("the target is at \(report.checkpoint.rawValue), which never was")
         }
-        if report.staging != nil, report.checkpoint != acknowledged {
+        if report.staging != nil, report.checkpoint != acknowledged, !isTorn {
             throw Violation("in a staging the checkpoint moved to \(report.checkpoint.rawValue)")
         }
         for info in report.snapshots where primary.cuts[info.sequence] != info {
@@ -164,6 +179,7 @@ final class TargetWorld {
         trace("disconnect")
         if !cleanly { suspend() }
         target?.disconnect()
+        mayBeTorn = resync != nil
         if reusesTarget { lastTarget = target }
         target = nil
         suspend()
@@ -183,6 +199,9 @@ final class TargetWorld {
         let checkpoint = acknowledged
         var remaining = primary.difference(
             to: primary.history[checkpoint]!, from: primary.pool)
+        if !can.contains(.keepsCheckpoint) {
+            remaining += isUnknown ? try compared() : primary.touched(after: checkpoint)
+        }
         for (id, image) in primary.pool.images where image.sizeBytes > 0 {
             // Dirty is a superset.
             remaining.append((id, UInt64(random.below(image.sizeBytes / 4096 + 1))))
@@ -196,6 +215,20 @@ final class TargetWorld {
         resync = leg
         try target!.beginStaging(id: leg.id, shape: primary.shape)
         sent = primary.last
+    }
+
+    /// What a comparison by hash finds to differ, as a session makes it.
+    private func compared() throws -> [(ImageID, UInt64)] {
+        var held = try target!.allocatedBlocks()
+        for (id, block) in primary.difference(to: ModelPool(), from: primary.pool) {
+            held[id, default: BlockSet()].insert(BlockRange(start: block, count: 1))
+        }
+        return try primary.pool.images.sorted { $0.key < $1.key }.flatMap { id, image in
+            try (held[id] ?? BlockSet()).ranges.flatMap { range in
+                zip(range.start..<range.end, try target!.blockHashes(of: id, in: range))
+                    .filter { hashOf(image.bytes(of: $0)) != $1 }.map { (id, $0.0) }
+            }
+        }
     }
 
     /// The stream of meanwhile is dirty; here it is simply staged, as it is all still known.
@@ -270,10 +303,29 @@ final class TargetWorld {
         try target!.commitStaging(id: leg.id, at: sequence, snapshot: leg.end)
         committing = nil
         resync = nil
+        isUnknown = false
         acknowledged = sequence
         sent = sequence
         if let end = leg.end { owed.insert(end.sequence) }
         try check()
+    }
+
+    /// Whatever was before: the primary does nothing more, and the target becomes what it is.
+    func converge() throws {
+        if target == nil { try connect() }
+        for _ in 0..<10_000 where acknowledged < primary.last || resync != nil {
+            if target == nil { try connect() }
+            try goOn()
+            if resync == nil, sent == primary.last { try confirm() }
+        }
+        guard acknowledged == primary.last, resync == nil else {
+            throw Violation("it does not get in step: \(acknowledged) of \(primary.last)")
+        }
+        try check()
+        target?.disconnect()
+        mayBeTorn = false
+        target = nil
+        try checkAlone()
     }
 
     // MARK: Power
@@ -290,6 +342,7 @@ final class TargetWorld {
 
     func losePower() throws {
         trace("power is off")
+        mayBeTorn = true
         target = nil
         suspend()
         fixture.losePower(&random)
@@ -315,12 +368,19 @@ final class TargetWorld {
     // MARK: Checks
 
     func check() throws {
+        // What is between two checkpoints is nothing that the primary ever showed.
+        guard can.contains(.keepsCheckpoint) || resync == nil && !isUnknown else { return }
         let shown = try fixture.show(target!)
         try check(shown, "beside its primary")
     }
 
     private func checkAlone() throws {
-        let shown = try fixture.showAlone()
+        guard let shown = try fixture.showAlone() else {
+            guard mayBeTorn, !can.contains(.keepsCheckpoint) else {
+                throw Violation("it says that it is torn")
+            }
+            return
+        }
         let may = committing.map { [$0] } ?? []
         guard shown.sequence >= acknowledged || may.contains(shown.sequence) else {
             throw Violation(
@@ -339,6 +399,7 @@ final class TargetWorld {
     }
 
     private func checkSnapshots() throws {
+        guard can.contains(.snapshots) else { return }
         let shown = try fixture.snapshots(target!)
         for cut in owed where !shown.contains(primary.cuts[cut]!) {
             throw Violation(

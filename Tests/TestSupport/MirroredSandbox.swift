@@ -5,6 +5,8 @@ import Glibc
 /// How a target stands, as programs read it.
 package struct TargetLine: Decodable {
     package var address: String
+    package var kind: String
+    package var content: String?
     package var mode: String
     package var modeInForce: String
     package var timeoutMs: Int64

@@ -26,7 +26,9 @@ package enum Adoption {
     static let stageName = ".doppel-adopt"
     static let ejectStageName = ".doppel-eject"
     /// Names at the top of a folder that are never taken for somebody's files.
-    static let ownNames: Set<String> = [stageName, ejectStageName, "lost+found"]
+    static let ownNames: Set<String> = [
+        stageName, ejectStageName, RawFolderState.folderName, "lost+found",
+    ]
 
     /// Told of each change before it is made. What it throws stops the run; the same command goes
     /// on from there.
@@ -34,7 +36,9 @@ package enum Adoption {
 
     /// Looks, and changes nothing.
     /// - Throws: ``PoolError`` `.refused` with every reason at once.
-    package static func plan(_ folder: String) throws(PoolError) -> AdoptionPlan {
+    package static func plan(
+        _ folder: String, ids: AdoptionIDs? = nil
+    ) throws(PoolError) -> AdoptionPlan {
         let disk = LinuxDisk()
         guard !PoolStore.isPool(folder, disk: disk) else {
             throw PoolError(.exists, "\(folder) is a pool already")
@@ -43,14 +47,24 @@ package enum Adoption {
             throw PoolError(.refused, text)
         }
         if let resumed = try readPlan(folder, stageName, disk) { return resumed }
-        var scan = AdoptionScan(disk: disk, folder: folder)
+        guard ids != nil || !RawFolderState.isThere(folder, disk: disk) else {
+            throw PoolError(
+                .refused,
+                "\(folder) is a raw mirror: `doppel promote raw:\(folder)` makes a pool of it")
+        }
+        var scan = AdoptionScan(disk: disk, folder: folder, ids: ids)
         return try scan.run()
     }
 
     /// Turns the folder into a pool, or finishes a run that was interrupted.
+    /// - Parameters:
+    ///   - ids: what is to have an id that others know; the same in every run.
+    ///   - also: further rows of the transaction that makes it a pool.
     /// - Returns: what was done, by this run and the ones before it.
     package static func adopt(
-        _ folder: String, beforeChange: BeforeChange = { _ throws(PoolError) in }
+        _ folder: String, ids: AdoptionIDs? = nil,
+        beforeChange: BeforeChange = { _ throws(PoolError) in },
+        also: @escaping (CatalogTransaction) throws -> Void = { _ in }
     ) throws(PoolError) -> AdoptionPlan {
         let disk = LinuxDisk()
         if PoolStore.isPool(folder, disk: disk),
@@ -60,14 +74,15 @@ package enum Adoption {
             discardStage(folder, stageName, disk)
             return done
         }
-        let first = try plan(folder)
+        let first = try plan(folder, ids: ids)
         return try withoutBeforeChange(beforeChange) { (change) throws(PoolError) in
-            let run = AdoptionRun(folder: folder, stage: folder + "/" + stageName, change: change)
+            let run = AdoptionRun(
+                folder: folder, stage: folder + "/" + stageName, change: change, also: also)
             let lock = try run.takeStage()
             defer { lock.release() }
             // Looked at again under the lock: another run may have come or gone.
             var plan: AdoptionPlan
-            do throws(PoolError) { plan = try self.plan(folder) } catch {
+            do throws(PoolError) { plan = try self.plan(folder, ids: ids) } catch {
                 if interruption(folder, disk: disk) == nil {
                     discardStage(folder, stageName, disk)
                 }

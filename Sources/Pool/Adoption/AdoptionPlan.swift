@@ -30,18 +30,36 @@ package struct AdoptionPlan: Sendable, Codable, Hashable {
     package var totalBytes: UInt64 { files.reduce(0) { $0 + $1.sizeBytes } }
 }
 
+/// Ids that files and folders are to have in the pool, because others know them by these; the rest get ids
+/// that nobody has.
+package struct AdoptionIDs: Sendable {
+    package struct Pair: Sendable, Hashable {
+        package var node: NodeID
+        package var image: ImageID?
+        package init(node: NodeID, image: ImageID?) {
+            self.node = node
+            self.image = image
+        }
+    }
+    /// By path in the folder.
+    package var known: [String: Pair]
+    package init(_ known: [String: Pair]) { self.known = known }
+}
+
 /// Looks through a folder and refuses what cannot be adopted, all reasons at once.
 struct AdoptionScan {
     let disk: LinuxDisk
     let folder: String
+    private let ids: AdoptionIDs?
     private var items: [AdoptionPlan.Item] = []
     private var reasons: [String] = []
     private var device: UInt64 = 0
     private var inodes: [FileIdentity: String] = [:]
 
-    init(disk: LinuxDisk, folder: String) {
+    init(disk: LinuxDisk, folder: String, ids: AdoptionIDs? = nil) {
         self.disk = disk
         self.folder = folder
+        self.ids = ids
     }
 
     mutating func run() throws(PoolError) -> AdoptionPlan {
@@ -125,14 +143,22 @@ struct AdoptionScan {
     }
 
     private mutating func number() {
-        var image: Int64 = 0
+        // Others may give the ids that come next.
+        let known = ids?.known ?? [:]
+        var image =
+            (known.values.compactMap(\.image?.rawValue).max().map { $0 >> 32 + 1 } ?? 0) << 32
+        var node = (known.values.map(\.node.rawValue).max().map { $0 >> 32 + 1 } ?? 0) << 32 + 1
+        var layer: Int64 = 0
         for index in items.indices {
-            items[index].nodeID = UInt64(index) + 2
-            if items[index].kind == NodeRecord.Kind.file.rawValue {
-                image += 1
-                items[index].imageID = image
-                items[index].layerID = image
-            }
+            let isFile = items[index].kind == NodeRecord.Kind.file.rawValue
+            let pair = known[items[index].path]
+            node += 1
+            items[index].nodeID = pair?.node.rawValue ?? node
+            guard isFile else { continue }
+            image += 1
+            layer += 1
+            items[index].imageID = pair?.image?.rawValue ?? image
+            items[index].layerID = layer
         }
     }
 }

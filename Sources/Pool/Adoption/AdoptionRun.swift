@@ -6,6 +6,8 @@ struct AdoptionRun {
     let folder: String
     let stage: String
     let change: FolderChange
+    /// Further rows of the catalog.
+    let also: (CatalogTransaction) throws -> Void
     let disk = LinuxDisk()
 
     /// Makes the stage and locks it.
@@ -34,7 +36,10 @@ struct AdoptionRun {
             }
         }
         try change("make the catalog") { () throws(SystemError) in }
-        try PoolStore.lay(path: folder, disk: disk) { tx in try enter(plan, tx) }
+        try PoolStore.lay(path: folder, disk: disk) { tx in
+            try enter(plan, tx)
+            try also(tx)
+        }
         try change("remove \(stage)") { () throws(SystemError) in }
         Adoption.discardStage(folder, Adoption.stageName, disk)
     }
@@ -195,9 +200,10 @@ struct AdoptionRun {
 
     /// - Returns: false for a file that somebody deleted before it was moved; its ids stay unused.
     private func insertImage(_ item: AdoptionPlan.Item, _ tx: CatalogTransaction) throws -> Bool {
-        let image = try tx.insertImage()
+        let image = ImageID(rawValue: item.imageID ?? 0)
+        try tx.insertImage(image)
         let layer = try tx.insertLayer(LayerRecord(imageID: image, parentID: nil))
-        guard image.rawValue == item.imageID, layer.rawValue == item.layerID else {
+        guard layer.rawValue == item.layerID else {
             throw CatalogError(message: "the new catalog's ids are not the plan's", cause: "")
         }
         let data = "\(folder)/images/\(image.rawValue)/\(layer.rawValue).data"

@@ -65,8 +65,8 @@ package final class RecoveryPull {
         }
         let byTarget = self.images
         sources = targets.filter { record in
-            // P1.
-            record.isWhole && record.stale == nil
+            // P1. A raw mirror is torn by the crash: its files are of no one moment.
+            record.isWhole && record.stale == nil && !TargetAddress(record.address).isRaw
                 && record.policy(byTarget[record.id] ?? [:]).isWaitedFor
         }.sorted { Self.rank($0.mode) > Self.rank($1.mode) }
     }

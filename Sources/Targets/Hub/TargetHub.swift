@@ -49,7 +49,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     let lock = Lock()
     /// Something is to be written down, or a target got further.
     let changed = Condition()
-    private var targets: [TargetID: AttachedTarget] = [:]
+    var targets: [TargetID: AttachedTarget] = [:]
     private var isEnding = false
     /// Targets that were removed, and are waited for until the others know of it.
     var leaving: [(id: TargetID, place: SequenceNumber?)] = []
@@ -102,7 +102,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         }
     }
 
-    private func writeOnce<T>(
+    func writeOnce<T>(
         _ body: (CatalogTransaction) throws -> T
     ) throws(TargetError) -> T {
         do { return try store.catalog.write(body) } catch {
@@ -138,7 +138,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         }
     }
 
-    private func launch(_ target: AttachedTarget) {
+    func launch(_ target: AttachedTarget) {
         guard options.connects, !target.record.isPaused else { return }
         var session = options.session
         session.take(target)
@@ -226,7 +226,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     }
 
     /// H3. A full store is tried again at the next tick: until then nobody is answered.
-    private func recordStale(_ target: AttachedTarget, tellsOthers: Bool = true) {
+    func recordStale(_ target: AttachedTarget, tellsOthers: Bool = true) {
         guard let stale = target.staleWork else { return }
         if !stale.isRecorded {
             guard writeStale(target, stale) else { return }
@@ -299,198 +299,6 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     }
 
     func wakeKeeper() { lock.withLock { changed.broadcast() } }
-
-    // MARK: Changing targets
-
-    package func add(_ new: TargetRecord) throws(TargetError) -> TargetRecord {
-        var record = new
-        record.stale = TargetRecord.Stale(
-            sinceNs: disk.now(), sequence: .zero, reason: "it was just added")
-        let inserted = record
-        record.id = try write { try $0.insertTarget(inserted) }
-        let id = record.id
-        do throws(TargetError) {
-            // Tracked first, then told what there is: a write in between is in both.
-            let legs = try source.everything { stream.attachTracking(id) }
-            _ = stream.withLegs(id) { current in
-                var all = legs
-                all.enter(current.legs[0].blocks)
-                current = all
-            }
-            let target = try AttachedTarget.create(
-                record, volume: volume, stream: stream, incarnation: source.hello.incarnation)
-            lock.withLock { targets[id] = target }
-            launch(target)
-        } catch {
-            // A target whose dirty file is missing is compared as a whole: nothing is lost by trying.
-            stream.detach(id)
-            try? write { try $0.deleteTarget(id) }
-            throw error
-        }
-        wakeKeeper()
-        return record
-    }
-
-    /// - Parameter detaches: does not wait for the target, which may hang: its thread is left to
-    ///   itself.
-    package func remove(_ id: TargetID, detaches: Bool = false) throws(TargetError) {
-        guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
-        if !detaches { halt(target) }
-        var gone = target.record
-        gone.stale =
-            gone.stale
-            ?? TargetRecord.Stale(
-                sinceNs: disk.now(), sequence: stream.standing(id)?.durable ?? .zero,
-                reason: "it was removed from the targets of \(store.path)")
-        // Whoever waits for it is answered when the catalog does not know it any more, and not before;
-        // where the catalog takes nothing, letting go is all there is left to ask for.
-        do throws(TargetError) { try write { try $0.deleteTarget(id) } } catch {
-            guard detaches, store.catalog.isFailed else { throw error }
-            log.error("target \(target.record.address): \(error)")
-        }
-        endRecoveryPoint(of: target)
-        if detaches {
-            target.driver?.abandon()
-            target.setDriver(nil)
-        }
-        let place = announce(gone, isGone: true)
-        stream.detach(id)
-        _ = lock.withLock { targets.removeValue(forKey: id) }
-        target.removeFile(store)
-        releaseWhenKnown(id, at: place)
-    }
-
-    package func update(
-        _ id: TargetID, _ change: (inout TargetRecord) -> Void
-    ) throws(TargetError) {
-        guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
-        if try changeRate(of: target, change) { return }
-        // Stopping may have to write down that the target is stale.
-        halt(target)
-        defer {
-            launch(target)
-            wakeKeeper()
-        }
-        var record = target.record
-        change(&record)
-        // Nobody stands still for a target that was let go of on purpose, before it is in step again.
-        record.isArmed = false
-        // What was answered before may have waited for less.
-        record.isWhole = false
-        // Nobody waited for it before it was paused, and nobody noted what it lacks (H3).
-        if record.isPaused, record.stale == nil, record.policy(target.images).isWaitedFor {
-            record.stale = TargetRecord.Stale(
-                sinceNs: disk.now(), sequence: stream.standing(id)?.durable ?? .zero,
-                reason: "it is paused")
-        }
-        let new = record
-        try write { try $0.updateTarget(new) }
-        target.update { $0 = new }
-    }
-
-    /// Changes how one image waits for a target; the others do not notice.
-    package func update(_ new: TargetImageRecord) throws(TargetError) {
-        guard let target = target(new.targetID) else {
-            throw TargetError(.absent, "there is no such target")
-        }
-        halt(target)
-        defer {
-            launch(target)
-            wakeKeeper()
-        }
-        let id = target.record.id
-        try write {
-            try $0.setTargetImage(new)
-            var record = target.record
-            record.isArmed = false
-            record.isWhole = false
-            try $0.updateTarget(record)
-        }
-        target.update { ($0.isArmed, $0.isWhole) = (false, false) }
-        target.setImages(
-            try Self.read(store) { try $0.targetImages() }.filter { $0.targetID == id })
-    }
-
-    /// A session need not end for that.
-    /// - Returns: false where something else is to be changed, too.
-    private func changeRate(
-        of target: AttachedTarget, _ change: (inout TargetRecord) -> Void
-    ) throws(TargetError) -> Bool {
-        var new = target.record
-        change(&new)
-        var same = target.record
-        same.rateBytesPerSecond = new.rateBytesPerSecond
-        guard same == new, new != target.record else { return false }
-        try write { [new] in try $0.updateTarget(new) }
-        let rate = new.rateBytesPerSecond
-        target.update { $0.rateBytesPerSecond = rate }
-        target.driver?.setRate(bytesPerSecond: rate.map(UInt64.init))
-        return true
-    }
-
-    /// Ends the session, as if the target had gone.
-    private func halt(_ target: AttachedTarget) {
-        endRecoveryPoint(of: target)
-        guard let driver = target.driver else { return }
-        // It stops counting only when that is written down: the keeper does it meanwhile.
-        if !driver.stop(timeoutMs: target.record.timeoutMs) {
-            log.warning("target \(target.record.address) hangs; its thread is left to itself")
-        }
-        finishStale(target)
-        target.setDriver(nil)
-    }
-
-    /// The session is over: what it asked for is done now. Others that hang are waited for as long as they
-    /// may make no progress.
-    private func finishStale(_ target: AttachedTarget) {
-        let limitMs = all.map(\.record.timeoutMs).max() ?? 0
-        let deadlineNs = disk.monotonic() + limitMs * 1_000_000
-        recordStale(target)
-        while target.staleWork?.isRecorded == true, options.runsInBackground,
-            disk.monotonic() < deadlineNs
-        {
-            Pause.microseconds(5000)
-            recordStale(target)
-        }
-        if target.staleWork?.isRecorded == true { recordStale(target, tellsOthers: false) }
-    }
-
-    /// Begins a generation of the pool's own: nobody else goes on with the one before. What connects from
-    /// now on hears of it.
-    package func beginGeneration(after number: UInt64) throws {
-        let generation = try volume.holdingChanges {
-            try store.catalog.write { tx in
-                var state = try tx.poolState()
-                state.generation = Generation(
-                    number: max(number, state.generation.number) + 1, id: PoolStore.randomID(),
-                    parentID: state.generation.id, startSequence: volume.sequence)
-                try tx.setPoolState(state)
-                try tx.addGeneration(
-                    .init(
-                        generation: state.generation, poolID: store.identity.id,
-                        begunNs: store.disk.now(), cause: .resolved))
-                try tx.setHandover(nil)
-                try tx.clearFence()
-                return state.generation
-            }
-        }
-        log.notice("generation \(generation.number) begins")
-        try source.readHello()
-        try? store.writeRole()
-    }
-
-    /// Lets go of the target, which is as it should be: to be opened by somebody else.
-    package func release(_ id: TargetID) throws(TargetError) {
-        guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
-        halt(target)
-    }
-
-    /// The opposite of ``release(_:)``.
-    package func takeBack(_ id: TargetID) {
-        guard let target = target(id) else { return }
-        launch(target)
-        wakeKeeper()
-    }
 
     // MARK: Waiting and ending
 

@@ -50,6 +50,12 @@ extension TargetError {
                 error.isNoSpace ? .noSpace : .io, error.description, errno: error.errno)
         }
     }
+    /// What a sync that failed leaves is not known: no room made later mends it.
+    static func synced<T>(_ body: () throws(SystemError) -> T) throws(TargetError) -> T {
+        do throws(SystemError) { return try body() } catch {
+            throw TargetError(.io, error.description, errno: error.errno)
+        }
+    }
     static func pool<T>(_ body: () throws(PoolError) -> T) throws(TargetError) -> T {
         do throws(PoolError) { return try body() } catch { throw TargetError(error) }
     }
