@@ -105,16 +105,22 @@ struct Mount: ParsableCommand {
             owner.writesMirror ?? false, let socket = owner.socketPath,
             let client = try? ControlClient(path: socket)
         else { return false }
+        var isShown = true
         try exiting {
-            _ = try client.send(
-                ControlRequest(.mirrorMount) {
-                    $0.path = request.poolPath
-                    $0.mountPoint = request.mountPoint
-                    $0.names = options
-                    $0.atNs = request.session.atNs
-                })
+            do {
+                _ = try client.send(
+                    ControlRequest(.mirrorMount) {
+                        $0.path = request.poolPath
+                        $0.mountPoint = request.mountPoint
+                        $0.names = options
+                        $0.atNs = request.session.atNs
+                    })
+            } catch is NoAnswer {
+                // One that was killed takes along what it showed, if it got so far.
+                isShown = false
+            }
         }
-        return true
+        return isShown
     }
 
     private func daemonArguments(_ request: MountRequest, ready: Int32) -> [String] {
