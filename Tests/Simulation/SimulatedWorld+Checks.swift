@@ -235,7 +235,10 @@ extension SimulatedWorld {
                 primary.primary?.hub.keepHouse()
                 // What one target is to hold before anybody is answered, others may have to hold.
                 for other in sites where other !== mirror {
-                    _ = primary.attached(other)?.driver?.step()
+                    // The first step may only find that it was woken.
+                    for _ in 0..<20 {
+                        guard primary.attached(other)?.driver?.step() ?? false else { break }
+                    }
                 }
                 if try rebindWhereSplit(mirror, to: primary) { continue }
             }
