@@ -193,7 +193,6 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         mirrorOptions.runsInBackground = false
         mirrorOptions.historyMs = nil
         mirrorOptions.journal = JournalOptions(segmentBytes: 64 << 10)
-        mirrorOptions.settleBytes = 128 << 10
         let pool = site.pool
         let hasRoles = options.kind == .roles
         // Who connects anew is served; who had it open before finds that it is not.

@@ -32,7 +32,6 @@ private final class Folder {
 
         var options = MirrorOptions()
         options.journal = JournalOptions(segmentBytes: 256 << 10)
-        options.settleBytes = 512 << 10
         options.historyMs = 60_000
         let target = MirrorTarget(
             path: path, primaryPoolID: "primary", poolID: nil, disk: disk, options: options)

@@ -38,6 +38,8 @@ package final class Journal: @unchecked Sendable {  // see the locks below
     package let options: JournalOptions
     /// Held across changes of the directory: a new segment, a freed one. Taken before `lock`.
     private let structure = Lock()
+    /// One sync at a time; held across it. Taken before `lock`.
+    private let syncing = Lock()
     /// Guards what follows; a leaf.
     private let lock = Lock()
     private var segments: [Entry] = []
@@ -189,6 +191,10 @@ package final class Journal: @unchecked Sendable {  // see the locks below
     /// Everything appended before the call survives power loss.
     /// - Returns: the last sequence of it.
     package func sync() throws(JournalError) -> SequenceNumber {
+        // The kernel tells of a failed write-back once for each open file: of two syncs at a time one
+        // would hear that all is well.
+        syncing.lock()
+        defer { syncing.unlock() }
         let (now, last, failed) = lock.withLock { (current, lastSequence, failure) }
         if let failed { throw .latched(failed) }
         guard let now, last > durableSequence else { return durableSequence }

@@ -42,10 +42,6 @@ package struct MirrorOptions: Sendable {
     /// Beyond this, who appends applies first: the journal must not fill the disk with what the
     /// images lack.
     package var maxUnappliedBytes: UInt64 = 1 << 30
-    /// Bytes that are applied before the images are synced and the journal's segments may go; less where
-    /// the disk is nearly full. What is written again until then goes to the disk once, and a burst costs
-    /// two copies, not three. (PostgreSQL's `max_wal_size`, with its default.)
-    package var settleBytes: UInt64 = 1 << 30
     /// Images that do not verify are left out, instead of refusing the whole mirror.
     package var toleratesDamage = false
     package init() {}
@@ -78,8 +74,6 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
     /// In the images, durable or not.
     private(set) var position: SequenceNumber
     private var bytesSinceNoted: UInt64 = 0
-    /// See ``MirrorOptions/settleBytes``.
-    private var settleBytes: UInt64 = 0
     /// When the newest base of the history was made; 0 where there is none in this story.
     var newestBaseNs: Int64 = 0
     var nextViewNumber = 1
@@ -115,7 +109,6 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
         do throws(TargetError) {
             try dropLeftovers()
             try findBases()
-            measureRoom()
         } catch {
             volume.abandon()
             throw error
@@ -228,24 +221,11 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
             _ = try flush()
             try applyAll()
         }
-        try appendToJournal(batch)
+        try TargetError.journal { () throws(JournalError) in
+            try journal.append(
+                batch.pieces, first: batch.firstSequence, last: batch.lastSequence)
+        }
         countLock.withLock { unapplied += UInt64(batch.lengthBytes) }
-    }
-
-    private func appendToJournal(_ batch: RecordBatch) throws(TargetError) {
-        func append() throws(TargetError) {
-            try TargetError.journal { () throws(JournalError) in
-                try journal.append(
-                    batch.pieces, first: batch.firstSequence, last: batch.lastSequence)
-            }
-        }
-        do throws(TargetError) { try append() } catch {
-            // Segments whose content is in the images may go, once it is durable there.
-            guard error.kind == .noSpace, state.staging == nil else { throw error }
-            _ = try flush()
-            try applyAll()
-            try append()
-        }
     }
 
     func flush() throws(TargetError) -> SequenceNumber {
@@ -299,7 +279,7 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
         let bytes = UInt64(frame.payload.count)
         countLock.withLock { unapplied -= min(unapplied, bytes) }
         bytesSinceNoted += bytes
-        if bytesSinceNoted >= settleBytes || isBaseDue { try noteApplied() }
+        if bytesSinceNoted >= options.journal.segmentBytes || isBaseDue { try noteApplied() }
         return true
     }
 
@@ -329,17 +309,10 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
             }
         }
         bytesSinceNoted = 0
-        measureRoom()
         let history = try keepHistory()
         try TargetError.journal { () throws(JournalError) in
             try journal.free(through: position, keepingAfter: history)
         }
-    }
-
-    /// The journal is to take no more than an eighth of what is free.
-    private func measureRoom() {
-        let free = (try? store.disk.fileSystemStatus(store.path))?.availableBytes ?? 0
-        settleBytes = max(options.journal.segmentBytes, min(options.settleBytes, free / 8))
     }
 
     /// Everything that is durable in the journal is durable in the images afterwards.

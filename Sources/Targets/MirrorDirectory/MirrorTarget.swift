@@ -34,7 +34,6 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     private var boundPoolID: String?
     private var reach: (fromNs: Int64?, readAtNs: Int64) = (nil, 0)
     private var worker: ApplyWorker?
-    var syncer: JournalSyncer?
     private var failure: TargetError?
     private var openedCatalog: (device: UInt64, inode: UInt64)?
     private(set) var hello: PrimaryHello?
@@ -95,7 +94,6 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
 
     package func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
         if failure != nil { disconnect() }
-        syncer?.forget()
         staging = nil
         guard hello.poolID == primaryPoolID else {
             throw TargetError(.absent, "\(path) is a mirror of another pool")
@@ -111,7 +109,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             self.hello = hello
             // What an earlier connection appended counts, too.
             if pool.state.staging == nil { _ = try pool.flush() }
-            if worker == nil, options.runsInBackground { startWorkers(pool) }
+            if worker == nil, options.runsInBackground { worker = ApplyWorker(pool) }
             worker?.wake()
             let state = pool.state
             let diverged = try pool.divergence(from: hello)
@@ -158,21 +156,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         }
     }
 
-    private func startWorkers(_ pool: MirrorPool) {
-        let applier = ApplyWorker(pool)
-        worker = applier
-        syncer = JournalSyncer { [weak self] in
-            guard let self, let durable = try? pool.flush(), (try? requireInPlace()) != nil else {
-                return nil
-            }
-            applier.wake()
-            return durable
-        }
-    }
-
     package func disconnect() {
-        syncer?.stop()
-        syncer = nil
         worker?.stop()
         worker = nil
         endComparing()
@@ -242,11 +226,8 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
                     .io, "the stream does not go on from what \(path) has: it needs a resync")
             }
             try pool.append(batch)
-            syncer?.appended(batch.lengthBytes)
         }
     }
-
-    package var durableThrough: SequenceNumber? { syncer?.durableThrough }
 
     package func flush() throws(TargetError) -> SequenceNumber {
         defer { worker?.wake() }
