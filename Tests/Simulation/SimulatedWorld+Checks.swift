@@ -174,8 +174,16 @@ extension SimulatedWorld {
             throw Violation("\(mirror.path), \(how) at \(sequence) \(text)")
         }
         // Nobody asks for what was before all of them.
-        let oldest = sites.filter { !$0.isPrimary }.map(\.checked.sequence).min()
-        if let oldest { branch.history.forget(before: oldest) }
+        if let oldest = sites.map({ reach(of: $0, in: branch) }).min() {
+            branch.history.forget(before: oldest)
+        }
+    }
+
+    /// How far back a copy may be, or come to be, in a story.
+    private func reach(of site: SimulatedSite, in branch: SimulatedBranch) -> UInt64 {
+        if site.isPrimary { return site.branch.common(with: branch) }
+        guard let content = site.content else { return 0 }
+        return min(site.checked.sequence, content.common(with: branch))
     }
 
     private func checkSnapshots(_ mirror: SimulatedSite, _ pool: MirrorPool) throws {
