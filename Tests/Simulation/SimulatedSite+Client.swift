@@ -137,8 +137,10 @@ extension SimulatedSite {
             let what = isFlush ? "fsync" : "write"
             for asked in answer.targets
             where asked.mode != .async && (isFlush || asked.mode != .flush) {
-                // Of one that was let go of meanwhile nothing is promised.
-                guard let target = attached(asked.site) else { continue }
+                // Of one that was let go of meanwhile, or has another mode now, nothing is promised.
+                guard let target = attached(asked.site), target.record.mode == asked.mode else {
+                    continue
+                }
                 if target.driver?.snapshot.counts ?? false, let sequence = answer.sequence {
                     count("\(what).\(asked.mode.rawValue)")
                     asked.site.promise(
