@@ -82,6 +82,7 @@ enum PoolRecovery {
             }
         defer { store.updateOwner { $0.waitsFor = nil } }
         var told: String?
+        let since = CivilTime(store.disk.now()).readable
         while true {
             var round = ask(pull, store, options, waits: waits)
             if try take(&round, pull, store, options) { return }
@@ -96,8 +97,8 @@ enum PoolRecovery {
                 return try pull.goOnWithout("no answer from \(names)")
             }
             let news =
-                "waits for \(names): the machine went down, and it may have what this disk lost; "
-                + "`--on-recovery start` goes on without"
+                "waits for \(names) since \(since) UTC: the machine went down, and it may have what "
+                + "this disk lost; `--on-recovery start` goes on without"
             store.updateOwner { $0.waitsFor = news }
             try pause(options.recoveryListener, told == news ? nil : "\(store.path) \(news)")
             told = news

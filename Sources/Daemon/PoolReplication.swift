@@ -276,10 +276,11 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         let ids = try arguments.target.map { [try known($0).id] }
         let behind = hub.wait(for: ids, timeoutMs: arguments.timeoutMs)
         guard behind.isEmpty else {
-            let names = behind.compactMap { hub.target($0)?.record.address }
+            let late = hub.status().filter { behind.contains($0.record.id) }.map(\.lateness)
             throw ControlFailure(
                 .degraded,
-                "not there yet: \(names.joined(separator: ", ")); `doppel status` shows why")
+                "not there yet: \(late.joined(separator: "; ")). `doppel status` shows how they get on"
+            )
         }
     }
 
@@ -333,6 +334,15 @@ extension TargetRecord {
             // The catalog has signed numbers; what is beyond them is no limit.
             rateBytesPerSecond = rate == 0 ? nil : Int64(exactly: rate)
         }
+    }
+}
+
+extension TargetStatus {
+    /// Why it has not got everything, and since when.
+    fileprivate var lateness: String {
+        let since = sinceNs.map { "behind since \(CivilTime($0).readable) UTC" } ?? "behind"
+        guard let reason, state != .resyncing else { return "\(record.address), \(since)" }
+        return "\(record.address), \(since): \(reason)"
     }
 }
 

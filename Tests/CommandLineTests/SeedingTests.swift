@@ -59,8 +59,8 @@ import Testing
             try box.ok("adopt", seed)
             try box.mount()
             try box.ok("target", "add", box.pool, seed, "--seed")
-            // Nothing was written yet that one could wait for.
-            try box.untilInStep(seed)
+            // Nothing was written yet, and it is waited for until all is compared.
+            try box.settle()
             #expect(try box.target(seed).comparedBytes >= 8 << 20)
             #expect(try box.target(seed).resyncedBytes < 1 << 20)
         }

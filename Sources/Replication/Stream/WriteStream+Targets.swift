@@ -24,6 +24,11 @@ extension WriteStream {
         package var isLevel: Bool { isClean && !isStreaming }
         /// What its legs hold came from records alone.
         package var isFromRecordsOnly = true
+
+        /// It has everything up to here durably: also what no record carries, as in a first copy.
+        package func holds(_ sequence: SequenceNumber) -> Bool {
+            durable >= sequence && (isClean || isFromRecordsOnly)
+        }
     }
 
     package func standing(_ id: TargetID) -> Standing? {

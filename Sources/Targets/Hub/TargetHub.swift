@@ -323,8 +323,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         defer { lock.unlock() }
         while true {
             let behind = targets.values.filter { target in
-                (ids?.contains(target.record.id) ?? true)
-                    && (stream.standing(target.record.id)?.durable ?? .zero) < sequence
+                (ids?.contains(target.record.id) ?? true) && !holds(target.record.id, sequence)
             }
             if behind.isEmpty || isEnding { return behind.map(\.record.id).sorted() }
             if let deadline, disk.monotonic() >= deadline {
@@ -345,13 +344,17 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         lock.withLock {
             isEnding = true
             changed.broadcast()
+    private func holds(_ id: TargetID, _ sequence: SequenceNumber) -> Bool {
+        stream.standing(id)?.holds(sequence) ?? false
+    }
+
         }
         lock.withLock { keeper }?.join()
         releaseLeaving(all: true)
         var isSound = true
         let last = stream.lastSequence
         for target in all {
-            let isLevel = (stream.standing(target.record.id)?.durable ?? .zero) >= last
+            let isLevel = holds(target.record.id, last)
             if let driver = target.driver {
                 // A target that is well has a mirror to close behind it.
                 _ = driver.stop(timeoutMs: max(target.record.timeoutMs, options.stopTimeoutMs))

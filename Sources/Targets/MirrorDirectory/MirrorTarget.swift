@@ -132,6 +132,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             if error.kind == .inUse, let sight = PoolSight.inFile(of: path, disk: disk) {
                 try refuse(primary: sight, hello)
             }
+            if error.kind == .notAPool { throw absence(error) }
             throw TargetError(error)
         }
         do throws(TargetError) {
@@ -154,6 +155,17 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             try? store.close(clean: false, lastSequence: .zero)
             throw error
         }
+    }
+
+    /// Nothing to be laid out anew: whoever reads this may have a disk that is not mounted.
+    private func absence(_ error: PoolError) -> TargetError {
+        if Adoption.interruption(path, disk: disk) != nil { return TargetError(error) }
+        let isThere = ((try? disk.status(path)) ?? nil) != nil
+        return TargetError(
+            .absent,
+            "the mirror is not there: "
+                + (isThere ? "\(path) holds no pool" : "there is no \(path)")
+                + ". Is the disk mounted that it is on?")
     }
 
     package func disconnect() {
