@@ -80,6 +80,8 @@ package struct ControlFailure: Error, Codable, Sendable, Hashable, CustomStringC
     package var kind: String
     package var message: String
     package var exitCode: Int32
+    /// Of a pool that was handed over: where the primary is now.
+    package var primary: String?
 
     package init(_ exit: ExitKind, _ message: String) {
         kind = "\(exit)"
@@ -95,7 +97,15 @@ package struct ControlFailure: Error, Codable, Sendable, Hashable, CustomStringC
         return failure
     }()
 
-    private enum CodingKeys: String, CodingKey { case kind = "class", message, exitCode }
+    /// What was asked for is the business of the pool that took this one's place.
+    package static func handedOver(_ pool: String, to primary: String) -> ControlFailure {
+        var failure = ControlFailure(.failed, Handover.reason(pool, primary))
+        failure.kind = "handedOver"
+        failure.primary = primary
+        return failure
+    }
+
+    private enum CodingKeys: String, CodingKey { case kind = "class", message, exitCode, primary }
 }
 
 /// Long work under way.

@@ -47,6 +47,7 @@ extension PoolSession {
         guard let replication else {
             throw ControlFailure(.failed, "\(store.path) is not a primary that can be changed")
         }
+        try replication.requireNoSuccessor()
         if let reason = volume.fenceReason { throw ControlFailure(.failed, reason) }
         let info = try replication.handOver(
             to: address, timeoutMs: timeoutMs ?? 30_000, didReach: didReach)
@@ -67,6 +68,7 @@ extension PoolReplication {
         to address: String, timeoutMs: Int64, didReach: (HandoverStep) -> Void
     ) throws -> FailoverInfo {
         try changing.withLock {
+            try requireNoSuccessor()
             guard let hub, let target = hub.all.first(where: { $0.record.address == address }),
                 let poolID = target.record.poolID
             else { throw ControlFailure(.failed, "\(address) is no target of this pool") }
@@ -124,6 +126,7 @@ extension PoolReplication {
         _ sequence: SequenceNumber, _ didReach: (HandoverStep) -> Void
     ) throws -> Generation {
         try hub.release(target.record.id)
+        noteSuccessor(note.address)
         do {
             try store.catalog.write { try $0.setHandover(note) }
             didReach(.noted)
@@ -135,6 +138,7 @@ extension PoolReplication {
         } catch {
             switch Handover.outcome(note) {
             case .notTaken:
+                noteSuccessor(nil)
                 try store.catalog.write { try $0.setHandover(nil) }
                 hub.takeBack(target.record.id)
             case .taken, .unknown:

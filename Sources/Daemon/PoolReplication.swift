@@ -31,6 +31,8 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private weak var fileSystem: VirtualFS?
     private var mirrors: [TargetID: MirrorTarget] = [:]
     private var rawMirrors: [TargetID: RawMirror] = [:]
+    /// The mirror that the pool is handed over to, from the moment that it may have taken over.
+    private var successor: String?
 
     /// Attaches the targets that the catalog knows, before the pool takes its first change.
     init(volume: Volume, runs: Bool, mounts: MirrorMounts, allowsAsyncOnly: Bool) throws {
@@ -133,6 +135,17 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         return lock.withLock { mirrors[record.id] }
     }
 
+    // MARK: Handing over
+
+    func noteSuccessor(_ address: String?) { lock.withLock { successor = address } }
+
+    /// - Throws: where the targets are those of another pool by now.
+    func requireNoSuccessor() throws {
+        if let successor = lock.withLock({ successor }) {
+            throw ControlFailure.handedOver(store.path, to: successor)
+        }
+    }
+
     // MARK: Requests
 
     func perform(_ request: ControlRequest, _ result: inout ControlResult) throws {
@@ -143,12 +156,20 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             }
             return target
         }
+        // Looking waits for nobody who changes something.
+        if request.execute == .targetList {
+            result.targets = status()
+            return
+        }
+        try requireNoSuccessor()
         // What is there for a target that hangs waits for nobody who waits for it.
         if request.execute == .targetRemove, arguments.force ?? false {
             try hub?.remove(try known(try target()).id, detaches: true)
             return
         }
         try changing.withLock {
+            // Of a handover that was waited for, the outcome is known.
+            try requireNoSuccessor()
             switch request.execute {
             case .targetAdd: result.text = try add(try target())
             case .targetSet:
@@ -164,7 +185,6 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             default: break
             }
         }
-        if request.execute == .targetList { result.targets = status() }
         if request.execute == .wait { try wait(arguments) }
     }
 

@@ -286,7 +286,7 @@ package final class PoolSession: Sendable {
         case .jobList: result.jobs = jobs.list
         case .jobCancel: try jobs.cancel(try need(arguments.job, "job"))
         case .targetAdd, .targetSet, .targetList, .targetPause, .targetResume, .targetRemove, .wait:
-            guard let replication else { throw Self.notReplicated(mirror != nil) }
+            guard let replication else { throw notReplicated }
             try replication.perform(request, &result)
         case .targetResolve:
             result.text = try resolve(try need(arguments.target, "target").address)
@@ -299,11 +299,17 @@ package final class PoolSession: Sendable {
         return result
     }
 
-    private static func notReplicated(_ isMirror: Bool) -> ControlFailure {
-        isMirror
-            ? ControlFailure(
-                .failed, "this is a mirror: its primary has targets, or `doppel promote`")
-            : ControlFailure(.failed, "the pool is mounted read-only: nothing is replicated")
+    private var notReplicated: ControlFailure {
+        guard let mirror else {
+            return ControlFailure(.failed, "the pool is mounted read-only: nothing is replicated")
+        }
+        let primary = mirror.recovered.record.primaryAddress
+        var failure = ControlFailure(
+            .failed,
+            "this is a mirror: targets are its primary's\(primary.map { ", \($0)" } ?? ""), or `doppel "
+                + "promote`")
+        failure.primary = primary
+        return failure
     }
 
     private static func info(_ record: SnapshotRecord) -> SnapshotInfo {

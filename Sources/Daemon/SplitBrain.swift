@@ -22,6 +22,7 @@ extension PoolSession {
         guard let replication else {
             throw ControlFailure(.failed, "\(store.path) is not a primary that can be changed")
         }
+        try replication.requireNoSuccessor()
         guard volume.fenceReason == nil || options.mountPoint == nil else {
             throw ControlFailure(
                 .inUse, "\(store.path) takes no changes, for it was replaced: unmount it first")
@@ -33,6 +34,7 @@ extension PoolSession {
 extension PoolReplication {
     fileprivate func keepHere(_ address: String) throws -> String {
         try changing.withLock {
+            try requireNoSuccessor()
             let own = try store.catalog.read { try PoolSight($0) }
             let note = try store.catalog.read { try $0.handover() }
             let sight = PoolSight.look(at: address, disk: LinuxDisk())

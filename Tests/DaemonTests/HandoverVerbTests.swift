@@ -45,18 +45,36 @@ import Testing
                 $0.newPath = "d.img"
             },
         ]
-        var held: [TestThread<ControlReply>] = []
-        _ = try session.failOver(to: mirror, timeoutMs: 50_000) { step in
-            guard step == .held else { return }
-            held = verbs.map { verb in TestThread { session.execute(verb) } }
+        let other = folder + "/other"
+        let targetVerbs = targetVerbs(mirror, other)
+        let detach = ControlRequest(.targetRemove) {
+            $0.target = TargetSpecification(address: mirror)
+            $0.force = true
         }
-        for (thread, verb) in zip(held, verbs) {
+        var held: [TestThread<ControlReply>] = []
+        var detached: ControlReply?
+        _ = try session.failOver(to: mirror, timeoutMs: 50_000) { step in
+            if step == .held {
+                held = (verbs + targetVerbs).map { verb in TestThread { session.execute(verb) } }
+            }
+            // It waits for nobody; from here on the mirror may be the primary.
+            if step == .noted { detached = session.execute(detach) }
+        }
+        for (thread, verb) in zip(held, verbs + targetVerbs) {
             let error = try thread.join().error
             #expect(
                 error?.message.contains("handed over") == true,
                 "\(verb.execute): \(String(describing: error))")
         }
+        // Now as well, and it is said where the primary is.
+        let late = (targetVerbs + [detach]).map { ($0, session.execute($0).error) }
+        for (verb, error) in late + [(detach, detached?.error)] {
+            #expect(error?.kind == "handedOver", "\(verb.execute): \(String(describing: error))")
+            #expect(error?.primary == mirror && error?.message.contains(mirror) == true)
+        }
+        #expect(session.execute(ControlRequest(.targetList)).result?.targets?.count == 1)
         try session.close()
+        #expect(access(other, F_OK) != 0)
         // Nothing of it was done, on either side.
         for path in [pool, mirror] {
             let look = try PoolSession(path: path)
@@ -64,7 +82,34 @@ import Testing
             #expect(names.map(\.path) == ["a.img"], "\(path)")
             #expect(names.map(\.sizeBytes) == [1 << 20], "\(path)")
             #expect(try look.volume.snapshots().isEmpty, "\(path)")
+            // A mirror has no targets to change, and says whose business that is.
+            let error = look.execute(
+                ControlRequest(.targetPause) { $0.target = TargetSpecification(address: mirror) }
+            ).error
+            #expect(error?.primary == (path == pool ? mirror : nil), "\(String(describing: error))")
+            let targets = try look.store.catalog.read { try $0.targets() }
+            #expect(targets.map(\.address) == [path == pool ? mirror : pool])
+            #expect(targets.allSatisfy { $0.mode == .flush && $0.timeoutMs == 5000 })
             try look.close()
         }
+    }
+
+    private func targetVerbs(_ mirror: String, _ other: String) -> [ControlRequest] {
+        func request(
+            _ command: ControlCommand, _ address: String,
+            _ fill: (inout TargetSpecification) -> Void = { _ in }
+        ) -> ControlRequest {
+            var target = TargetSpecification(address: address)
+            fill(&target)
+            return ControlRequest(command) { $0.target = target }
+        }
+        return [
+            request(.targetAdd, other),
+            request(.targetSet, mirror) { $0.mode = "async" },
+            request(.targetSet, mirror) { $0.rpoMs = 10_000 },
+            request(.targetPause, mirror), request(.targetResume, mirror),
+            request(.targetRemove, mirror), request(.targetResolve, mirror),
+            request(.failover, mirror), request(.wait, mirror),
+        ]
     }
 }
