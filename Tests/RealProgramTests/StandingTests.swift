@@ -59,6 +59,36 @@ import Testing
         }
     }
 
+    /// One that never streams is told with its runs, also where there is nothing else to ship.
+    @Test func aMirrorWithAnIntervalIsToldWithItsRuns() throws {
+        try Sandbox.withMirror("a.img", options: "mode=sync,timeout=700ms") { box in
+            let other = box.folder + "/other"
+            try box.ok(
+                "target", "add", box.pool, other, "--mode", "async", "--interval", "1s")
+            try box.settle()
+            var last: TargetLine?
+            try box.until("it is asked again, and nothing is to be told") {
+                let now = try box.target(other)
+                defer { last = now }
+                guard let last, let due = last.nextRunNs, let next = now.nextRunNs else {
+                    return false
+                }
+                return last.durableSequence == now.durableSequence && next > due + 500_000_000
+            }
+            let before = try box.target(other).durableSequence
+            try box.ok("target", "pause", box.pool, box.mirror)
+            try box.until("a run for that alone") {
+                try box.target(other).durableSequence > before
+            }
+            try box.killDaemon()
+            try #require(rename(box.pool, box.folder + "/lost") == 0)
+            let plan = try box.json(
+                box.ok("promote", box.mirror, "--dry-run", "--json"), Plan.self)
+            #expect(plan.loss.staleToldBy == other)
+            #expect(plan.loss.staleReason == "it is paused")
+        }
+    }
+
     /// What is told of a copy is told again when it changes.
     @Test func aMirrorThatIsInStepAgainIsNotCalledStale() throws {
         try Sandbox.withMirror("a.img", options: "mode=sync,timeout=700ms") { box in

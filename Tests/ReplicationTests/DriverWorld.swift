@@ -341,6 +341,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
         return all
     }
 
+    func hasNews(for target: TargetID) -> Bool { false }
     func legsChanged(of target: TargetID) {}
     func recordStale(_ target: TargetID, since sequence: SequenceNumber, reason: String) {
         isStaleUnrecorded = true

@@ -272,7 +272,8 @@ package final class SessionDriver: @unchecked Sendable {
             case .look:
                 let standing = stream.standing(id)
                 return .looked(
-                    isLevel: standing?.isLevel ?? true, through: standing?.last ?? .zero)
+                    isLevel: (standing?.isLevel ?? true) && !source.hasNews(for: id),
+                    through: standing?.last ?? .zero)
             case .openLeg(let stagingID): return try openLeg(stagingID)
             case .stageStream: return .streamStaged(try stageStream(upTo: nil))
             case .stageBlocks(let chunk, let ahead):

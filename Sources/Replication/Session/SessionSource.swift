@@ -11,6 +11,9 @@ package protocol SessionSource: AnyObject, Sendable {
         for target: TargetID
     ) throws(TargetError) -> (shape: PoolShape, streamFrom: SequenceNumber)
 
+    /// A target that never streams is to be told something, although nothing of the pool changed.
+    func hasNews(for target: TargetID) -> Bool
+
     /// The pool's shape in a snapshot, which can be read until `release`, also when it is deleted.
     /// - Returns: nil when there is no such snapshot (any more).
     func capture(_ snapshot: SnapshotInfo) throws(TargetError) -> PoolShape?

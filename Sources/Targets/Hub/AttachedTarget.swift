@@ -13,6 +13,7 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     private var currentImages: [ImageID: TargetImageRecord] = [:]
     private var stale: StaleWork?
     private var hasArrived = false
+    private var toldStandings: [CopyStanding] = []
     private var isDirtyWorkDue = false
     private var isBackInStep = false
     private var events: [EventRecord] = []
@@ -203,6 +204,9 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     func takeArrival() -> Bool { lock.withLock { take(&hasArrived) } }
     func noteInStep() { lock.withLock { isBackInStep = true } }
     func takeInStep() -> Bool { lock.withLock { take(&isBackInStep) } }
+    /// How others stand, as it was told with its last run.
+    var told: [CopyStanding] { lock.withLock { toldStandings } }
+    func noteTold(_ standings: [CopyStanding]) { lock.withLock { toldStandings = standings } }
     func addEvent(_ event: EventRecord) { lock.withLock { events.append(event) } }
     func setFenceWork(_ reason: String) { lock.withLock { fence = reason } }
     func clearFenceWork() { lock.withLock { fence = nil } }

@@ -76,11 +76,14 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
             from = stream.beginStreaming(target)
             unfold = names()
         }
+        owner?.tellWithRun(target)
         let shape = PoolShape(
             sequence: from, images: images.map { Self.image($0.id, $0.sizeBytes, $0.modifiedNs) },
             names: NamesCodec.encode((unfold?() ?? []).map { .put($0) }))
         return (shape, from)
     }
+
+    func hasNews(for target: TargetID) -> Bool { owner?.hasNews(for: target) ?? false }
 
     private static func image(_ id: ImageID, _ bytes: UInt64, _ ns: Int64) -> PoolShape.Image {
         PoolShape.Image(id: id, sizeBytes: bytes, modifiedNs: ns)

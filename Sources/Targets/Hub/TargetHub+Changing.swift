@@ -69,6 +69,7 @@ extension TargetHub {
             target.driver?.abandon()
             target.setDriver(nil)
         }
+        noteDeparted(gone)
         let place = announce(gone, isGone: true)
         stream.detach(id)
         _ = lock.withLock { targets.removeValue(forKey: id) }

@@ -5,6 +5,8 @@
 //   gone       it is no target any more; the others keep since when they know nothing of it
 //
 // A copy that comes in step is told how all others stand: while it was away, records passed it by.
+// One that never streams, for it has an interval, is told with each of its runs: what it knows is as old as
+// its checkpoint. That something is to be told is reason enough for a run.
 // A pool with one target has nobody to tell.
 
 import BlockCore
@@ -65,7 +67,40 @@ extension TargetHub {
         return true
     }
 
+    // MARK: Those that never stream
+
+    /// How the others stand now.
+    private func standings(but id: TargetID) -> [CopyStanding] {
+        let others = all.filter { $0.record.id != id }.compactMap { standing($0.record) }
+        let gone = lock.withLock { departed }.filter { gone in
+            !others.contains { $0.poolID == gone.poolID }
+        }
+        return gone + others
+    }
+
+    /// The stream is held for it, for a run: what is appended goes with it.
+    func tellWithRun(_ id: TargetID) {
+        guard let target = target(id), target.record.intervalMs != nil else { return }
+        let news = standings(but: id)
+        target.noteTold(news)
+        for each in news { _ = append(each) }
+    }
+
+    /// What it was told with its last run is not so any more.
+    func hasNews(for id: TargetID) -> Bool {
+        guard let target = target(id), target.record.intervalMs != nil else { return false }
+        return target.told != standings(but: id)
+    }
+
     // MARK: Those that are gone
+
+    func noteDeparted(_ record: TargetRecord) {
+        guard let standing = standing(record, isGone: true) else { return }
+        lock.withLock {
+            departed.removeAll { $0.poolID == standing.poolID }
+            departed.append(standing)
+        }
+    }
 
     /// Who waits for a target that was removed is answered when the others know of it.
     func releaseWhenKnown(_ id: TargetID, at place: SequenceNumber?) {

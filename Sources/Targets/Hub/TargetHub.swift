@@ -53,6 +53,8 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     private var isEnding = false
     /// Targets that were removed, and are waited for until the others know of it.
     var leaving: [(id: TargetID, place: SequenceNumber?)] = []
+    /// Targets that were removed, for those that do not hear of it at once.
+    var departed: [CopyStanding] = []
     private var keeper: WorkerThread?
     var samples = SequenceSamples()
 
