@@ -337,6 +337,15 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     func close() -> Bool { hub?.close() ?? true }
 }
 
+extension TargetStatus {
+    /// Why it has not got everything, and since when.
+    fileprivate var lateness: String {
+        let since = sinceNs.map { "behind since \(CivilTime($0).readable) UTC" } ?? "behind"
+        guard let reason, state != .resyncing else { return "\(record.address), \(since)" }
+        return "\(record.address), \(since): \(reason)"
+    }
+}
+
 extension TargetRecord {
     mutating func take(_ target: TargetSpecification) {
         if let mode = target.mode.flatMap(Mode.init(rawValue:)) { self.mode = mode }
@@ -354,15 +363,6 @@ extension TargetRecord {
             // The catalog has signed numbers; what is beyond them is no limit.
             rateBytesPerSecond = rate == 0 ? nil : Int64(exactly: rate)
         }
-    }
-}
-
-extension TargetStatus {
-    /// Why it has not got everything, and since when.
-    fileprivate var lateness: String {
-        let since = sinceNs.map { "behind since \(CivilTime($0).readable) UTC" } ?? "behind"
-        guard let reason, state != .resyncing else { return "\(record.address), \(since)" }
-        return "\(record.address), \(since): \(reason)"
     }
 }
 

@@ -5,6 +5,25 @@ import Testing
 @Suite struct RecoveryPointTests {
     private static let second: Int64 = 1_000_000_000
 
+    /// What was known of the target holds for what is asked for now, from the next look on.
+    @Test func anotherGoalIsTakenUpWhereItStands() {
+        var point = RecoveryPoint(
+            goal: RecoveryGoal(ageMs: nil, bytes: 1 << 20, reaction: .alarm))
+        func sight(_ bytes: UInt64, isInStep: Bool = false) -> RecoveryPoint.Sight {
+            .init(ageMs: 0, bytes: bytes, sentBytes: 0, isShipping: false, isInStep: isInStep)
+        }
+        _ = point.look(sight(0, isInStep: true), nowNs: 0)
+        #expect(point.look(sight(2 << 20), nowNs: Self.second) == .passed)
+        #expect(point.pace == .free)
+        // It was in step before: whoever asks for it now need not wait until it is again.
+        point.goal.reaction = .stop
+        #expect(point.look(sight(2 << 20), nowNs: 2 * Self.second) == nil)
+        #expect(point.pace == .held)
+        point.goal.bytes = 4 << 20
+        #expect(point.look(sight(2 << 20), nowNs: 3 * Self.second) == .kept)
+        #expect(point.pace == .limited(bytes: 2 << 20))
+    }
+
     // MARK: Throttling
 
     /// A target that takes so much in a second, and has it durable at its flushes; a writer that writes

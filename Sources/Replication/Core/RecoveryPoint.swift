@@ -60,7 +60,8 @@ package struct RecoveryPoint: Sendable {
 
     package enum Change: Sendable, Hashable { case passed, kept }
 
-    package let goal: RecoveryGoal
+    /// Changed, it holds from the next look on.
+    package var goal: RecoveryGoal
     /// More is at risk than asked for, since then.
     package private(set) var passedSinceNs: Int64?
     /// How fast changes may begin.

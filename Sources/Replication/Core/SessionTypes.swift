@@ -176,6 +176,8 @@ package enum SessionEvent: Sendable {
     case staleRecorded
     /// Blocks of a resync go no faster than this from now on; nil: as fast as they can.
     case rateChanged(bytesPerSecond: UInt64?)
+    /// See ``SessionOptions/flushIntervalMs`` and ``SessionOptions/flushBytes``.
+    case flushBoundsChanged(intervalMs: Int64, bytes: UInt64)
 
     case connected(ReplicaReport, StreamPosition)
     case disconnected

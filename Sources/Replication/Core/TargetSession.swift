@@ -38,7 +38,7 @@ package struct TargetSession: Sendable {
         case paused, connecting, negotiating, resyncing, streaming, scheduled, disconnected, fenced
     }
 
-    package let options: SessionOptions
+    package private(set) var options: SessionOptions
     package internal(set) var state = State.paused
     /// What the target holds durably, as it said.
     package internal(set) var durable = SequenceNumber.zero
@@ -161,6 +161,8 @@ package struct TargetSession: Sendable {
             giveUp(reason, now, &effects)
         case .staleRecorded: stopCounting(now, &effects)
         case .rateChanged(let rate): bucket = rate.map(TokenBucket.init(bytesPerSecond:))
+        case .flushBoundsChanged(let intervalMs, let bytes):
+            (options.flushIntervalMs, options.flushBytes) = (intervalMs, bytes)
         default: answer(event, now, &effects)
         }
     }

@@ -124,6 +124,10 @@ package final class SessionDriver: @unchecked Sendable {
     package func setRate(bytesPerSecond: UInt64?) {
         tell(.rateChanged(bytesPerSecond: bytesPerSecond))
     }
+    /// How much may be sent and not be durable yet; holds at once.
+    package func setFlushBounds(intervalMs: Int64, bytes: UInt64) {
+        tell(.flushBoundsChanged(intervalMs: intervalMs, bytes: bytes))
+    }
     /// The answer to ``SessionSource/recordStale(_:since:reason:)``.
     package func staleRecorded() { tell(.staleRecorded) }
 

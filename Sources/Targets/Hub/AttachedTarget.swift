@@ -22,6 +22,8 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     private var recovery: RecoveryPoint?
     /// Of the sessions before.
     private var past = SessionTally.Figures()
+    /// Held across I/O: one change of the record at a time, in memory and in the catalog.
+    let recording = Lock()
     /// Held across I/O: one writer of the dirty file at a time.
     private let filing = Lock()
     private let file: DirtyFile
@@ -202,11 +204,11 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     /// It takes the stream as it comes, from now on.
     func noteArrival() { lock.withLock { hasArrived = true } }
     func takeArrival() -> Bool { lock.withLock { take(&hasArrived) } }
-    func noteInStep() { lock.withLock { isBackInStep = true } }
-    func takeInStep() -> Bool { lock.withLock { take(&isBackInStep) } }
     /// How others stand, as it was told with its last run.
     var told: [CopyStanding] { lock.withLock { toldStandings } }
     func noteTold(_ standings: [CopyStanding]) { lock.withLock { toldStandings = standings } }
+    func noteInStep() { lock.withLock { isBackInStep = true } }
+    func takeInStep() -> Bool { lock.withLock { take(&isBackInStep) } }
     func addEvent(_ event: EventRecord) { lock.withLock { events.append(event) } }
     func setFenceWork(_ reason: String) { lock.withLock { fence = reason } }
     func clearFenceWork() { lock.withLock { fence = nil } }
@@ -239,6 +241,15 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
         lock.withLock {
             recovery = new
             pace(.free)
+        }
+    }
+
+    /// Something else is asked for; what is known of the target is kept.
+    /// - Returns: false where nothing was asked for.
+    func changeGoal(_ goal: RecoveryGoal) -> Bool {
+        lock.withLock {
+            recovery?.goal = goal
+            return recovery != nil
         }
     }
 

@@ -81,28 +81,30 @@ extension TargetHub {
         _ id: TargetID, _ change: (inout TargetRecord) -> Void
     ) throws(TargetError) {
         guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
-        if try changeRate(of: target, change) { return }
+        if try changeLive(target, change) { return }
         // Stopping may have to write down that the target is stale.
         halt(target)
         defer {
             launch(target)
             wakeKeeper()
         }
-        var record = target.record
-        change(&record)
-        // Nobody stands still for a target that was let go of on purpose, before it is in step again.
-        record.isArmed = false
-        // What was answered before may have waited for less.
-        record.isWhole = false
-        // Nobody waited for it before it was paused, and nobody noted what it lacks (H3).
-        if record.isPaused, record.stale == nil, record.policy(target.images).isWaitedFor {
-            record.stale = TargetRecord.Stale(
-                sinceNs: disk.now(), sequence: stream.standing(id)?.durable ?? .zero,
-                reason: "it is paused")
+        try target.recording.withLock { () throws(TargetError) in
+            var record = target.record
+            change(&record)
+            // Nobody stands still for a target that was let go of on purpose, before it is in step again.
+            record.isArmed = false
+            // What was answered before may have waited for less.
+            record.isWhole = false
+            // Nobody waited for it before it was paused, and nobody noted what it lacks (H3).
+            if record.isPaused, record.stale == nil, record.policy(target.images).isWaitedFor {
+                record.stale = TargetRecord.Stale(
+                    sinceNs: disk.now(), sequence: stream.standing(id)?.durable ?? .zero,
+                    reason: "it is paused")
+            }
+            let new = record
+            try write { try $0.updateTarget(new) }
+            target.update { $0 = new }
         }
-        let new = record
-        try write { try $0.updateTarget(new) }
-        target.update { $0 = new }
     }
 
     /// Changes how one image waits for a target; the others do not notice.
@@ -116,32 +118,47 @@ extension TargetHub {
             wakeKeeper()
         }
         let id = target.record.id
-        try write {
-            try $0.setTargetImage(new)
-            var record = target.record
-            record.isArmed = false
-            record.isWhole = false
-            try $0.updateTarget(record)
+        try target.recording.withLock { () throws(TargetError) in
+            try write {
+                try $0.setTargetImage(new)
+                var record = target.record
+                record.isArmed = false
+                record.isWhole = false
+                try $0.updateTarget(record)
+            }
+            target.update { ($0.isArmed, $0.isWhole) = (false, false) }
         }
-        target.update { ($0.isArmed, $0.isWhole) = (false, false) }
         target.setImages(
             try Self.read(store) { try $0.targetImages() }.filter { $0.targetID == id })
     }
 
     /// A session need not end for that.
     /// - Returns: false where something else is to be changed, too.
-    private func changeRate(
-        of target: AttachedTarget, _ change: (inout TargetRecord) -> Void
+    private func changeLive(
+        _ target: AttachedTarget, _ change: (inout TargetRecord) -> Void
     ) throws(TargetError) -> Bool {
-        var new = target.record
-        change(&new)
-        var same = target.record
-        same.rateBytesPerSecond = new.rateBytesPerSecond
-        guard same == new, new != target.record else { return false }
-        try write { [new] in try $0.updateTarget(new) }
-        let rate = new.rateBytesPerSecond
-        target.update { $0.rateBytesPerSecond = rate }
-        target.driver?.setRate(bytesPerSecond: rate.map(UInt64.init))
+        let isRunning = target.driver != nil && isInStep(target)
+        let new = try target.recording.withLock { () throws(TargetError) -> TargetRecord? in
+            let old = target.record
+            var new = old
+            change(&new)
+            var same = old
+            same.rateBytesPerSecond = new.rateBytesPerSecond
+            (same.rpoMs, same.rpoBytes, same.onRPO) = (new.rpoMs, new.rpoBytes, new.onRPO)
+            guard same == new, new != old else { return nil }
+            if isRunning { new.isArmed = target.policy.hasStandstill || new.stopsWhenBehind }
+            let record = new
+            try write { try $0.updateTarget(record) }
+            target.update { $0 = record }
+            return record
+        }
+        guard let new else { return false }
+        guard let driver = target.driver else { return true }
+        driver.setRate(bytesPerSecond: new.rateBytesPerSecond.map(UInt64.init))
+        var bounds = options.session
+        bounds.boundFlushes(new)
+        driver.setFlushBounds(intervalMs: bounds.flushIntervalMs, bytes: bounds.flushBytes)
+        changeRecoveryPoint(of: target)
         return true
     }
 

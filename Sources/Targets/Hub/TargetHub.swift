@@ -242,6 +242,8 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     }
 
     private func writeStale(_ target: AttachedTarget, _ stale: StaleWork) -> Bool {
+        target.recording.lock()
+        defer { target.recording.unlock() }
         var record = target.record
         record.isWhole = false
         if record.stale == nil {
@@ -262,6 +264,15 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
 
     /// It counts again: what the catalog says of it is over.
     private func recordInStep(_ target: AttachedTarget) {
+        do throws(TargetError) {
+            if let new = try writeInStep(target) { _ = announce(new) }
+        } catch { log.error("target \(target.record.address): \(error)") }
+    }
+
+    /// - Returns: nil where there is nothing to write.
+    private func writeInStep(_ target: AttachedTarget) throws(TargetError) -> TargetRecord? {
+        target.recording.lock()
+        defer { target.recording.unlock() }
         let isInStep =
             target.takeInStep()
             || !target.policy.isWaitedFor && isInStep(target)
@@ -269,18 +280,16 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         guard isInStep,
             target.record.stale != nil || target.record.isArmed != isArmed
                 || !target.record.isWhole || target.record.keepsDiverged
-        else { return }
+        else { return nil }
         var record = target.record
         record.stale = nil
         record.isArmed = isArmed
         record.isWhole = true
         record.keepsDiverged = false
         let new = record
-        do throws(TargetError) {
-            try writeOnce { try $0.updateTarget(new) }
-            target.update { $0 = new }
-            _ = announce(new)
-        } catch { log.error("target \(record.address): \(error)") }
+        try writeOnce { try $0.updateTarget(new) }
+        target.update { $0 = new }
+        return new
     }
 
     /// It holds in memory already; this is for the next open.
@@ -335,6 +344,10 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         }
     }
 
+    private func holds(_ id: TargetID, _ sequence: SequenceNumber) -> Bool {
+        stream.standing(id)?.holds(sequence) ?? false
+    }
+
     /// Lets targets that are in step have the rest, writes down what the others lack, and lets go.
     /// The pool takes no changes any more.
     /// - Returns: whether all of it is written down: otherwise the pool must not be marked clean.
@@ -346,10 +359,6 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         lock.withLock {
             isEnding = true
             changed.broadcast()
-    private func holds(_ id: TargetID, _ sequence: SequenceNumber) -> Bool {
-        stream.standing(id)?.holds(sequence) ?? false
-    }
-
         }
         lock.withLock { keeper }?.join()
         releaseLeaving(all: true)

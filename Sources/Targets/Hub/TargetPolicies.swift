@@ -101,15 +101,19 @@ extension SessionOptions {
         if target.record.mode == .adaptive {
             latencyBudgetUs = target.record.latencyBudgetUs ?? TargetRecord.defaultLatencyBudgetUs
         }
-        // What is sent and not durable yet is at risk, too.
-        if let rpoMs = target.record.rpoMs {
-            flushIntervalMs = min(flushIntervalMs, max(rpoMs / 8, 100))
-        }
-        if let rpoBytes = target.record.rpoBytes {
-            flushBytes = min(flushBytes, max(UInt64(rpoBytes) / 8, 256 << 10))
-        }
+        boundFlushes(target.record)
         timeoutMs = target.record.timeoutMs
         bytesPerSecond = target.record.rateBytesPerSecond.map(UInt64.init)
         rearmMs = min(rearmMs, 2 * timeoutMs)
+    }
+
+    /// What is sent and not durable yet is at risk, too.
+    mutating func boundFlushes(_ record: TargetRecord) {
+        if let rpoMs = record.rpoMs {
+            flushIntervalMs = min(flushIntervalMs, max(rpoMs / 8, 100))
+        }
+        if let rpoBytes = record.rpoBytes {
+            flushBytes = min(flushBytes, max(UInt64(rpoBytes) / 8, 256 << 10))
+        }
     }
 }

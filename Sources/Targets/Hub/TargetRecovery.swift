@@ -32,6 +32,12 @@ extension TargetHub {
             record.recoveryGoal.map { RecoveryPoint(goal: $0, isArmed: record.isArmed) })
     }
 
+    /// Nobody is let go of for it before the next look.
+    func changeRecoveryPoint(of target: AttachedTarget) {
+        if let goal = target.record.recoveryGoal, target.changeGoal(goal) { return }
+        beginRecoveryPoint(of: target)
+    }
+
     /// Nobody is held, or slowed, for the target any more.
     func endRecoveryPoint(of target: AttachedTarget) { setRecoveryPoint(of: target, nil) }
 
