@@ -247,13 +247,16 @@ struct PrimaryModel {
                 ? BlockRange(start: first, count: end - first) : BlockRange(start: 0, count: 0))
     }
 
-    mutating func create() {
+    /// - Parameter sizeBytes: of a clone of something that has no content.
+    mutating func create(sizeBytes: Int = 0) {
         let id = ImageID(rawValue: nextImage)
         nextImage += 1 + Int64(random.below(3))
         append(
             .imageCreated,
             { pool in
-                pool.images[id] = ModelImage()
+                var image = ModelImage()
+                image.resize(to: sizeBytes)
+                pool.images[id] = image
                 return []
             }, image: id)
         nextName += 1

@@ -48,8 +48,9 @@ import Testing
     private func operate(_ world: TargetWorld) {
         let image = world.primary.pool.images.keys.min()!
         world.primary.write(image)
-        world.primary.create()
+        world.primary.create(sizeBytes: 76_529)
         world.primary.snapshot()
+        world.primary.create(sizeBytes: 100_000)
         world.primary.delete(image)
         world.primary.write(world.primary.pool.images.keys.max()!)
     }

@@ -59,6 +59,8 @@ final class RecordApplier {
     ) throws(TargetError) {
         switch record.kind {
         case .data, .zero, .size: try applyContent(record, payload)
+        // The image is in the catalog, and the power may have gone before its size was durable.
+        case .imageCreated where record.sequence <= structure: try applyContent(record, payload)
         case .names, .imageCreated, .imageDeleted, .snapshot, .standing:
             guard record.sequence > structure else { break }
             try applyStructure(record, payload)
