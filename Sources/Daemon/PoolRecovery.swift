@@ -50,13 +50,8 @@ enum PoolRecovery {
         var ahead: [(record: TargetRecord, target: PatientTarget, report: ReplicaReport)] = []
         var silent: [(record: TargetRecord, reason: String)] = []
 
-        /// The one to pull from; nil where one that promises more is still silent, or nobody has anything.
-        func best(_ rank: (TargetRecord) -> Bool) -> Int? {
-            let missesWrites = silent.contains { rank($0.record) }
-            return ahead.indices.filter { rank(ahead[$0].record) || !missesWrites }.max {
-                (rank(ahead[$0].record) ? 1 : 0, ahead[$0].report.checkpoint)
-                    < (rank(ahead[$1].record) ? 1 : 0, ahead[$1].report.checkpoint)
-            }
+        func best(for pull: RecoveryPull) -> Int? {
+            pull.best(of: ahead.map { ($0.record, $0.report) }, silent: silent.map(\.record))
         }
     }
 
@@ -148,7 +143,7 @@ enum PoolRecovery {
         _ options: PoolSession.Options
     ) throws -> Bool {
         defer { for each in round.ahead { each.target.disconnect() } }
-        guard let index = round.best(pull.promisesWrites(by:)) else {
+        guard let index = round.best(for: pull) else {
             // Those that are there do not count while one that promises more is not.
             return false
         }

@@ -262,4 +262,92 @@ import Testing
         let bytes = try #require(try pair.contents()[pair.images[0].id])
         #expect(sameBytes(bytes[4096..<54_096], flushed[...]))
     }
+
+    /// A process that is killed leaves its writes to the machine. What goes down with that before the mirror
+    /// is in step again is on the mirror.
+    @Test func whatAKilledProcessWroteComesBack() throws {
+        var random = SeededRandom(seed: 8)
+        let pair = try Pair(mode: .sync)
+        for _ in 0..<20 { try write(pair, &random) }
+        try pair.untilLevel()
+        let expected = try pair.contents()
+        for _ in 0..<2 {
+            pair.volume.abandon()
+            try pair.open()
+        }
+        pair.losePower(&random)
+        let summary = try #require(try pair.recover())
+        #expect(summary.blocks > 0, "something was lost")
+        try pair.open()
+        for (id, bytes) in try pair.contents() {
+            #expect(sameBytes(bytes[...], try #require(expected[id])[...]), "image \(id.rawValue)")
+        }
+    }
+
+    /// After a loss of power a clock may say what it said at the one before.
+    @Test func eachTimeWhatTheDiskHadIsKept() throws {
+        var random = SeededRandom(seed: 9)
+        let pair = try Pair(mode: .sync)
+        let startNs = pair.disk.now()
+        for _ in 0..<2 {
+            try pair.goOn { $0.hub.all[0].driver?.snapshot.state == .streaming }
+            for _ in 0..<20 { try write(pair, &random) }
+            try pair.untilLevel()
+            // After a crash it is waited for again when it was in step for a while.
+            try pair.goOn {
+                $0.disk.advance(ns: 1_000_000_000)
+                return try $0.catalog.read { try $0.targets() }.first?.isWhole ?? false
+            }
+            pair.losePower(&random)
+            pair.disk.advance(ns: startNs - pair.disk.now())
+            #expect(try #require(try pair.recover()).keptSnapshot != nil)
+            try pair.open()
+        }
+        let kept = try pair.catalog.read { try $0.snapshots() }.filter {
+            $0.origin == SnapshotRecord.divergedOrigin
+        }
+        #expect(kept.count == 2)
+    }
+
+    /// A mirror that was promoted says so when it is asked: from then on nothing is changed here.
+    @Test func whoWasReplacedServesNobody() throws {
+        var random = SeededRandom(seed: 10)
+        let pair = try Pair(mode: .sync)
+        try write(pair, &random)
+        try pair.untilLevel()
+        pair.losePower(&random)
+        let promoted = try RecoveredMirror(
+            store: try pair.mirror.openStore(), runsInBackground: false)
+        _ = try promoted.promote(NewGeneration(cause: .forced))
+        promoted.close()
+        let pull = try #require(try RecoveryPull(try pair.openStore()))
+        let record = try #require(pull.sources.first)
+        guard case .nothing = pull.ask(record, pair.source()) else {
+            throw Violation("there is something to take")
+        }
+        try pull.goOn()
+        try pair.open()
+        #expect(pair.volume.fenceReason != nil)
+    }
+
+    /// A mirror whose machine went down, too, is further, and lacks what it had in memory: another that has
+    /// all of it is taken from, or waited for.
+    @Test func whoKeptWhatItHadInMemoryIsTakenFrom() throws {
+        var random = SeededRandom(seed: 11)
+        let pair = try Pair(mode: .semiSync)
+        pair.losePower(&random)
+        let pull = try #require(try RecoveryPull(try pair.openStore()))
+        let record = try #require(pull.sources.first)
+        func source(at sequence: UInt64, keptAll: Bool) -> RecoveryPull.Source {
+            var report = ReplicaReport(
+                incarnationID: "i", generation: nil, checkpoint: SequenceNumber(rawValue: sequence),
+                snapshots: [], staging: nil)
+            report.keptAllReceived = keptAll
+            return (record, report)
+        }
+        let (torn, whole) = (source(at: 9, keptAll: false), source(at: 5, keptAll: true))
+        #expect(pull.best(of: [torn, whole], silent: []) == 1)
+        #expect(pull.best(of: [torn], silent: [record]) == nil)
+        #expect(pull.best(of: [torn], silent: []) == 0)
+    }
 }

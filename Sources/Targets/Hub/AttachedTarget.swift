@@ -15,7 +15,8 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     private var hasArrived = false
     private var toldStandings: [CopyStanding] = []
     private var isDirtyWorkDue = false
-    private var isBackInStep = false
+    /// It counts again. What was answered before that, and so without it, is up to here.
+    private var inStepFrom: SequenceNumber?
     private var events: [EventRecord] = []
     private var fence: String?
     private var rate = RateMeter()
@@ -195,7 +196,7 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     func setStaleWork(since: SequenceNumber, reason: String) {
         lock.withLock {
             stale = StaleWork(since: since, reason: reason)
-            isBackInStep = false
+            inStepFrom = nil
         }
     }
     func clearStaleWork() { lock.withLock { stale = nil } }
@@ -207,8 +208,10 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     /// How others stand, as it was told with its last run.
     var told: [CopyStanding] { lock.withLock { toldStandings } }
     func noteTold(_ standings: [CopyStanding]) { lock.withLock { toldStandings = standings } }
-    func noteInStep() { lock.withLock { isBackInStep = true } }
-    func takeInStep() -> Bool { lock.withLock { take(&isBackInStep) } }
+    func noteInStep(from sequence: SequenceNumber) { lock.withLock { inStepFrom = sequence } }
+    /// What it has to hold before it lacks nothing; nil where it counts no more, or that is written down.
+    var awaitedInStep: SequenceNumber? { lock.withLock { inStepFrom } }
+    func clearInStep() { lock.withLock { inStepFrom = nil } }
     func addEvent(_ event: EventRecord) { lock.withLock { events.append(event) } }
     func setFenceWork(_ reason: String) { lock.withLock { fence = reason } }
     func clearFenceWork() { lock.withLock { fence = nil } }
@@ -221,7 +224,7 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     }
     var hasWork: Bool {
         lock.withLock {
-            (stale != nil && stale?.isRecorded != true) || isDirtyWorkDue || isBackInStep
+            (stale != nil && stale?.isRecorded != true) || isDirtyWorkDue
                 || !events.isEmpty || fence != nil
         }
     }

@@ -193,8 +193,11 @@ extension RecoveryPull {
     /// looked at (G5).
     private func keepState(of volume: Volume) throws(TargetError) {
         if note.keptSnapshot == nil {
-            let name = "diverged-\(CivilTime(store.disk.now()).compact)"
-            try change { $0.keptSnapshot = name }
+            // A clock that was set back says what it said before.
+            var name = "diverged-\(CivilTime(store.disk.now()).compact)"
+            while try TargetHub.read(store, { try $0.snapshot(named: name) }) != nil { name += "'" }
+            let free = name
+            try change { $0.keptSnapshot = free }
         }
         let name = note.keptSnapshot!
         guard try TargetHub.read(store, { try $0.snapshot(named: name) }) == nil else { return }

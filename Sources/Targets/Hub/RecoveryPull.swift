@@ -85,6 +85,29 @@ package final class RecoveryPull {
 
     // MARK: Asking
 
+    package typealias Source = (record: TargetRecord, report: ReplicaReport)
+
+    /// Whom to pull from, of those that answered; nil where one that promises more is silent still, or nobody
+    /// has anything.
+    package func best(of ahead: [Source], silent: [TargetRecord]) -> Int? {
+        let missesWrites = silent.contains(where: promisesWrites(by:))
+        return ahead.indices.filter { !missesWrites || worth(ahead[$0]) == 2 }.max {
+            (worth(ahead[$0]), ahead[$0].report.checkpoint)
+                < (worth(ahead[$1]), ahead[$1].report.checkpoint)
+        }
+    }
+
+    /// 2: it has all the writes that it promised. 1: flushes alone. 0: what it promised was in its memory, and
+    /// its machine went down, too (P1).
+    private func worth(_ source: Source) -> Int {
+        guard promisesWrites(by: source.record) else { return 1 }
+        let policy = policy(of: source.record)
+        let modes = [policy.all.mode] + policy.images.values.map(\.mode)
+        let needsMemory =
+            source.record.mode == .adaptive || modes.contains { $0.flushPoint == .received }
+        return needsMemory && !source.report.keptAllReceived ? 0 : 2
+    }
+
     package func ask(_ record: TargetRecord, _ target: PatientTarget) -> Answer {
         do throws(TargetError) {
             let hello = try PoolSource.hello(of: store)
@@ -100,9 +123,20 @@ package final class RecoveryPull {
             return .ahead(target, report)
         } catch {
             switch error.kind {
-            case .fenced, .splitBrain: return .nothing(error.message)
+            case .fenced:
+                noteFence(by: record, error.message)
+                return .nothing(error.message)
+            case .splitBrain: return .nothing(error.message)
             case .absent, .noSpace, .io, .damaged: return .silent(error.message)
             }
+        }
+    }
+
+    /// Who was told that the pool was replaced serves nobody before a session hears it once more (G6).
+    private func noteFence(by record: TargetRecord, _ message: String) {
+        let reason = TargetHub.fenceReason(store.path, message)
+        do { try store.catalog.write { try $0.setFence(by: record.id, reason: reason) } } catch {
+            log.error("that \(store.path) was replaced cannot be written down: \(error)")
         }
     }
 

@@ -95,16 +95,23 @@ extension TargetHub {
             record.isArmed = false
             // What was answered before may have waited for less.
             record.isWhole = false
-            // Nobody waited for it before it was paused, and nobody noted what it lacks (H3).
-            if record.isPaused, record.stale == nil, record.policy(target.images).isWaitedFor {
-                record.stale = TargetRecord.Stale(
-                    sinceNs: disk.now(), sequence: stream.standing(id)?.durable ?? .zero,
-                    reason: "it is paused")
-            }
+            noteAbsence(&record, target.images)
             let new = record
             try write { try $0.updateTarget(new) }
             target.update { $0 = new }
         }
+    }
+
+    /// Nobody waited for it before it was paused, and nobody noted what it lacks (H3).
+    private func noteAbsence(
+        _ record: inout TargetRecord, _ images: [ImageID: TargetImageRecord]
+    ) {
+        guard record.isPaused, record.stale == nil, record.policy(images).isWaitedFor else {
+            return
+        }
+        record.stale = TargetRecord.Stale(
+            sinceNs: disk.now(), sequence: stream.standing(record.id)?.durable ?? .zero,
+            reason: "it is paused")
     }
 
     /// Changes how one image waits for a target; the others do not notice.
@@ -118,15 +125,18 @@ extension TargetHub {
             wakeKeeper()
         }
         let id = target.record.id
+        var images = target.images
+        images[new.imageID] = new
         try target.recording.withLock { () throws(TargetError) in
+            var record = target.record
+            (record.isArmed, record.isWhole) = (false, false)
+            noteAbsence(&record, images)
+            let changed = record
             try write {
                 try $0.setTargetImage(new)
-                var record = target.record
-                record.isArmed = false
-                record.isWhole = false
-                try $0.updateTarget(record)
+                try $0.updateTarget(changed)
             }
-            target.update { ($0.isArmed, $0.isWhole) = (false, false) }
+            target.update { $0 = changed }
         }
         target.setImages(
             try Self.read(store) { try $0.targetImages() }.filter { $0.targetID == id })

@@ -274,8 +274,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         target.recording.lock()
         defer { target.recording.unlock() }
         let isInStep =
-            target.takeInStep()
-            || !target.policy.isWaitedFor && isInStep(target)
+            hasAllSinceItCounts(target) || !target.policy.isWaitedFor && isInStep(target)
         let isArmed = target.policy.hasStandstill || target.record.stopsWhenBehind
         guard isInStep,
             target.record.stale != nil || target.record.isArmed != isArmed
@@ -290,6 +289,18 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         try writeOnce { try $0.updateTarget(new) }
         target.update { $0 = new }
         return new
+    }
+
+    /// What was answered before it counted may be on its way still: until it is there, the target is no
+    /// copy that has everything.
+    private func hasAllSinceItCounts(_ target: AttachedTarget) -> Bool {
+        guard let from = target.awaitedInStep else { return false }
+        guard stream.standing(target.record.id)?.durable ?? .zero >= from else {
+            target.driver?.wantFlush(from)
+            return false
+        }
+        target.clearInStep()
+        return true
     }
 
     /// It holds in memory already; this is for the next open.
@@ -401,19 +412,21 @@ extension TargetHub {
     func counts(_ id: TargetID, _ policy: TargetPolicy, durable: SequenceNumber) {
         guard let target = target(id) else { return }
         volume.gate.count(id, policy, durable: durable)
-        target.noteInStep()
+        target.noteInStep(from: stream.lastSequence)
         wakeKeeper()
     }
 
     func fence(_ id: TargetID, reason: String) {
-        let name = store.path
-        let reason =
-            "\(name) is read-only, for it was replaced: \(reason). What was written here since, and is "
-            + "not there, is in this pool alone. To give this pool up, unmount it; to use it on its "
-            + "own all the same, `doppel target remove` and mount it again"
+        let reason = Self.fenceReason(store.path, reason)
         volume.fence(reason)
         target(id)?.setFenceWork(reason)
         wakeKeeper()
+    }
+
+    static func fenceReason(_ path: String, _ reason: String) -> String {
+        "\(path) is read-only, for it was replaced: \(reason). What was written here since, and is "
+            + "not there, is in this pool alone. To give this pool up, unmount it; to use it on its "
+            + "own all the same, `doppel target remove` and mount it again"
     }
 
     func tell(_ id: TargetID, kind: String, message: String) {
