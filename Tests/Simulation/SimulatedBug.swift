@@ -39,6 +39,12 @@ package enum SimulatedBug: String, CaseIterable, Sendable {
     case wrongDirection
     /// Requests that wait are answered when the pool hears that it was replaced.
     case answersAfterFence
+    /// What changes between two runs of a schedule is forgotten.
+    case forgetsBetweenRuns
+    /// Requests are answered without a target that nothing is to go on without.
+    case answersHeld
+    /// A machine that went down goes on with what its disk has.
+    case skipsPull
 
     /// Where it can do harm.
     package var world: SimulatedWorld.Kind {
@@ -66,6 +72,10 @@ extension SimulatedWorld {
         case .skipsDirtyMarks where target.driver?.snapshot.state == .disconnected,
             .losesDirtySet where site.generation.number > 1 && target.record.stale != nil:
             _ = site.primary?.stream.withLegs(id) { $0.takeFirst() }
+        case .forgetsBetweenRuns where target.driver?.snapshot.state == .scheduled:
+            _ = site.primary?.stream.withLegs(id) { $0.takeFirst() }
+        case .answersHeld where target.driver?.snapshot.isLost ?? false:
+            site.primary?.volume.gate.stopCounting(id)
         case .staleUnrecorded where target.staleWork != nil:
             target.clearStaleWork()
             target.driver?.staleRecorded()
@@ -93,7 +103,7 @@ extension SimulatedWorld {
 final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at a time
     private let inner: any ReplicaTarget
     private let bug: SimulatedBug
-    private let primary: SimulatedSite
+    private unowned let primary: SimulatedSite
     private var appended = SequenceNumber.zero
     private var unwritten: (bytes: [UInt8], first: SequenceNumber, last: SequenceNumber)?
     private var held: (bytes: [UInt8], first: SequenceNumber, last: SequenceNumber, number: UInt64)?
@@ -200,7 +210,9 @@ final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at 
 
     func read(
         _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
-    ) throws(TargetError) { try inner.read(range, of: image, into: buffer) }
+    ) throws(TargetError) {
+        try inner.read(range, of: image, into: buffer)
+    }
 
     func shape() throws(TargetError) -> PoolShape { try inner.shape() }
 

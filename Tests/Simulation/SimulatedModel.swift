@@ -175,7 +175,7 @@ struct History {
 
     /// The state at a place of the sequence; inside an operation that of before it.
     func state(at sequence: UInt64) -> ModelPool? {
-        guard let entry = entries.last(where: { $0.first <= sequence }) else { return nil }
+        guard let entry = entry(at: sequence) else { return nil }
         return sequence < entry.last ? entry.before : entry.state
     }
 
@@ -188,16 +188,21 @@ struct History {
     /// Whether `shown` is the state at a place of the sequence.
     /// - Returns: what is wrong; nil where nothing is.
     func check(_ shown: ModelPool, at sequence: UInt64) -> String? {
-        guard let entry = entries.last(where: { $0.first <= sequence }) else {
+        guard let entry = entry(at: sequence) else {
             return "is at \(sequence), which is longer ago than anybody may ask for"
         }
-        // Between an operation's records: each block from before or after it.
-        guard sequence < entry.last else { return entry.state.difference(from: shown) }
-        return entry.isBetween(shown)
+        return entry.check(shown, at: sequence)
     }
+
+    func entry(at sequence: UInt64) -> Entry? { entries.last { $0.first <= sequence } }
 }
 
 extension History.Entry {
+    func check(_ shown: ModelPool, at sequence: UInt64) -> String? {
+        // Between an operation's records: each block from before or after it.
+        sequence < last ? isBetween(shown) : state.difference(from: shown)
+    }
+
     fileprivate func isBetween(_ shown: ModelPool) -> String? {
         if before.namesDifference(from: shown) != nil,
             let text = state.namesDifference(from: shown)

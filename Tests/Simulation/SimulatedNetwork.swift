@@ -49,8 +49,8 @@ final class SimulatedNetwork {
 /// One connection of a session to its target. It also watches who writes there (G6).
 final class SimulatedLink: ReplicaTarget, @unchecked Sendable {  // one thread
     private unowned let world: SimulatedWorld
-    let from: SimulatedSite
-    let site: SimulatedSite
+    unowned let from: SimulatedSite
+    unowned let site: SimulatedSite
     private let served: MirrorTarget
     private let inner: any ReplicaTarget
     private var isBroken = false
@@ -123,6 +123,7 @@ final class SimulatedLink: ReplicaTarget, @unchecked Sendable {  // one thread
                 world.noteConnected(hello, at: site)
                 return report
             } catch {
+                world.noteFollowed(site)
                 world.noteRefused(error, from, hello, at: site)
                 throw error
             }

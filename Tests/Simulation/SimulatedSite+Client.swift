@@ -17,7 +17,12 @@ extension SimulatedSite {
             return try create(volume)
         }
         count("client")
-        switch random.below(100) {
+        let kind = random.below(100)
+        // What a change does not go on without is lost: it is held, or refused.
+        if kind < 60 || (78..<82).contains(kind), let obstacle = volume.gate.obstacle(for: id) {
+            return count("client.\(obstacle == .fail ? "refused" : "held")")
+        }
+        switch kind {
         case ..<44: try write(volume, id)
         case ..<53: try zero(volume, id)
         case ..<60: try resize(volume, id)
@@ -30,12 +35,14 @@ extension SimulatedSite {
         case ..<98: try restore(volume, id)
         default: try clone(volume)
         }
+        // Who is waited for may be others before this step is over.
+        try checkAnswers()
     }
 
     /// A writer that is held back would wait for what only this thread can do.
     private var hasRoom: Bool {
         guard let primary else { return false }
-        for target in primary.hub.all where target.record.mode != .async {
+        for target in primary.hub.all where target.policy.isWaitedFor {
             let lag = primary.stream.standing(target.record.id)?.lagBytes ?? 0
             // The largest write, with its edges, and a few records more.
             guard lag + (64 << 10) > world.options.ringBytes / 4 * 3 else { continue }
@@ -105,13 +112,15 @@ extension SimulatedSite {
     private func finishWrite(_ volume: Volume, _ id: ImageID) {
         let sequence = volume.sequence
         volume.gate.finishWrite(
-            sequence, of: id, PendingAnswer(self, sequence, isFlush: false).reply)
+            sequence, of: id,
+            PendingAnswer(self, sequence, at: sequence, of: id, isFlush: false).reply)
     }
 
     // MARK: Flushes
 
     private func flush(_ volume: Volume, _ id: ImageID) throws {
-        let sequence = volume.gate.begin(volume.sequence)
+        let place = volume.sequence
+        let sequence = volume.gate.begin(place)
         trace("\(path): fsync \(id.rawValue) at \(sequence?.rawValue ?? 0)")
         try commitNames()
         try volume.image(id).flush()
@@ -120,45 +129,8 @@ extension SimulatedSite {
             sinceFloor[id] = []
         }
         volume.gate.finish(
-            sequence, of: id, PendingAnswer(self, sequence, isFlush: true).reply)
-    }
-
-    /// Writes and fsyncs were answered: a target that is waited for holds what they cover; of one that
-    /// is not any more, the catalog says that it is stale.
-    func checkAnswers() throws {
-        guard !answers.isEmpty else { return }
-        defer { answers = [] }
-        var records: [TargetRecord]?
-        for answer in answers where answer.errno == 0 {
-            if answer.isAfterFence {
-                throw Violation("\(path) answered a request after it was told that it was replaced")
-            }
-            let isFlush = answer.isFlush
-            let what = isFlush ? "fsync" : "write"
-            for asked in answer.targets
-            where asked.mode != .async && (isFlush || asked.mode != .flush) {
-                // Of one that was let go of meanwhile, or has another mode now, nothing is promised.
-                guard let target = attached(asked.site), target.record.mode == asked.mode else {
-                    continue
-                }
-                if target.driver?.snapshot.counts ?? false, let sequence = answer.sequence {
-                    count("\(what).\(asked.mode.rawValue)")
-                    asked.site.promise(
-                        sequence.rawValue, asked.mode, isFlush: isFlush,
-                        powerLosses: asked.powerLosses)
-                    continue
-                }
-                count("\(what).withoutTarget")
-                let known = try records ?? pool.catalog.read { try $0.targets() }
-                records = known
-                guard let row = known.first(where: { $0.address == asked.site.path }),
-                    row.stale == nil
-                else { continue }
-                throw Violation(
-                    "\(isFlush ? "an fsync" : "a write") was answered without \(asked.site.path), and "
-                        + "the catalog does not say that it is stale")
-            }
-        }
+            sequence, of: id,
+            PendingAnswer(self, sequence, at: place, of: id, isFlush: true).reply)
     }
 
     // MARK: Names
@@ -292,6 +264,7 @@ extension SimulatedSite {
         did(volume) { $0.images[id] = source }
         floorState.images[id] = source
         sinceFloor[id] = []
+        answered[id] = volume.sequence.rawValue
         let record = try volume.snapshot(named: keepAs)
         settleCut(record, before, isWhole: false)
     }
@@ -314,6 +287,7 @@ extension SimulatedSite {
         cloning = nil
         did(volume) { $0.images[image.id] = source }
         floorState.images[image.id] = source
+        answered[image.id] = volume.sequence.rawValue
         try changeNames(volume, [.put(node(image.id))])
     }
 
@@ -336,56 +310,5 @@ extension SimulatedSite {
         guard let node = nodes.first(where: { $0.node.imageID == id }), let layer = node.layerID
         else { throw Violation("snapshot \(name) has no image \(id.rawValue)") }
         return (layer, node.sizeBytes)
-    }
-}
-
-/// A write or an fsync that was answered.
-struct SimulatedAnswer {
-    struct Asked {
-        var site: SimulatedSite
-        var mode: TargetRecord.Mode
-        /// When the request came.
-        var powerLosses: Int
-    }
-    var sequence: SequenceNumber?
-    var isFlush: Bool
-    var targets: [Asked]
-    var errno: Int32
-    /// The pool was told before that it was replaced.
-    var isAfterFence: Bool
-}
-
-/// A request that waits; kept alive by the reply that it waits for.
-private final class PendingAnswer {
-    private unowned let site: SimulatedSite
-    private let sequence: SequenceNumber?
-    private let isFlush: Bool
-    private let targets: [SimulatedAnswer.Asked]
-
-    init(_ site: SimulatedSite, _ sequence: SequenceNumber?, isFlush: Bool) {
-        self.site = site
-        self.sequence = sequence
-        self.isFlush = isFlush
-        targets = site.targets.map { other, target in
-            SimulatedAnswer.Asked(
-                site: other, mode: target.record.mode, powerLosses: other.powerLosses)
-        }
-    }
-
-    var reply: PendingReply {
-        PendingReply(context: UInt(bitPattern: Unmanaged.passRetained(self).toOpaque())) {
-            context, _, errno in
-            let pending = Unmanaged<PendingAnswer>.fromOpaque(
-                UnsafeRawPointer(bitPattern: context)!
-            ).takeRetainedValue()
-            pending.answer(errno)
-        }
-    }
-
-    private func answer(_ errno: Int32) {
-        site.answers.append(
-            SimulatedAnswer(
-                sequence: sequence, isFlush: isFlush, targets: targets, errno: errno,
-                isAfterFence: site.wasToldOfFence))
     }
 }

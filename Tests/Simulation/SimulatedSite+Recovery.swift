@@ -14,11 +14,17 @@ extension SimulatedSite {
         state.images = images
         state.names = Dictionary(uniqueKeysWithValues: names.map { ($0.id, $0) })
         if let text = durable(state.names) { throw Violation("the primary " + text) }
-        try findRestored(volume)
+        let restored = try findRestored(volume)
         for (id, image) in images where !deleted.contains(id) {
             // What a mirror shows has a name; the rest goes when it is opened as a primary.
             if isNew, floorState.images[id] == nil, sinceFloor[id] == nil { continue }
-            try check(id, image)
+            let source = restored?.id == id ? restored?.source : nil
+            if recovery.names == nil {
+                try check(id, image)
+            } else {
+                try checkAnswered(id, image, restored: source)
+            }
+            try checkPromised(id, image, restored: source)
         }
         cloning = nil
         for (id, image) in floorState.images where images[id] == nil && image.sizeBytes > 0 {
@@ -27,6 +33,7 @@ extension SimulatedSite {
             }
         }
         try findSnapshots(volume)
+        endRecovery(state, at: volume.sequence.rawValue)
         branch.history.append(state, through: volume.sequence.rawValue)
         if end == .killed {
             // What it wrote is in the machine's memory still, and may be lost with it.
@@ -34,6 +41,7 @@ extension SimulatedSite {
         } else {
             floorState = state
             sinceFloor = [:]
+            answered = [:]
         }
         durableNames = state.names
         deleted = []
@@ -49,10 +57,15 @@ extension SimulatedSite {
         // A commit that failed for want of power may have been done: then all of it.
         var after = ModelPool()
         after.names = branch.history.current.names
-        return after.namesDifference(from: other).map { _ in mine.namesDifference(from: other)! }
+        guard after.namesDifference(from: other) != nil else { return nil }
+        if let names = recovery.names {
+            after.names = names
+            if after.namesDifference(from: other) == nil { return nil }
+        }
+        return mine.namesDifference(from: other)
     }
 
-    private func check(_ id: ImageID, _ found: ModelImage) throws {
+    func check(_ id: ImageID, _ found: ModelImage) throws {
         var states = [floorState.images[id] ?? ModelImage()] + (sinceFloor[id] ?? [])
         // A clone that was cut short has the content or has nothing; nobody knows its name.
         if floorState.images[id] == nil, sinceFloor[id] == nil, let cloning {
@@ -61,6 +74,11 @@ extension SimulatedSite {
         if end == .clean, let last = states.last, let text = last.difference(from: found) {
             throw Violation("image \(id.rawValue) of a primary that was closed \(text)")
         }
+        try check(id, found, among: states)
+    }
+
+    /// Each sector is that of one of these states.
+    func check(_ id: ImageID, _ found: ModelImage, among states: [ModelImage]) throws {
         // The end of a torn write that made the image longer is where the last sector of it ended.
         let sizes = states.map(\.sizeBytes)
         guard sizes.min()! <= found.sizeBytes, found.sizeBytes <= sizes.max()! else {
@@ -101,15 +119,16 @@ extension SimulatedSite {
     }
 
     /// A restore that was under way happened or did not.
-    private func findRestored(_ volume: Volume) throws {
-        guard let (id, source, keepAs) = restoring else { return }
+    private func findRestored(_ volume: Volume) throws -> (id: ImageID, source: ModelImage)? {
+        guard let (id, source, keepAs) = restoring else { return nil }
         restoring = nil
         guard let record = try volume.snapshots().first(where: { $0.name == keepAs }) else {
-            return
+            return nil
         }
         floorState.images[id] = source
         sinceFloor[id] = []
         settleCut(record, branch.history.current, isWhole: false)
+        return (id, source)
     }
 
     private func findSnapshots(_ volume: Volume) throws {
@@ -121,9 +140,8 @@ extension SimulatedSite {
             }
         }
         let names = Set(found.map(\.name))
-        for name in names where snapshots[name] == nil {
-            guard kept[name] == nil else { continue }
-            throw Violation("there is a snapshot \(name) that nobody made")
+        for record in found where snapshots[record.name] == nil && kept[record.name] == nil {
+            try findPulled(record, volume)
         }
         for name in kept.keys where !names.contains(name) {
             throw Violation("\(path) has lost what it kept as \(name)")

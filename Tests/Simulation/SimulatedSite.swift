@@ -52,7 +52,9 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
     /// The story that a promotion under way begins.
     var heir: SimulatedBranch?
     /// Snapshots of what it had and its primary had not: they stay.
-    var kept: [String: (branch: SimulatedBranch, sequence: UInt64)] = [:]
+    var kept: [String: SimulatedKept] = [:]
+    /// Its primary went on without what it may have had beyond it: that is to be kept here.
+    var mustKeep: (sequence: UInt64, until: UInt64)?
     /// The oldest that may write here: what it followed, or began, last.
     var generation: (number: UInt64, id: String) = (0, "")
 
@@ -70,6 +72,8 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
     /// What must be there after a loss of power: each sector one of these.
     var floorState = ModelPool()
     var sinceFloor: [ImageID: [ModelImage]] = [:]
+    /// Up to where it was told that an image is durable.
+    var answered: [ImageID: UInt64] = [:]
     /// Names that are not in the catalog yet.
     var pendingNames: [NameChange] = []
     var pendingSequence = SequenceNumber.zero
@@ -78,6 +82,8 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
     var underWay: (name: String, state: ModelPool)?
     var restoring: (id: ImageID, source: ModelImage, keepAs: String)?
     var cloning: ModelImage?
+    /// Its machine went down, and what a target has is being fetched, or was.
+    var recovery = SimulatedPull()
     var deleted: Set<ImageID> = []
     /// It was promoted, and not opened since.
     var isNew = false
@@ -136,12 +142,13 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
         }
     }
 
-    func addTarget(_ site: SimulatedSite, _ mode: TargetRecord.Mode) throws {
-        let record = TargetRecord(
-            address: site.path, poolID: site.pool.id, mode: mode, timeoutMs: 5000, addedNs: 0)
+    func addTarget(_ site: SimulatedSite, _ kind: SimulatedTargetKind) throws {
+        var record = TargetRecord(
+            address: site.path, poolID: site.pool.id, mode: .async, timeoutMs: 5000, addedNs: 0)
+        kind.set(&record)
         _ = try primary!.hub.add(record)
         readTargets()
-        count("target.\(mode.rawValue)")
+        count("target.\(kind)")
     }
 
     /// One of the other machines.
@@ -156,6 +163,7 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
     func startPrimary(connects: Bool = true) throws {
         trace("open the primary\(number == 0 ? "" : " \(path)")")
         let store = try pool.openStore()
+        guard try takeBack(store, connects: connects) else { return }
         let volume = try Volume(store: store, options: VolumeOptions(runsInBackground: false))
         let stream = volume.attachStream(capacityBytes: world.options.ringBytes)
         var hubOptions = HubOptions()
@@ -186,6 +194,7 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
         try primary.volume.close()
         guard isSound else { throw Violation("what mirrors lack cannot be written down") }
         try primary.store.close(clean: true, lastSequence: primary.volume.sequence)
+        try checkAnswers()
         self.primary = nil
         end = .clean
         wasToldOfFence = false
@@ -236,13 +245,13 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
     /// - Parameter powerLosses: when the request came: what it lost while others were waited for was
     ///   never promised.
     func promise(
-        _ sequence: UInt64, _ mode: TargetRecord.Mode, isFlush: Bool, powerLosses: Int
+        _ sequence: UInt64, _ mode: ReplicationMode, isFlush: Bool, powerLosses: Int
     ) {
         switch mode {
         case .async: return
         case .flush, .sync:
             if isFlush { durableFloor = max(durableFloor, sequence) }
-        case .semiSync, .adaptive: break
+        case .semiSync: break
         }
         // What it acknowledged before it lost power, and nobody knows of that yet, it did not promise to keep.
         guard target != nil else { return }
@@ -255,6 +264,8 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
 
     func forgetPower() {
         liveFloor = 0
+        mustKeep = nil
+        recovery.isOwed = true
         powerLosses += 1
         pool.losePower(&random)
     }

@@ -24,7 +24,7 @@ extension SimulatedWorld {
                             + "\(last.rawValue)")
                 }
                 // G4: who counts is in step, or was a moment ago and is held for.
-                if session.counts, target.record.mode == .async {
+                if session.counts, !target.policy.isWaitedFor {
                     throw Violation("an async target is waited for")
                 }
                 if session.state == .fenced { try checkFenced(site, by: other, session) }
@@ -167,6 +167,7 @@ extension SimulatedWorld {
         mirror.checked.sequence = sequence
         // Nothing was ever shipped.
         if sequence == 0, shown.images.isEmpty { return }
+        try checkMustKeep(mirror, at: sequence)
         guard let branch = mirror.content else {
             throw Violation("\(mirror.path), \(how) at \(sequence) has what nobody gave it")
         }
@@ -205,7 +206,7 @@ extension SimulatedWorld {
 
     /// All faults over, every mirror comes to hold everything.
     package func settleDown() throws {
-        isNested = true
+        (isNested, isSettling) = (true, true)
         network.heal()
         for site in sites {
             site.pool.disk.cancelPowerOff()
@@ -233,7 +234,7 @@ extension SimulatedWorld {
             } ?? .zero
         }
         trace("all faults are over: \(mirror.path) has to come in step")
-        for _ in 0..<200_000 {
+        for _ in 0..<20_000 {
             if durable >= last { return }
             let before = primary.attached(mirror)?.driver?.snapshot.state
             let isBusy = primary.attached(mirror)?.driver?.step() ?? false
@@ -241,6 +242,8 @@ extension SimulatedWorld {
             if !isBusy {
                 advance(ns: 500_000_000)
                 primary.primary?.hub.keepHouse()
+                // One that is shipped to now and then is asked for it.
+                primary.attached(mirror)?.driver?.wantFlush(last)
                 // What one target is to hold before anybody is answered, others may have to hold.
                 for other in sites where other !== mirror {
                     // The first step may only find that it was woken.

@@ -32,7 +32,8 @@ extension SimulatedWorld {
             if mirror.isAway { losePower(mirror) }
         case ..<66: worsen(mirror)
         case ..<78: try restartCleanly(primary)
-        case ..<88: try pauseOrResume(mirror, of: primary)
+        case ..<86: try pauseOrResume(mirror, of: primary)
+        case ..<90: if let target = primary.attached(mirror) { try primary.changeImage(target) }
         default: try endFaults(mirror)
         }
     }

@@ -132,15 +132,16 @@ extension SimulatedWorld {
     private func addOrChange() throws {
         guard let running = anyRunning(), running.primary?.volume.fenceReason == nil else { return }
         let other = running.anyOther()
-        let modes: [TargetRecord.Mode] = [.flush, .async, .sync, .semiSync]
-        let mode = modes[random.below(modes.count)]
-        if let target = running.attached(other) {
-            trace("\(other.path) is \(mode.rawValue)")
-            try running.primary?.hub.update(target.record.id) { $0.mode = mode }
-        } else {
+        let kind = SimulatedTargetKind.any(&random)
+        guard let target = running.attached(other) else {
             trace("\(other.path) is a target of \(running.path)")
-            try running.addTarget(other, mode)
+            return try running.addTarget(other, kind)
         }
+        if random.chance(25) { return try running.changeImage(target) }
+        // With an interval, and in adaptive, all images are as one.
+        if !target.images.isEmpty, kind.intervalMs != nil || kind.mode == .adaptive { return }
+        trace("\(other.path) is \(kind)")
+        try running.primary?.hub.update(target.record.id) { kind.set(&$0) }
     }
 
     // MARK: Promotion
@@ -226,7 +227,8 @@ extension SimulatedWorld {
         site.end = .power
         site.isNew = true
         site.answers = []
-        site.nextNode = (site.nextNode >> 32 + 1) << 32
+        let known = state.names.keys.map(\.rawValue).max() ?? 0
+        site.nextNode = (max(site.nextNode, known) >> 32 + 1) << 32
         site.snapshots = [:]
         for record in try site.pool.catalog.read({ try $0.snapshots() })
         where record.state == .complete && !record.isInternal && site.kept[record.name] == nil {
@@ -396,7 +398,7 @@ extension SimulatedWorld {
         if let target = keep.attached(other) {
             try primary.hub.update(target.record.id) { $0.isPaused = false }
         } else {
-            try keep.addTarget(other, .flush)
+            try keep.addTarget(other, SimulatedTargetKind(.flush))
         }
     }
 
@@ -404,7 +406,9 @@ extension SimulatedWorld {
     /// anything.
     func rebindWhereSplit(_ site: SimulatedSite, to primary: SimulatedSite) throws -> Bool {
         guard let target = primary.attached(site),
-            target.driver?.snapshot.isSplitBrain ?? false, !site.isPrimary,
+            !site.isPrimary, let session = target.driver?.snapshot,
+            session.isSplitBrain
+                || options.kind == .roles && site.content == nil && session.state == .disconnected,
             let sight = primary.sight
         else { return false }
         trace("\(site.path) is to follow \(primary.path)")
@@ -443,7 +447,7 @@ extension SimulatedWorld {
         }
         if keep.primary == nil { try start(keep) }
         for site in sites where site !== keep && keep.attached(site) == nil {
-            try keep.addTarget(site, .flush)
+            try keep.addTarget(site, SimulatedTargetKind(.flush))
         }
         return keep
     }

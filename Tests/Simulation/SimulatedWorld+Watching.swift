@@ -24,6 +24,18 @@ extension SimulatedWorld {
         noteCommitted(site)
     }
 
+    /// It may follow who connects from now on, also where connecting failed after that.
+    func noteFollowed(_ site: SimulatedSite) {
+        guard !site.isPrimary,
+            let now = try? site.pool.catalog.read({ try $0.replica()?.generation }),
+            now.number != site.generation.number || now.id != site.generation.id
+        else { return }
+        guard now.number > site.generation.number else {
+            return see("\(site.path) went back to generation \(now.number)")
+        }
+        site.generation = (now.number, now.id)
+    }
+
     func noteAccepted(_ hello: PrimaryHello, at site: SimulatedSite) {
         guard !site.isPrimary, site.generation.id == hello.generation.id else {
             return see(
@@ -97,21 +109,16 @@ extension SimulatedWorld {
         guard let new = branches[id] else {
             throw Violation("\(site.path) has content of a generation that nobody began")
         }
+        let kept = try noteKept(site)
         guard let old = site.content, old !== new else { return site.content = new }
-        let kept = try site.pool.catalog.read { try $0.snapshots() }.filter {
-            $0.name.hasPrefix("diverged-") && site.kept[$0.name] == nil
-        }
         let common = old.common(with: new)
         let known = max(site.floor, site.checked.sequence)
         if let record = kept.last {
-            count("role.diverged")
-            trace("\(site.path) keeps what it had alone as \(record.name)")
             guard record.sequence.rawValue >= known else {
                 throw Violation(
                     "\(site.path) kept what it had at \(record.sequence.rawValue), and was at \(known)"
                 )
             }
-            site.kept[record.name] = (old, record.sequence.rawValue)
         } else if known > common {
             let (had, shared) = (old.history.state(at: known), old.history.state(at: common))
             let lost = had.flatMap { had in shared.flatMap { had.difference(from: $0) } }
@@ -122,9 +129,36 @@ extension SimulatedWorld {
             }
         }
         site.content = new
+        site.mustKeep = nil
         site.durableFloor = min(site.durableFloor, common)
         site.liveFloor = min(site.liveFloor, common)
         site.checked = (-1, min(site.checked.sequence, common))
+    }
+
+    /// What it kept since it was looked at last.
+    private func noteKept(_ site: SimulatedSite) throws -> [SnapshotRecord] {
+        let new = try site.pool.catalog.read { try $0.snapshots() }.filter {
+            $0.name.hasPrefix("diverged-") && site.kept[$0.name] == nil
+        }
+        for record in new {
+            count("role.diverged")
+            trace("\(site.path) keeps what it had alone as \(record.name)")
+            let sequence = record.sequence.rawValue
+            guard let entry = site.content?.history.entry(at: sequence) else {
+                throw Violation("\(site.path) keeps what it never had as \(record.name)")
+            }
+            site.kept[record.name] = SimulatedKept(sequence: sequence, entry: entry)
+            if let must = site.mustKeep, sequence >= must.sequence { site.mustKeep = nil }
+        }
+        return new
+    }
+
+    /// Its primary went on without it: what it had is kept when it goes on as well.
+    func checkMustKeep(_ site: SimulatedSite, at sequence: UInt64) throws {
+        guard let must = site.mustKeep, sequence >= must.until else { return }
+        throw Violation(
+            "\(site.path) was at \(must.sequence) when its primary went on without that, is at "
+                + "\(sequence), and keeps nothing of it")
     }
 
     /// What was kept is there, as it was.
@@ -132,13 +166,13 @@ extension SimulatedWorld {
         guard !site.kept.isEmpty else { return }
         let found = Dictionary(
             try pool.volume.snapshots().map { ($0.name, $0) }, uniquingKeysWith: { a, _ in a })
-        for (name, (branch, sequence)) in site.kept {
+        for (name, kept) in site.kept {
             guard let record = found[name] else {
                 throw Violation("\(site.path) has lost what it kept as \(name)")
             }
             let shown = try Self.snapshot(record, of: pool)
-            if let text = branch.history.check(shown, at: sequence) {
-                throw Violation("\(name) on \(site.path), of \(sequence), \(text)")
+            if let text = kept.check(shown) {
+                throw Violation("\(name) on \(site.path), of \(kept.sequence), \(text)")
             }
             count("check.diverged")
         }

@@ -46,6 +46,8 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
     var nextName = 0
     /// Others go on while a call is on its way; not while one such call waits already.
     var isNested = false
+    /// All faults are over, and persons wait for nothing.
+    var isSettling = false
     /// What failed meanwhile.
     var nestedFailure: (any Error)?
     /// Noted where nothing can be thrown.
@@ -68,17 +70,16 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         }
         let primary = try SimulatedPool(
             path: "/primary", id: "primary", disk: SimulatedDisk(misbehaviour: misbehaviour))
-        let modes: [TargetRecord.Mode] = [.flush, .async, .sync, .semiSync, .flush]
-        var mirrors: [(SimulatedPool, TargetRecord.Mode)] = []
+        var mirrors: [(SimulatedPool, SimulatedTargetKind)] = []
         for number in 0..<[1, 1, 2, 3][random.below(4)] {
-            let mode = modes[random.below(modes.count)]
+            let kind = SimulatedTargetKind.any(&random)
             let name = "mirror\(number)"
             let pool = try SimulatedPool(path: "/" + name, id: name, disk: SimulatedDisk()) {
                 try $0.setReplica(ReplicaRecord(primaryPoolID: "primary"))
                 // As a mirror is laid out: what led to its content is not there yet.
                 if options.kind == .roles { try $0.setHistory(GenerationHistory()) }
             }
-            mirrors.append((pool, mode))
+            mirrors.append((pool, kind))
         }
         network = SimulatedNetwork(
             sites: mirrors.count + 1, isPerfect: options.kind == .mirrors, &random)
@@ -95,8 +96,8 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         }
         try noteGeneration(of: sites[0], branch)
         try sites[0].startPrimary()
-        for (index, (_, mode)) in mirrors.enumerated() {
-            try sites[0].addTarget(sites[index + 1], mode)
+        for (index, (_, kind)) in mirrors.enumerated() {
+            try sites[0].addTarget(sites[index + 1], kind)
         }
     }
 
@@ -130,7 +131,13 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
 
     private func run() throws {
         let site = sites[0]
-        guard site.primary != nil else { return try site.startPrimary() }
+        guard site.primary != nil else {
+            // A pool may wait for who has what it lost.
+            if random.chance(30) {
+                for other in sites where other !== site { try endFaults(other) }
+            }
+            return try site.startPrimary()
+        }
         switch random.below(1000) {
         case ..<300: try site.deliver(to: site.anyOther(), atMost: deliveries)
         case ..<380: try timer()
@@ -155,6 +162,11 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         count("\(from.rawValue) → \(session.state.rawValue)")
         let reason = session.state == .disconnected ? session.outage.map { ": \($0.reason)" } : nil
         trace("\(site.path): \(from.rawValue) → \(session.state.rawValue)\(reason ?? "")")
+    }
+
+    /// Nothing holds any of it any more: connections know both ends.
+    package func end() {
+        for site in sites { (site.link, site.target, site.primary) = (nil, nil, nil) }
     }
 
     // MARK: Timers, and what the machines do when nobody asks them

@@ -44,6 +44,7 @@ package struct SimulationRun: Sendable {
         options.isTracing = isTracing
         var last = 0
         var world: SimulatedWorld?
+        defer { world?.end() }
         do {
             let made = try SimulatedWorld(seed: seed, options: options)
             world = made
