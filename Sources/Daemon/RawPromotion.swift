@@ -39,7 +39,7 @@ package enum RawPromotion {
     ) throws -> RawPromotionInfo {
         do {
             let disk = LinuxDisk()
-            guard let contents = try RawMirror.look(at: path, disk: disk) else {
+            guard let state = try RawFolderState.read(of: path, disk: disk) else {
                 throw ControlFailure(.failed, "\(path) is no raw mirror")
             }
             guard let lock = try disk.tryLock(RawFolderState.folder(of: path) + "/lock") else {
@@ -47,22 +47,27 @@ package enum RawPromotion {
                     .inUse, "\(path) is being written by its primary: stop that first")
             }
             defer { lock.release() }
-            var info = describe(contents, path, disk)
+            var info = describe(state, path, disk)
             if PoolStore.isPool(path, disk: disk) {
-                // It went no further the last time.
+                // It went no further the last time; what says which file is what may be gone.
                 if !dryRun { try tidy(path, disk) }
                 info.isPromoted = true
                 return info
             }
-            guard contents.state.incarnationID != nil else {
+            guard state.incarnationID != nil,
+                let contents = try RawMirror.look(at: path, disk: disk)
+            else {
                 throw ControlFailure(
                     .failed, "\(path) never reached a first checkpoint: there is nothing to promote"
                 )
             }
+            // Files that are on their way into the pool are missing; whoever began that was sure, or said so.
+            let isOnItsWay = Adoption.interruption(path, disk: disk) != nil
+            if !isOnItsWay { info.isTorn = !contents.isWhole }
+            info.images = contents.ids.known.values.count { $0.image != nil }
             guard !dryRun else { return info }
             let isSure = !info.isTorn && info.mayLack == nil
-            guard try isSure || accept(info) else { return info }
-            let state = contents.state
+            guard try isSure || isOnItsWay || accept(info) else { return info }
             let plan = try Adoption.adopt(
                 path, ids: contents.ids,
                 also: { tx in
@@ -76,15 +81,13 @@ package enum RawPromotion {
     }
 
     private static func describe(
-        _ contents: RawContents, _ path: String, _ disk: LinuxDisk
+        _ state: RawFolderState, _ path: String, _ disk: LinuxDisk
     ) -> RawPromotionInfo {
-        let state = contents.state
-        return RawPromotionInfo(
+        RawPromotionInfo(
             path: path, generation: (state.generation?.number ?? 0) + 1,
             primaryPool: state.primaryPoolID, checkpointSequence: state.checkpoint.rawValue,
-            isTorn: !contents.isWhole, tornSinceNs: state.sinceNs,
-            mayLack: mayLack(state, disk),
-            images: contents.ids.known.values.count { $0.image != nil })
+            isTorn: !state.isWhole, tornSinceNs: state.sinceNs, mayLack: mayLack(state, disk),
+            images: 0)
     }
 
     /// Whether the old primary has ended with nothing that is not here.

@@ -27,6 +27,10 @@ enum Seeding {
             return (id, note(matched, of: all, path))
         }
         let path = place.path
+        if Adoption.interruption(path, disk: disk) != nil {
+            // It was cut off in the middle: the plan says which file is to be what.
+            _ = try Adoption.adopt(path, ids: AdoptionIDs([:]))
+        }
         let matched: Int
         if PoolStore.isPool(path, disk: disk) {
             matched = try matches(ofPool: path, items)

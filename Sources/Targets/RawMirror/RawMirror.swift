@@ -139,6 +139,13 @@ package final class RawMirror: ReplicaTarget, @unchecked Sendable {
                 "\(path) is raw mirror \(found.id), not \(bound) that belongs here: nothing in it was "
                     + "touched")
         }
+        // What is on its way into a pool must not come again, from its primary, under its name.
+        guard Adoption.interruption(path, disk: disk) == nil else {
+            throw TargetError(
+                .absent,
+                "\(path) is half way to a pool of its own: `doppel promote raw:\(path)` goes on with that"
+            )
+        }
         try check(hello, against: found)
         let held = try TargetError.system { () throws(SystemError) in
             try disk.tryLock(lockPath)
