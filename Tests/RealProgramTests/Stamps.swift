@@ -44,13 +44,14 @@ final class Stamps: @unchecked Sendable {  // what was written is under `lock`
 
     /// Writes until `body` has returned, or nobody takes it any more.
     func write(
-        _ paths: [String], seed: UInt64, promise: Promise, until body: () throws -> Void
+        _ paths: [String], seed: UInt64, promise: Promise, pauseUs: UInt32 = 0,
+        until body: () throws -> Void
     ) throws {
         isOver.store(false, ordering: .sequentiallyConsistent)
         let writers = (0..<Self.writerCount).map { writer in
             TestThread<Void> { [self] in
                 var random = SeededRandom(seed: seed &+ UInt64(writer))
-                try run(writer, paths, promise, &random)
+                try run(writer, paths, promise, pauseUs, &random)
             }
         }
         defer {
@@ -60,11 +61,20 @@ final class Stamps: @unchecked Sendable {  // what was written is under `lock`
         try body()
     }
 
+    /// What had ended before is promised once `body` has returned.
+    func promising(_ body: () throws -> Void) rethrows {
+        let began = tick()
+        try body()
+        for image in 0..<Self.imageCount { noteFlush(image: image, began: began) }
+    }
+
     private func run(
-        _ writer: Int, _ paths: [String], _ promise: Promise, _ random: inout SeededRandom
+        _ writer: Int, _ paths: [String], _ promise: Promise, _ pauseUs: UInt32,
+        _ random: inout SeededRandom
     ) throws {
         let files = try paths.map { try TestFile($0, O_RDWR) }
         while !isOver.load(ordering: .sequentiallyConsistent) {
+            if pauseUs > 0 { usleep(pauseUs) }
             let image = random.below(Self.imageCount)
             let slots = Self.sectorsPerImage / Self.writerCount
             // Half of the writes meet in a few blocks.
