@@ -12,6 +12,20 @@ import Testing
         do { try world.run(steps: 400) } catch { Issue.record("seed \(seed): \(error)") }
     }
 
+    /// A cut comes between the read of a block and the leg's end: what was staged may be newer than the cut,
+    /// and counts as not staged. Where it does not, that is found.
+    @Test func whatIsNewerThanACutAndTakenForCleanIsFound() {
+        let found = (UInt64(1)...150).contains { seed in
+            let world = DriverWorld(seed: seed)
+            world.target.takesNewerForClean = true
+            do {
+                try world.run(steps: 400)
+                return false
+            } catch { return error is Violation }
+        }
+        #expect(found)
+    }
+
     @Test func chunksHoldEveryBlockOnceInOrder() {
         let chunk = BlockChunk(
             image: ImageID(rawValue: 1),
