@@ -61,6 +61,43 @@ import Volume
         }
     }
 
+    /// Each target is shipped to as fast as was asked for it, whatever the others have.
+    @Test func eachTargetHasItsOwnRate() throws {
+        try with { pool, mirror in
+            mkdir(pool, 0o755)
+            try Data(pattern(24 << 20, seed: 7)).write(to: URL(filePath: pool + "/a.img"))
+            _ = try Adoption.adopt(pool)
+            let session = try open(pool, connects: true)
+            func target(_ command: ControlCommand, _ path: String, rate: UInt64?) throws {
+                try ok(
+                    session,
+                    ControlRequest(command) {
+                        $0.target = TargetSpecification(address: path, mode: "async")
+                        $0.target?.rateBytesPerSecond = rate
+                    })
+            }
+            func wait(_ path: String) throws {
+                try ok(
+                    session,
+                    ControlRequest(.wait) {
+                        $0.target = TargetSpecification(address: path)
+                        $0.timeoutMs = 50_000
+                    })
+            }
+            let slow = mirror + "-slow"
+            try target(.targetAdd, slow, rate: 1 << 20)
+            try target(.targetAdd, mirror, rate: nil)
+            try wait(mirror)
+            let targets = try #require(
+                session.execute(ControlRequest(.targetList)).result?.targets)
+            #expect(targets.map(\.rateLimitBytesPerSecond) == [1 << 20, nil])
+            #expect(targets.map { $0.dirtyBytes > 12 << 20 } == [true, false], "\(targets)")
+            try target(.targetSet, slow, rate: 0)
+            try wait(slow)
+            try session.close()
+        }
+    }
+
     /// What may be lost, and how fast blocks go, is no matter of the session that is under way.
     @Test func anRPOIsChangedWhileTheSessionGoesOn() throws {
         try with { pool, mirror in
