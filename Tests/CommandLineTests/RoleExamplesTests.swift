@@ -4,7 +4,7 @@ import Testing
 /// The walks that docs/operations.md refers to are as it says: each checks itself.
 @Suite(.enabled(if: hasFuse)) struct RoleExamplesTests {
     @Test(
-        arguments: ["failover", "failback", "split-brain", "seeding"]
+        arguments: ["failover", "failback", "split-brain", "seeding", "modes"]
             + (isRoot ? ["full-disk"] : []))
     func aWalkGoesWell(name: String)
         throws
