@@ -135,9 +135,11 @@ package final class SessionDriver: @unchecked Sendable {
 
     private func tell(_ event: SessionEvent) {
         lock.lock()
+        let wasStreaming = session.state == .streaming
         apply(event)
         changed.broadcast()
-        let mayWaitForRecords = session.state == .streaming
+        // The thread may wait for records, although there is none to come any more.
+        let mayWaitForRecords = wasStreaming || session.state == .streaming
         let owesReplies = takeReplies()
         lock.unlock()
         if owesReplies { source.answer() }
