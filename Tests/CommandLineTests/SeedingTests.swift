@@ -14,7 +14,7 @@ import Testing
                 """
                 set -e; cd '\(box.mountPoint)'; mkdir sub
                 head -c 6291456 /dev/urandom > a.img; head -c 2097152 /dev/urandom > sub/b.img
-                sync; mkdir '\(seed)'; cp -r . '\(seed)'
+                sync a.img sub/b.img; mkdir '\(seed)'; cp -r . '\(seed)'
                 """)
             try #require(made.code == 0, "\(made)")
             // Something was written after the copies were made.

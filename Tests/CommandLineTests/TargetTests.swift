@@ -101,17 +101,29 @@ import Testing
         }
     }
 
+    /// Until so many lines that were printed have the word in them.
+    private func watch(
+        _ box: Sandbox, _ words: String, until word: String, _ count: Int
+    ) throws -> Outcome {
+        try box.shell(
+            """
+            f='\(box.folder)/watched'; "$DOPPEL" status \(words) --watch >"$f" & pid=$!
+            for i in $(seq 400); do
+                [ "$(grep -c '\(word)' "$f")" -ge \(count) ] && break; sleep 0.05
+            done
+            kill -KILL $pid; wait $pid; cat "$f"
+            """)
+    }
+
     @Test func statusIsWatched() throws {
         try Sandbox.withMirror("a.img") { box in
-            let watched = try box.shell(
-                "timeout -s INT 4 \"$DOPPEL\" status '\(box.pool)' --watch --json")
+            let watched = try watch(box, "'\(box.pool)' --json", until: "pool", 2)
             let lines = watched.output.split(separator: "\n")
             #expect(lines.count >= 2, "\(watched)")
             for line in lines {
                 #expect(try box.json(String(line), StatusLine.self).targets?.count == 1)
             }
-            let text = try box.shell(
-                "timeout -s INT 3 \"$DOPPEL\" status '\(box.mountPoint)' --watch")
+            let text = try watch(box, "'\(box.mountPoint)'", until: "in step", 1)
             #expect(text.output.components(separatedBy: "in step").count >= 2, "\(text)")
         }
     }

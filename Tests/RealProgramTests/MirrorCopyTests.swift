@@ -102,43 +102,41 @@ import Testing
 
     /// Done and to do, how fast and how long still.
     @Test func aResyncTellsHowFarItIs() throws {
-        try LossyMount.with { lossy in
-            try Sandbox.withMirror("a.img", at: lossy.file("mirror")) { box in
-                try box.ok("target", "pause", box.pool, box.mirror)
-                try box.makeFile(box.mountPoint + "/a.img", count: 8 << 20)
-                try lossy.tell("slow 80")
-                try box.ok("target", "resume", box.pool, box.mirror)
-                var seen: [TargetLine] = []
-                var text = ""
-                try box.until("it says how long it takes", seconds: 60) {
-                    let target = try box.target()
-                    guard target.state == "resyncing" else { return target.isInStep }
-                    if target.etaMs != nil, text.isEmpty {
-                        text = try box.run("status", box.pool).output
-                    }
-                    if target.resyncDoneBytes != seen.last?.resyncDoneBytes { seen.append(target) }
-                    return seen.filter { $0.etaMs != nil }.count >= 2
-                }
-                try lossy.tell("slow 0")
-                let timed = seen.filter { $0.etaMs != nil }
-                try #require(timed.count >= 2, "\(seen)")
-                for target in timed {
-                    let (done, total) = (target.resyncDoneBytes!, target.resyncTotalBytes!)
-                    #expect(done > 0 && done <= total && total == 8 << 20)
-                    #expect(target.rateBytesPerSecond > 0)
-                    let ms = (total - done) * 1000 / target.rateBytesPerSecond
-                    #expect(target.etaMs! >= Int64(ms) - 1 && target.etaMs! < 120_000, "\(target)")
-                }
-                #expect(timed[0].resyncDoneBytes! < timed[1].resyncDoneBytes!)
-                #expect(text.contains("resyncing ") && text.contains("%"), "\(text)")
-                #expect(text.contains("/s, done in "), "\(text)")
-                try box.settle()
-                try box.untilInStep()
+        try Sandbox.withMirror("a.img") { box in
+            try box.ok("target", "pause", box.pool, box.mirror)
+            try box.makeFile(box.mountPoint + "/a.img", count: 8 << 20)
+            try box.ok("target", "set", box.pool, box.mirror, "--rate", "2MiB")
+            try box.ok("target", "resume", box.pool, box.mirror)
+            var seen: [TargetLine] = []
+            var text = ""
+            try box.until("it says how long it takes", seconds: 60) {
                 let target = try box.target()
-                #expect(target.resyncTotalBytes == nil && target.etaMs == nil)
-                try box.lookIntoMirror()
-                try box.expectSame(box.mountPoint, box.look)
+                guard target.state == "resyncing" else { return target.isInStep }
+                if target.etaMs != nil, text.isEmpty {
+                    text = try box.run("status", box.pool).output
+                }
+                if target.resyncDoneBytes != seen.last?.resyncDoneBytes { seen.append(target) }
+                return seen.filter { $0.etaMs != nil }.count >= 2
             }
+            try box.ok("target", "set", box.pool, box.mirror, "--rate", "0")
+            let timed = seen.filter { $0.etaMs != nil }
+            try #require(timed.count >= 2, "\(seen)")
+            for target in timed {
+                let (done, total) = (target.resyncDoneBytes!, target.resyncTotalBytes!)
+                #expect(done > 0 && done <= total && total == 8 << 20)
+                #expect(target.rateBytesPerSecond > 0)
+                let ms = (total - done) * 1000 / target.rateBytesPerSecond
+                #expect(target.etaMs! >= Int64(ms) - 1 && target.etaMs! < 120_000, "\(target)")
+            }
+            #expect(timed[0].resyncDoneBytes! < timed[1].resyncDoneBytes!)
+            #expect(text.contains("resyncing ") && text.contains("%"), "\(text)")
+            #expect(text.contains("/s, done in "), "\(text)")
+            try box.settle()
+            try box.untilInStep()
+            let target = try box.target()
+            #expect(target.resyncTotalBytes == nil && target.etaMs == nil)
+            try box.lookIntoMirror()
+            try box.expectSame(box.mountPoint, box.look)
         }
     }
 

@@ -32,7 +32,7 @@ import Testing
         return world.seenTransitions
     }
 
-    @Test(arguments: Seeds.run(60))
+    @Test(arguments: Seeds.run(36))
     func theTargetIsAlwaysAPrefix(seed: UInt64) {
         do { _ = try Self.run(seed: seed, steps: 600) } catch {
             Issue.record("seed \(seed): \(error)")

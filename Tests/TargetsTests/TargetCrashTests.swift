@@ -7,7 +7,7 @@ import Testing
 @Suite struct TargetCrashTests {
     /// A kind has more to show the more it promises.
     private static let cases = TargetKind.allCases.flatMap { kind in
-        Seeds.run(kind.can.contains(.keepsCheckpoint) ? 24 : 10).map { (kind, $0) }
+        Seeds.run(kind.can.contains(.keepsCheckpoint) ? 14 : 6).map { (kind, $0) }
     }
 
     @Test(arguments: cases)
@@ -21,7 +21,7 @@ import Testing
         } catch { Issue.record("seed \(seed): \(error)") }
     }
 
-    @Test(arguments: TargetKind.allCases, Seeds.run(4))
+    @Test(arguments: TargetKind.allCases, Seeds.run(2))
     func withoutACrashItKeepsUp(kind: TargetKind, seed: UInt64) {
         do {
             let world = try TargetWorld(seed: seed, kind)

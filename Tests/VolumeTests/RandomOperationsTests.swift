@@ -220,7 +220,7 @@ final class CheckedVolume {
     static let seeds: [UInt64] = {
         let environment = ProcessInfo.processInfo.environment
         if let seed = environment["DOPPEL_SEED"].flatMap(UInt64.init) { return [seed] }
-        return (1...UInt64(6 * (Int(environment["DOPPEL_SOAK"] ?? "1") ?? 1))).map { $0 }
+        return (1...UInt64(4 * (Int(environment["DOPPEL_SOAK"] ?? "1") ?? 1))).map { $0 }
     }()
 
     @Test(arguments: seeds)
