@@ -92,6 +92,31 @@ import Testing
     }
 
     /// Nothing is made up for.
+    /// What comes while a run is under way may come faster than the target takes it.
+    @Test func aRunNeedNotKeepPaceWithTheWriters() {
+        var session = session()
+        #expect(operation(session.apply(.tick, now: 30 * Self.second)) == .look)
+        let looked = SessionEvent.looked(isLevel: false, through: Self.sequence(20))
+        guard case .openLeg = operation(session.apply(looked, now: 30 * Self.second)) else {
+            Issue.record("no run begins")
+            return
+        }
+        let leg = LegSummary(
+            end: .head, blocks: [:], shapeSequence: Self.sequence(20), streamFrom: Self.sequence(20)
+        )
+        // What the target is to be told comes with the run: some of the stream is in it.
+        #expect(
+            operation(session.apply(.legOpened(leg), now: 30 * Self.second)) == .stageStream)
+        var stretch = StagedStretch()
+        stretch.through = Self.sequence(25)
+        let next = operation(session.apply(.streamStaged(stretch), now: 31 * Self.second))
+        guard case .commitLeg(_, let place, .head) = next else {
+            Issue.record("\(String(describing: next))")
+            return
+        }
+        #expect(place == Self.sequence(25))
+    }
+
     @Test func aTimeThatPassedDuringARunIsLeftOut() {
         var session = session()
         #expect(operation(session.apply(.tick, now: 30 * Self.second)) == .look)

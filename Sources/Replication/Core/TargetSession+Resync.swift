@@ -28,6 +28,8 @@ extension TargetSession {
         /// ring still has it.
         var unsyncedStream: [ImageID: BlockSet] = [:]
         var streamBytesSinceSync = 0
+        /// Some of what came since it was opened is in: what its target was to be told with it.
+        var hasStagedStream = false
         /// Blocks and stream take turns.
         var isBlocksTurn = false
         /// The regions of `remaining` in the order in which they are read, and how far that got.
@@ -107,8 +109,13 @@ extension TargetSession {
         let blocks = leg.nextChunks(
             limit: min(bucket?.chunkBlocks ?? .max, options.chunkBlocks))
         let hasStream = leg.holdsStream && leg.end == .head && hasRecords
+        // What goes on streaming catches up first; one with a schedule has what its run is for, and need not
+        // keep pace with the writers.
+        let isEnough =
+            options.intervalMs != nil && leg.hasStagedStream
+            && leg.stagedThrough >= leg.shapeSequence
         // A cut may come between any two blocks: the stream first, so that it is met early.
-        if hasStream, !leg.isBlocksTurn || blocks == nil {
+        if hasStream, !leg.isBlocksTurn || (blocks == nil && !isEnough) {
             leg.isBlocksTurn = true
             hasRecords = false
             return .stageStream
@@ -149,6 +156,7 @@ extension TargetSession {
         leg.stagedThrough = opened.streamFrom
         leg.holdsStream = opened.end == .head
         leg.isOpen = true
+        leg.hasStagedStream = false
         for (image, blocks) in opened.blocks where !blocks.isEmpty {
             leg.remaining[image, default: BlockSet()].formUnion(blocks)
             leg.synced[image]?.subtract(blocks)
@@ -162,6 +170,7 @@ extension TargetSession {
     /// The stream was staged further, perhaps up to a cut.
     mutating func advance(_ stretch: StagedStretch) {
         guard var leg = resync else { return }
+        leg.hasStagedStream = true
         if let through = stretch.through {
             leg.stagedThrough = max(leg.stagedThrough, through)
             // There may be more.
