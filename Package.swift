@@ -24,12 +24,12 @@ let package = Package(
         .target(name: "CXXHash", linkerSettings: [.linkedLibrary("xxhash")]),
 
         // Doppel, from the bottom up; arrows point down only.
-        .target(name: "BlockCore", swiftSettings: strict),
+        .target(name: "BlockCore", dependencies: ["CXXHash"], swiftSettings: strict),
         .target(name: "SystemIO", dependencies: ["BlockCore", "CLinux"], swiftSettings: strict),
         .target(
             name: "Pool",
             dependencies: [
-                "BlockCore", "SystemIO", "CXXHash",
+                "BlockCore", "SystemIO",
                 .product(name: "GRDB", package: "GRDB.swift"),
                 .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),

@@ -1,3 +1,4 @@
+import BlockCore
 import Foundation
 import Pool
 import TestSupport

@@ -1,10 +1,4 @@
-import CXXHash
-
-/// XXH3, 64 bits: guards against rot and torn writes, not against an adversary.
-@inline(__always)
-package func blockHash(_ bytes: UnsafeRawBufferPointer, seed: UInt64 = 0) -> UInt64 {
-    doppel_xxh3_64(bytes.baseAddress, bytes.count, seed)
-}
+import BlockCore
 
 /// Little-endian fields, one by one: no struct is ever read straight from disk bytes.
 package struct ByteWriter {
