@@ -125,7 +125,8 @@ let package = Package(
             ], swiftSettings: strict),
         // What tests of several modules share: seeded random numbers, a disk that forgets.
         .target(
-            name: "TestSupport", dependencies: ["BlockCore", "SystemIO", "MountCalls"],
+            name: "TestSupport",
+            dependencies: ["BlockCore", "SystemIO", "Replication", "MountCalls"],
             path: "Tests/TestSupport", swiftSettings: strict),
         // Other people's programs on the mount of the built program, and the machine under it failing.
         .testTarget(
@@ -137,8 +138,12 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "ReplicationTests",
-            dependencies: ["BlockCore", "SystemIO", "Replication", "TestSupport"],
-            swiftSettings: strict),
+            dependencies: ["BlockCore", "SystemIO", "Replication", "TestSupport", "WireHarness"],
+            exclude: ["Wire/Corpus"], swiftSettings: strict),
+        // Bytes from anywhere for either side of a connection; `docs/testing.md` has the fuzzer's command.
+        .target(
+            name: "WireHarness", dependencies: ["BlockCore", "Replication"],
+            path: "Tests/WireHarness", swiftSettings: strict),
         .testTarget(
             name: "TargetsTests",
             dependencies: [
@@ -172,3 +177,11 @@ let package = Package(
         .testTarget(name: "ArchitectureTests", swiftSettings: strict),
     ]
 )
+
+// Links a library that has a `main` of its own: built only for who asks for it.
+if Context.environment["DOPPEL_FUZZ"] != nil {
+    package.targets.append(
+        .executableTarget(
+            name: "wire-fuzzer", dependencies: ["WireHarness"], path: "Tests/WireFuzzer",
+            swiftSettings: strict))
+}

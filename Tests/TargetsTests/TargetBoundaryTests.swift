@@ -55,7 +55,7 @@ import Testing
         world.primary.write(world.primary.pool.images.keys.max()!)
     }
 
-    @Test(arguments: TargetKind.allCases) func streamingAndApplying(kind: TargetKind) throws {
+    @Test(arguments: TargetKind.inProcess) func streamingAndApplying(kind: TargetKind) throws {
         try cutOff(kind, "streaming") { world in
             operate(world)
             try send(world)
@@ -64,8 +64,8 @@ import Testing
         }
     }
 
-    @Test(arguments: TargetKind.all(that: .keepsCheckpoint)) func replaying(kind: TargetKind) throws
-    {
+    @Test(arguments: TargetKind.inProcess.filter { $0.can.contains(.keepsCheckpoint) })
+    func replaying(kind: TargetKind) throws {
         try cutOff(kind, "replay") { world in
             operate(world)
             try send(world)
@@ -79,7 +79,7 @@ import Testing
         }
     }
 
-    @Test(arguments: TargetKind.allCases) func stagingAndCommitting(kind: TargetKind) throws {
+    @Test(arguments: TargetKind.inProcess) func stagingAndCommitting(kind: TargetKind) throws {
         try cutOff(kind, "staging") { world in
             world.fixture.losePower(&world.random)
             for _ in 0..<10 { world.primary.step() }
@@ -90,7 +90,7 @@ import Testing
         }
     }
 
-    @Test(arguments: TargetKind.allCases) func aLegThatEndsInASnapshot(kind: TargetKind) throws {
+    @Test(arguments: TargetKind.inProcess) func aLegThatEndsInASnapshot(kind: TargetKind) throws {
         try cutOff(kind, "a leg") { world in
             try world.startResync()
             operate(world)
@@ -98,7 +98,7 @@ import Testing
         }
     }
 
-    @Test(arguments: TargetKind.allCases) func puttingBack(kind: TargetKind) throws {
+    @Test(arguments: TargetKind.inProcess) func puttingBack(kind: TargetKind) throws {
         try cutOff(kind, "putting back") { world in
             operate(world)
             try world.startResync()

@@ -7,7 +7,8 @@ import Testing
 @Suite struct TargetCrashTests {
     /// A kind has more to show the more it promises.
     private static let cases = TargetKind.allCases.flatMap { kind in
-        Seeds.run(kind.can.contains(.keepsCheckpoint) ? 14 : 6).map { (kind, $0) }
+        let seeds = kind.can.contains(.keepsCheckpoint) ? 14 : 6
+        return Seeds.run(kind.isRemote ? seeds / 3 : seeds).map { (kind, $0) }
     }
 
     @Test(arguments: cases)

@@ -51,6 +51,8 @@ struct TargetCapabilities: OptionSet, Sendable {
 struct TargetKind: Sendable, CustomTestStringConvertible {
     let testDescription: String
     let can: TargetCapabilities
+    /// Behind a server: what is below it is a kind of its own.
+    var isRemote = false
     let make: @Sendable () throws -> any TargetFixture
 
     static let allCases = [
@@ -58,7 +60,17 @@ struct TargetKind: Sendable, CustomTestStringConvertible {
             try MirrorFixture()
         },
         TargetKind(testDescription: "raw mirror", can: []) { try RawFixture() },
+        TargetKind(
+            testDescription: "remote mirror directory", can: [.keepsCheckpoint, .snapshots],
+            isRemote: true
+        ) { RemoteFixture(try MirrorFixture(), bulkConnections: 2) },
+        TargetKind(testDescription: "remote raw mirror", can: [], isRemote: true) {
+            RemoteFixture(try RawFixture(), bulkConnections: 0)
+        },
     ]
+
+    /// For suites that walk through every sync of a target's own.
+    static let inProcess = allCases.filter { !$0.isRemote }
 
     static func all(that can: TargetCapabilities) -> [TargetKind] {
         allCases.filter { $0.can.isSuperset(of: can) }

@@ -84,7 +84,7 @@ package struct ReplicaReport: Sendable, Equatable {
     }
 }
 
-package struct TargetError: Error, Sendable, CustomStringConvertible {
+package struct TargetError: Error, Sendable, Hashable, CustomStringConvertible {
     package enum Kind: Sendable, Hashable {
         /// Not there now: not mounted, empty, another pool, no answer. Tried again later.
         case absent

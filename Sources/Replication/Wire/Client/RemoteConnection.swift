@@ -1,0 +1,218 @@
+// One connection on the client's side: its machine, its transport, and who waits for its answers.
+
+import BlockCore
+import SystemIO
+
+package final class RemoteConnection: @unchecked Sendable {  // fields are under `lock`
+    private let link: any WireLink
+    private let lock = Lock()
+    private let changed = Condition()
+    private var machine: ClientConnection
+    private var channel: (any WireChannel)?
+    private var replies: [UInt64: WireReply] = [:]
+    private var welcome: WireWelcome?
+    private var connected: WireConnected?
+    private var isAttached = false
+    /// Of records that the target did not take: nothing after them is done.
+    private var failure: TargetError?
+    private var end: WireEnd?
+
+    init(_ role: WireRole, _ options: ClientConnection.Options, _ link: any WireLink) {
+        self.link = link
+        machine = ClientConnection(role, options: options, now: link.nowNs)
+    }
+
+    // MARK: The transport's side
+
+    package func receive(_ bytes: UnsafeRawBufferPointer) {
+        handle { machine, now in machine.receive(bytes, now: now) }
+    }
+    package func tick() { handle { machine, now in machine.tick(now: now) } }
+    package func lost(_ why: String) { handle { machine, _ in machine.lost(why) } }
+    package var wakeNs: Int64 { lock.withLock { machine.wakeNs } }
+
+    package var roundTrips: RoundTrips { lock.withLock { machine.roundTrips } }
+    package var isSuspected: Bool { lock.withLock { machine.isSuspected } }
+    package var hasEnded: Bool { lock.withLock { machine.hasEnded } }
+    package var acknowledged: WireAcknowledgement { lock.withLock { machine.acknowledged } }
+
+    private func handle(
+        _ body: (inout ClientConnection, Int64) -> [ClientConnection.Event]
+    ) {
+        let now = link.nowNs
+        lock.withLock {
+            for event in body(&machine, now) { take(event) }
+            flush()
+        }
+    }
+
+    /// Under the lock, so that what is sent keeps its order: a channel never blocks.
+    private func flush() {
+        let pieces = machine.takeOutput()
+        if !pieces.isEmpty { channel?.send(pieces) }
+        if machine.hasEnded {
+            channel?.close()
+            channel = nil
+        }
+    }
+
+    private func take(_ event: ClientConnection.Event) {
+        switch event {
+        case .welcomed(let welcome): self.welcome = welcome
+        case .connected(let connected): self.connected = connected
+        case .attached: isAttached = true
+        case .reply(let number, let reply):
+            if case .failed(let error) = reply, !asked.contains(number) {
+                failure = failure ?? error
+            } else {
+                replies[number] = reply
+            }
+        case .ended(let end): self.end = end
+        case .acknowledged, .suspected, .recovered: break
+        }
+        changed.broadcast()
+    }
+    /// Numbers whose replies somebody waits for.
+    private var asked: Set<UInt64> = []
+
+    // MARK: The caller's side
+
+    /// Returns what `body` finds, once it finds something.
+    private func wait<T>(_ body: () throws(TargetError) -> T?) throws(TargetError) -> T {
+        while true {
+            if let found = try body() { return found }
+            if let end { throw end.targetError }
+            link.wait(lock, changed)
+        }
+    }
+
+    private func sending(_ body: () throws(WireError) -> Void) throws(TargetError) {
+        defer { flush() }
+        do throws(WireError) { try body() } catch {
+            throw TargetError(.io, "it cannot be asked: \(error)")
+        }
+    }
+
+    /// - Returns: what the server says of itself.
+    func begin() throws(TargetError) -> WireWelcome {
+        let opened = try link.open(self)
+        lock.lock()
+        defer { lock.unlock() }
+        channel = opened
+        machine.begin(now: link.nowNs)
+        flush()
+        return try wait { () throws(TargetError) in welcome }
+    }
+
+    func connect(_ request: WireConnect) throws(TargetError) -> WireConnected {
+        lock.lock()
+        defer { lock.unlock() }
+        try sending { () throws(WireError) in try machine.connect(request, now: link.nowNs) }
+        return try wait { () throws(TargetError) in connected }
+    }
+
+    func attach(_ request: WireAttach) throws(TargetError) {
+        lock.lock()
+        defer { lock.unlock() }
+        try sending { () throws(WireError) in try machine.attach(request, now: link.nowNs) }
+        try wait { () throws(TargetError) -> Void? in isAttached ? () : nil }
+    }
+
+    /// Asks all of it at once, as far as may be, and waits for the answers.
+    func ask(_ requests: [WireRequest]) throws(TargetError) -> [WireReply] {
+        lock.lock()
+        defer { lock.unlock() }
+        var (numbers, answers): ([UInt64], [WireReply]) = ([], [])
+        defer {
+            for number in numbers {
+                asked.remove(number)
+                replies[number] = nil
+            }
+        }
+        while answers.count < requests.count {
+            while numbers.count < requests.count, machine.mayAsk {
+                let request = requests[numbers.count]
+                try sending { () throws(WireError) in
+                    let number = try machine.ask(request, now: link.nowNs)
+                    numbers.append(number)
+                    asked.insert(number)
+                }
+            }
+            guard answers.count < numbers.count else {
+                try wait { () throws(TargetError) -> Void? in machine.mayAsk ? () : nil }
+                continue
+            }
+            let next = numbers[answers.count]
+            let reply = try wait { () throws(TargetError) in replies.removeValue(forKey: next) }
+            if case .failed(let error) = reply { throw error }
+            answers.append(reply)
+        }
+        return answers
+    }
+
+    func ask(_ request: WireRequest) throws(TargetError) -> WireReply {
+        try ask([request])[0]
+    }
+
+    private func requireSize(_ batch: RecordBatch) throws(TargetError) {
+        guard batch.lengthBytes <= WireFormat.longestBodyBytes - 32 else {
+            throw TargetError(.io, "a batch of \(batch.lengthBytes) bytes cannot be carried")
+        }
+    }
+
+    /// Returns when the records are on their way: ``wait(written:)``.
+    func append(_ batch: RecordBatch, tellsReceived: Bool) throws(TargetError) {
+        try requireSize(batch)
+        lock.lock()
+        defer { lock.unlock() }
+        try wait { () throws(TargetError) -> Void? in
+            if let failure { throw failure }
+            return machine.hasCredit(for: batch, isStage: false) ? () : nil
+        }
+        try sending { () throws(WireError) in
+            try machine.append(batch, tellsReceived: tellsReceived, now: link.nowNs)
+        }
+    }
+
+    func wait(written sequence: SequenceNumber) throws(TargetError) {
+        lock.lock()
+        defer { lock.unlock() }
+        try wait { () throws(TargetError) -> Void? in
+            if machine.acknowledged.written >= sequence { return () }
+            if let failure { throw failure }
+            return nil
+        }
+    }
+
+    /// Returns when the records are on their way.
+    func stage(_ batch: RecordBatch, order: UInt64, number: UInt64) throws(TargetError) {
+        try requireSize(batch)
+        lock.lock()
+        defer { lock.unlock() }
+        try wait { () throws(TargetError) -> Void? in
+            if let failure { throw failure }
+            return machine.hasCredit(for: batch, isStage: true) ? () : nil
+        }
+        try sending { () throws(WireError) in
+            try machine.stage(batch, order: order, number: number, now: link.nowNs)
+        }
+    }
+
+    /// What the target did not take, if anything.
+    func requireSound() throws(TargetError) {
+        if let error = lock.withLock({ failure ?? end?.targetError }) { throw error }
+    }
+    var creditBytes: UInt64 { lock.withLock { machine.creditBytes } }
+
+    /// What was asked before is done; waits for that.
+    func leave() {
+        lock.lock()
+        defer { lock.unlock() }
+        for event in machine.leave(now: link.nowNs) { take(event) }
+        flush()
+        while end == nil { link.wait(lock, changed) }
+    }
+
+    /// Without a word.
+    func drop(_ why: String) { handle { machine, _ in machine.lost(why) } }
+}

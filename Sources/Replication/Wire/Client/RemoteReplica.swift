@@ -1,0 +1,199 @@
+// A target that is behind a server: what a session asks of it travels over one ordered connection, and the batches
+// of a staging, which are many and large, over bulk connections beside it.
+//
+// - A batch of a staging is on its way when `stage` returns. That it was taken is known with the next `syncStaging`
+//   or `commitStaging`, which the server does after it (E3).
+// - After an error nothing more is asked, but to `connect` anew: that is another session, with another epoch.
+
+import BlockCore
+import SystemIO
+
+package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
+    // One caller at a time (see `ReplicaTarget`); the connections have locks of their own.
+    package struct Options: Sendable {
+        /// As the server names it.
+        package var pool: String
+        package var connection = ClientConnection.Options()
+        package var bulkConnections = 0
+        package init(pool: String) { self.pool = pool }
+    }
+
+    private let link: any WireLink
+    private let options: Options
+    /// This run of the client.
+    private let client: UInt64
+    private var attempt: UInt64 = 0
+    private var ordered: RemoteConnection?
+    private var bulk: [RemoteConnection] = []
+    private var lastOrder: UInt64 = 0
+
+    package init(_ link: any WireLink, options: Options, client: UInt64) {
+        self.link = link
+        self.options = options
+        self.client = client
+    }
+
+    /// For who shows how the line is; nil without a connection.
+    package var roundTrips: RoundTrips? { ordered?.roundTrips }
+    package var isSuspected: Bool { ordered?.isSuspected ?? false }
+    package var acknowledged: WireAcknowledgement? { ordered?.acknowledged }
+
+    // MARK: Connecting
+
+    package func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
+        drop("another connection takes its place")
+        attempt += 1
+        lastOrder = 0
+        do throws(TargetError) { return try connectAnew(hello) } catch {
+            drop("it was not connected")
+            throw error
+        }
+    }
+
+    private func connectAnew(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
+        let first = RemoteConnection(.ordered, options.connection, link)
+        ordered = first
+        let welcome = try first.begin()
+        let connected = try first.connect(
+            WireConnect(
+                challenge: welcome.challenge, client: client, attempt: attempt, pool: options.pool,
+                hello: hello))
+        for _ in 0..<options.bulkConnections {
+            let next = RemoteConnection(.bulk, options.connection, link)
+            bulk.append(next)
+            let welcome = try next.begin()
+            try next.attach(
+                WireAttach(
+                    challenge: welcome.challenge, epoch: connected.epoch, token: connected.token,
+                    pool: options.pool))
+        }
+        return connected.report
+    }
+
+    private func drop(_ why: String) {
+        for connection in bulk + [ordered].compactMap({ $0 }) { connection.drop(why) }
+        ordered = nil
+        bulk = []
+    }
+
+    package func disconnect() {
+        ordered?.leave()
+        drop("it was let go of")
+    }
+
+    private func connected() throws(TargetError) -> RemoteConnection {
+        guard let ordered else { throw TargetError(.absent, "it is not connected") }
+        for connection in bulk { try connection.requireSound() }
+        try ordered.requireSound()
+        return ordered
+    }
+
+    // MARK: The stream
+
+    package func append(_ batch: RecordBatch) throws(TargetError) {
+        try send(batch)
+        try connected().wait(written: batch.lastSequence)
+    }
+
+    /// Returns when the records are on their way; ``acknowledged`` says how far they came.
+    /// - Parameter tellsReceived: also when the server has them in memory.
+    package func send(_ batch: RecordBatch, tellsReceived: Bool = false) throws(TargetError) {
+        try connected().append(batch, tellsReceived: tellsReceived)
+    }
+
+    package func flush() throws(TargetError) -> SequenceNumber {
+        guard case .flushed(let through) = try connected().ask(.flush) else { throw unexpected }
+        return through
+    }
+
+    // MARK: Staging
+
+    package func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
+        try ask(.beginStaging(order: nextOrder(), id: id, shape))
+    }
+
+    package func stage(_ batch: RecordBatch, number: UInt64) throws(TargetError) {
+        let first = try connected()
+        let order = nextOrder()
+        // The one with most room: whichever is fastest gets most.
+        let connection = bulk.max { $0.creditBytes < $1.creditBytes } ?? first
+        try connection.stage(batch, order: order, number: number)
+    }
+
+    package func syncStaging() throws(TargetError) { try ask(.syncStaging(order: nextOrder())) }
+
+    package func commitStaging(
+        id: UInt64, at sequence: SequenceNumber, snapshot: SnapshotInfo?
+    ) throws(TargetError) {
+        try ask(
+            .commitStaging(order: nextOrder(), id: id, at: sequence, snapshot: snapshot))
+    }
+
+    private func nextOrder() -> UInt64 {
+        lastOrder += 1
+        return lastOrder
+    }
+
+    private func ask(_ request: WireRequest) throws(TargetError) {
+        guard case .done = try connected().ask(request) else { throw unexpected }
+    }
+
+    // MARK: Reading
+
+    /// A range in parts that one request may ask for.
+    private static func parts(_ range: BlockRange, of mostBlocks: Int) -> [BlockRange] {
+        stride(from: range.start, to: range.end, by: mostBlocks).map {
+            BlockRange(start: $0, count: min(UInt64(mostBlocks), range.end - $0))
+        }
+    }
+
+    package func blockHashes(
+        of image: ImageID, in range: BlockRange
+    ) throws(TargetError) -> [UInt64] {
+        let parts = Self.parts(range, of: WireFormat.mostHashedBlocks)
+        let replies = try connected().ask(
+            parts.map { .blockHashes(after: lastOrder, of: image, in: $0) })
+        var hashes: [UInt64] = []
+        hashes.reserveCapacity(Int(range.count))
+        for (part, reply) in zip(parts, replies) {
+            guard case .hashes(let some) = reply, some.count == Int(part.count) else {
+                throw unexpected
+            }
+            hashes += some
+        }
+        return hashes
+    }
+
+    package func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
+        guard case .blocks(let blocks) = try connected().ask(.allocatedBlocks(after: lastOrder))
+        else { throw unexpected }
+        return blocks
+    }
+
+    package func read(
+        _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(TargetError) {
+        let parts = Self.parts(range, of: WireFormat.mostReadBlocks)
+        let replies = try connected().ask(parts.map { .read(after: lastOrder, $0, of: image) })
+        for (part, reply) in zip(parts, replies) {
+            guard case .content(let content) = reply else { throw unexpected }
+            let start = Int((part.start - range.start) << Geometry.blockShift)
+            let place = UnsafeMutableRawBufferPointer(
+                rebasing: buffer[start..<start + Int(part.lengthBytes)])
+            do throws(WireError) { try content.fill(place, with: part, of: image) } catch {
+                throw TargetError(.io, "what it read is not what it was asked for: \(error)")
+            }
+        }
+    }
+
+    package func shape() throws(TargetError) -> PoolShape {
+        guard case .shape(let shape) = try connected().ask(.shape(after: lastOrder)) else {
+            throw unexpected
+        }
+        return shape
+    }
+
+    private var unexpected: TargetError {
+        TargetError(.io, "what it answered is not what it was asked for")
+    }
+}

@@ -1,0 +1,189 @@
+// A connection on the server's side, with the replica that it asks. Its transport gives it bytes and time, from one
+// thread at a time; whoever performs the replica's work gives it answers, from another.
+//
+// Its lock is never held when the replica is called, nor the other way round: neither waits for the other.
+
+import BlockCore
+import Synchronization
+import SystemIO
+
+package final class ServedConnection: @unchecked Sendable {  // fields are under `lock`
+    private let lock = Lock()
+    private var machine: ServerConnection
+    private let now: @Sendable () -> Int64
+    private let find: @Sendable (String) throws(TargetError) -> ServedReplica
+    /// The transport has something to send, or to close.
+    private let kick: @Sendable () -> Void
+    private var replica: ServedReplica?
+    private var epoch: UInt64 = 0
+    private let congested = Atomic(false)
+    private let listening = Atomic(true)
+
+    /// - Parameters:
+    ///   - find: the replica of a pool's name; throws `.absent` where none is.
+    ///   - kick: called from any thread, with no lock held, when output waits or the connection is over.
+    package init(
+        _ machine: ServerConnection, now: @escaping @Sendable () -> Int64,
+        find: @escaping @Sendable (String) throws(TargetError) -> ServedReplica,
+        kick: @escaping @Sendable () -> Void
+    ) {
+        self.machine = machine
+        self.now = now
+        self.find = find
+        self.kick = kick
+    }
+
+    // MARK: The transport's side
+
+    package func receive(_ bytes: UnsafeRawBufferPointer) {
+        handle { machine, now in machine.receive(bytes, now: now) }
+    }
+    package func tick() { handle { machine, now in machine.tick(now: now) } }
+    package func lost(_ why: String) { handle { machine, _ in machine.lost(why) } }
+
+    /// To be sent in order; after it, where the connection has ended, the transport closes it. Taken when the
+    /// transport can send it: what is not taken holds up what comes after it.
+    package func takeOutput() -> (pieces: [WirePiece], isLast: Bool) {
+        let (output, wasCongested) = lock.withLock {
+            let pieces = machine.takeOutput(now: now())
+            let was = congested.exchange(false, ordering: .relaxed)
+            return ((pieces, machine.hasEnded), was)
+        }
+        if wasCongested { replica?.wakeUp() }
+        return output
+    }
+    package var hasEnded: Bool { lock.withLock { machine.hasEnded } }
+    package var wakeNs: Int64 { lock.withLock { machine.wakeNs } }
+    package var roundTrips: RoundTrips { lock.withLock { machine.roundTrips } }
+    package var state: ServerConnection.State { lock.withLock { machine.state } }
+
+    private func handle(
+        _ body: (inout ServerConnection, Int64) -> [ServerConnection.Event]
+    ) {
+        let now = now()
+        let (events, epoch) = lock.withLock { (body(&machine, now), self.epoch) }
+        var items: [ServedReplica.Item] = []
+        for event in events {
+            if case .request(let number, let request, let cost) = event {
+                items.append(
+                    .init(connection: self, number: number, request: request, cost: cost))
+                continue
+            }
+            put(&items, epoch)
+            take(event)
+        }
+        put(&items, epoch)
+        kick()
+    }
+
+    private func put(_ items: inout [ServedReplica.Item], _ epoch: UInt64) {
+        guard !items.isEmpty else { return }
+        defer { items = [] }
+        guard let replica, replica.put(items, by: self, epoch: epoch) else {
+            return sayGoodbye(.superseded, "this session is over")
+        }
+        var received = SequenceNumber.zero
+        for case .append(let records, tellsReceived: true) in items.map(\.request) {
+            received = records.last
+        }
+        guard received > .zero else { return }
+        lock.withLock {
+            machine.acknowledge(received: received)
+            machine.tellAcknowledgements(now: now())
+        }
+    }
+
+    private func take(_ event: ServerConnection.Event) {
+        switch event {
+        case .connect(let request):
+            do throws(TargetError) {
+                let found = try find(request.pool)
+                replica = found
+                try refusing { () throws(WireError) in try found.put(request, by: self) }
+            } catch { refuse(error) }
+        case .attach(let request):
+            do throws(TargetError) {
+                let found = try find(request.pool)
+                replica = found
+                try refusing { () throws(WireError) in
+                    try found.put(request, by: self)
+                    try lock.withLock { () throws(WireError) in
+                        epoch = request.epoch
+                        try machine.attached(now: now())
+                    }
+                }
+            } catch { refuse(error) }
+        case .leaving: replica?.ended(self, inOrder: true)
+        case .ended:
+            listening.store(false, ordering: .relaxed)
+            replica?.ended(self, inOrder: false)
+        case .request, .suspected, .recovered: break
+        }
+    }
+
+    private func refusing(_ body: () throws(WireError) -> Void) throws(TargetError) {
+        do throws(WireError) { try body() } catch {
+            end { machine, now in machine.refuse(error, now: now) }
+        }
+    }
+
+    private func end(
+        _ body: (inout ServerConnection, Int64) -> ServerConnection.Event?
+    ) {
+        let now = now()
+        if lock.withLock({ body(&machine, now) }) != nil {
+            listening.store(false, ordering: .relaxed)
+        }
+        kick()
+    }
+
+    // MARK: The replica's side
+
+    /// Somebody hears what it is answered.
+    var isListening: Bool { listening.load(ordering: .relaxed) }
+    /// What was answered is not sent yet: the next long answer waits.
+    var isCongested: Bool { congested.load(ordering: .relaxed) }
+
+    func admitted(_ connected: WireConnected) throws(TargetError) {
+        let now = now()
+        do throws(WireError) {
+            try lock.withLock { () throws(WireError) in
+                epoch = connected.epoch
+                try machine.admitted(connected, now: now)
+            }
+        } catch { throw TargetError(.io, "\(error)") }
+        kick()
+    }
+
+    func refuse(_ error: TargetError) {
+        let now = now()
+        _ = lock.withLock { machine.refuseAdmission(error, now: now) }
+        listening.store(false, ordering: .relaxed)
+        kick()
+    }
+
+    /// - Parameter reply: nil for what the acknowledgement says.
+    func answer(
+        _ number: UInt64, _ reply: WireReply?, _ cost: UInt64,
+        _ acknowledgement: WireAcknowledgement
+    ) {
+        let now = now()
+        lock.withLock {
+            machine.acknowledge(
+                written: acknowledgement.written, durable: acknowledgement.durable,
+                staged: acknowledgement.staged)
+            machine.release(cost: cost)
+            machine.tellAcknowledgements(now: now)
+            if let reply { machine.reply(number, reply, now: now) }
+            congested.store(machine.isCongested, ordering: .relaxed)
+        }
+        kick()
+    }
+
+    func sayGoodbye(_ reason: WireGoodbye.Reason, _ text: String) {
+        end { machine, now in machine.sayGoodbye(reason, text, now: now) }
+    }
+
+    /// All that came by it is done.
+    func isDone() { end { machine, now in machine.finish(now: now) } }
+}
