@@ -82,7 +82,8 @@ import WireHarness
                 var left = raw
                 let frame = try #require(try decoder.next(&left))
                 // What is understood is understood wholly: it is written as it was read.
-                if let again = Self.writtenAnew(frame), again != Array(frame.body.bytes) {
+                if let again = Self.writtenAnew(frame), again != frame.body.withBytes({ Array($0) })
+                {
                     Issue.record(
                         "seed \(seed): \(frame.head.kind) \(hex(bytes)), before \(hex(original))")
                 }
@@ -92,7 +93,12 @@ import WireHarness
 
     /// - Returns: nil where it is refused.
     private static func writtenAnew(_ frame: WireFrame) -> [UInt8]? {
-        let body = frame.body.bytes
+        frame.body.withBytes { writtenAnew(frame, $0) }
+    }
+
+    private static func writtenAnew(
+        _ frame: WireFrame, _ body: UnsafeRawBufferPointer
+    ) -> [UInt8]? {
         do {
             let writer: WireWriter
             switch frame.head.kind {

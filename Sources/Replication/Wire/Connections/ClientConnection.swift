@@ -86,7 +86,9 @@ package struct ClientConnection {
 
     /// greeting → greeted
     private mutating func takeWelcome(_ frame: WireFrame, _ now: Int64) throws(WireError) -> Event {
-        let welcome = try WireWelcome(decoding: frame.body.bytes)
+        let welcome = try frame.read { (body) throws(WireError) in
+            try WireWelcome(decoding: body)
+        }
         self.welcome = welcome
         state = .greeted
         link.decoder.accepts = WireKinds(LinkCore.notices)
@@ -121,7 +123,11 @@ package struct ClientConnection {
         guard frame.head.number == lastNumber else { throw wrongNumber(frame) }
         waiting = [:]
         if frame.head.kind == .failed {
-            return end(.failed(try TargetError(wire: frame.body.bytes)))
+            return end(
+                .failed(
+                    try frame.read { (body) throws(WireError) in
+                        try TargetError(wire: body)
+                    }))
         }
         state = .open
         link.decoder.accepts = WireKinds(
@@ -129,7 +135,9 @@ package struct ClientConnection {
                 .flushed, .done, .hashes, .blocks, .content, .poolShape, .failed, .acknowledged,
             ])
         guard frame.head.kind == .connected else { return .attached }
-        let connected = try WireConnected(decoding: frame.body.bytes)
+        let connected = try frame.read { (body) throws(WireError) in
+            try WireConnected(decoding: body)
+        }
         let checkpoint = connected.report.checkpoint
         highestGiven = checkpoint
         acknowledged.received = checkpoint
@@ -284,7 +292,9 @@ package struct ClientConnection {
     }
 
     private mutating func takeAcknowledgement(_ frame: WireFrame) throws(WireError) -> Event {
-        let next = try WireAcknowledgement(decoding: frame.body.bytes)
+        let next = try frame.read { (body) throws(WireError) in
+            try WireAcknowledgement(decoding: body)
+        }
         let old = acknowledged
         guard
             next.received >= old.received, next.written >= old.written,

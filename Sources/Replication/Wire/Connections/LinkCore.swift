@@ -101,21 +101,26 @@ struct LinkCore {
 
     /// - Returns: nil for what is no notice.
     mutating func take(notice frame: WireFrame, now: Int64) throws(WireError) -> Notice? {
-        let body = frame.body.bytes
         switch frame.head.kind {
         case .ping:
-            let beat = try WireBeat(decoding: body)
+            let beat = try frame.read { (body) throws(WireError) in try WireBeat(decoding: body) }
             try clock.heardPing(now: now)
             let recovered = try clock.told(taken: beat.takenBytes, now: now)
             let pong = WireBeat(sentNs: beat.sentNs, takenBytes: decoder.takenBytes)
             sendFixed(.pong, pong.encoded(), now: now)
             return .beat(recovered: recovered)
         case .pong:
-            let beat = try WireBeat(decoding: body)
+            let beat = try frame.read { (body) throws(WireError) in try WireBeat(decoding: body) }
             try clock.answered(pingOf: beat.sentNs, now: now)
             return .beat(recovered: try clock.told(taken: beat.takenBytes, now: now))
-        case .goodbye: return .goodbye(try WireGoodbye(decoding: body))
-        case .refused: return .refused(try WireError(decoding: body))
+        case .goodbye:
+            return try frame.read { (body) throws(WireError) in
+                .goodbye(try WireGoodbye(decoding: body))
+            }
+        case .refused:
+            return try frame.read { (body) throws(WireError) in
+                .refused(try WireError(decoding: body))
+            }
         default: return nil
         }
     }

@@ -93,7 +93,9 @@ package struct ServerConnection {
 
     /// waiting → greeted
     private mutating func takeHello(_ frame: WireFrame, _ now: Int64) throws(WireError) {
-        let hello = try WireHello(decoding: frame.body.bytes)
+        let hello = try frame.read { (body) throws(WireError) in
+            try WireHello(decoding: body)
+        }
         let spoken = WireFormat.versions
         let common = min(hello.versions.upperBound, spoken.upperBound)
         guard common >= max(hello.versions.lowerBound, spoken.lowerBound) else {
@@ -122,10 +124,14 @@ package struct ServerConnection {
     private mutating func takeAdmission(_ frame: WireFrame) throws(WireError) -> Event {
         let (event, shown): (Event, UInt64)
         if frame.head.kind == .connect {
-            let request = try WireConnect(decoding: frame.body.bytes)
+            let request = try frame.read { (body) throws(WireError) in
+                try WireConnect(decoding: body)
+            }
             (event, shown) = (.connect(request), request.challenge)
         } else {
-            let request = try WireAttach(decoding: frame.body.bytes)
+            let request = try frame.read { (body) throws(WireError) in
+                try WireAttach(decoding: body)
+            }
             (event, shown) = (.attach(request), request.challenge)
         }
         guard shown == challenge else {

@@ -25,13 +25,26 @@ package final class WireBuffer: @unchecked Sendable {  // filled by one decoder,
     }
     deinit { memory.deallocate() }
 
-    /// Valid as long as this is.
-    package var bytes: UnsafeRawBufferPointer { UnsafeRawBufferPointer(memory) }
+    /// - Parameter body: the bytes are valid during the call alone. Nothing gives them out in any other way: a
+    ///   pointer does not keep alive what it points into.
+    package func withBytes<T, E: Error>(
+        _ body: (UnsafeRawBufferPointer) throws(E) -> T
+    ) throws(E) -> T {
+        defer { withExtendedLifetime(self) {} }
+        return try body(UnsafeRawBufferPointer(memory))
+    }
 }
 
 struct WireFrame {
     var head: WireHead
     var body: WireBuffer
+
+    /// - Parameter body: reads the body, which is valid during the call alone.
+    func read<T>(
+        _ body: (UnsafeRawBufferPointer) throws(WireError) -> T
+    ) throws(WireError) -> T {
+        try self.body.withBytes(body)
+    }
 }
 
 /// A set of kinds.
@@ -82,7 +95,7 @@ struct FrameDecoder {
                 advance(&bytes, count)
             }
             guard filled == head.bodyBytes else { return nil }
-            guard blockHash(body.bytes) == head.bodyCheck else {
+            guard body.withBytes({ blockHash($0) }) == head.bodyCheck else {
                 throw WireError(
                     .check, "frame.bodyCheck", at: 16, "a '\(head.kind)' arrived damaged")
             }
@@ -145,7 +158,7 @@ struct MessageAssembler {
         guard let begun = head else {
             guard frame.head.goesOn else { return frame }
             head = frame.head
-            bytes = Array(frame.body.bytes)
+            bytes = frame.body.withBytes { Array($0) }
             return nil
         }
         // These do not belong to it.
@@ -160,7 +173,7 @@ struct MessageAssembler {
                 .length, "frame.length", at: 0,
                 "a '\(begun.kind)' of more than \(longestBytes) bytes, or a part of it without any")
         }
-        bytes.append(contentsOf: frame.body.bytes)
+        frame.body.withBytes { bytes.append(contentsOf: $0) }
         guard !frame.head.goesOn else { return nil }
         defer {
             head = nil

@@ -21,7 +21,7 @@ package enum WirePiece {
         switch self {
         case .bytes(let bytes): try bytes.withUnsafeBytes(body)
         case .borrowed(let bytes): try body(bytes)
-        case .kept(let buffer): try body(buffer.bytes)
+        case .kept(let buffer): try buffer.withBytes(body)
         }
     }
 }
@@ -113,7 +113,8 @@ package struct WireOutput {
         var bytes = [UInt8](repeating: 0, count: WireFormat.headBytes)
         bytes.withUnsafeMutableBytes { raw in
             WireHead(
-                kind: kind, number: number, bodyBytes: body.count, bodyCheck: blockHash(body.bytes)
+                kind: kind, number: number, bodyBytes: body.count,
+                bodyCheck: body.withBytes { blockHash($0) }
             ).encode(into: raw)
         }
         put(.bytes(bytes))

@@ -58,7 +58,9 @@ package struct WireContent: Sendable {
     /// - Throws: where the body is anything else than sound `data` and `zero` records.
     init(_ buffer: WireBuffer) throws(WireError) {
         self.buffer = buffer
-        try Self.forEach(in: buffer.bytes) { _, _ in }
+        try buffer.withBytes { (bytes) throws(WireError) in
+            try Self.forEach(in: bytes) { _, _ in }
+        }
     }
 
     /// Fills `target` with the blocks of `range`.
@@ -67,22 +69,25 @@ package struct WireContent: Sendable {
         _ target: UnsafeMutableRawBufferPointer, with range: BlockRange, of image: ImageID
     ) throws(WireError) {
         var next = range.start
-        try Self.forEach(in: buffer.bytes) { (record, payload) throws(WireError) in
-            guard record.image == image, record.range.start == next, record.range.end <= range.end
-            else {
-                throw WireError(
-                    .malformed, "content.records", at: 0,
-                    "block \(record.range.start) instead of \(next)")
+        try buffer.withBytes { (bytes) throws(WireError) in
+            try Self.forEach(in: bytes) { (record, payload) throws(WireError) in
+                guard record.image == image, record.range.start == next,
+                    record.range.end <= range.end
+                else {
+                    throw WireError(
+                        .malformed, "content.records", at: 0,
+                        "block \(record.range.start) instead of \(next)")
+                }
+                let start = Int((next - range.start) << Geometry.blockShift)
+                let place = UnsafeMutableRawBufferPointer(
+                    rebasing: target[start..<start + Int(record.range.lengthBytes)])
+                if record.kind == .data {
+                    place.copyMemory(from: payload)
+                } else {
+                    place.initializeMemory(as: UInt8.self, repeating: 0)
+                }
+                next = record.range.end
             }
-            let start = Int((next - range.start) << Geometry.blockShift)
-            let place = UnsafeMutableRawBufferPointer(
-                rebasing: target[start..<start + Int(record.range.lengthBytes)])
-            if record.kind == .data {
-                place.copyMemory(from: payload)
-            } else {
-                place.initializeMemory(as: UInt8.self, repeating: 0)
-            }
-            next = record.range.end
         }
         guard next == range.end else {
             throw WireError(
@@ -154,12 +159,18 @@ extension WireReply {
     }
 
     init(_ frame: WireFrame) throws(WireError) {
-        let body = frame.body.bytes
+        self = try frame.read { (body) throws(WireError) in try Self.decoded(frame, body) }
+    }
+
+    private static func decoded(
+        _ frame: WireFrame, _ body: UnsafeRawBufferPointer
+    ) throws(WireError) -> WireReply {
+        let result: WireReply
         switch frame.head.kind {
         case .flushed:
             var reader = WireReader(body, "flushed")
-            self = .flushed(try reader.takeSequence("sequence"))
-        case .done: self = .done
+            result = .flushed(try reader.takeSequence("sequence"))
+        case .done: result = .done
         case .hashes:
             var reader = WireReader(body, "hashes")
             let count = Int(try reader.take("count", as: UInt32.self))
@@ -171,20 +182,21 @@ extension WireReply {
             var hashes: [UInt64] = []
             hashes.reserveCapacity(count)
             for _ in 0..<count { hashes.append(try reader.take("hash")) }
-            self = .hashes(hashes)
+            result = .hashes(hashes)
         case .blocks:
             var reader = WireReader(body, "blocks")
-            self = .blocks(try reader.takeBlocks("blocks"))
+            result = .blocks(try reader.takeBlocks("blocks"))
             try reader.requireEnd()
-        case .content: self = .content(try WireContent(frame.body))
+        case .content: result = .content(try WireContent(frame.body))
         case .poolShape:
             var reader = WireReader(body, "poolShape")
-            self = .shape(try reader.takeShape())
+            result = .shape(try reader.takeShape())
             try reader.requireEnd()
-        case .failed: self = .failed(try TargetError(wire: body))
+        case .failed: result = .failed(try TargetError(wire: body))
         default:
             throw WireError(.outOfOrder, "frame.kind", at: 4, "'\(frame.head.kind)' is no reply")
         }
+        return result
     }
 }
 

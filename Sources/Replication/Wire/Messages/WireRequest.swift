@@ -84,12 +84,12 @@ package struct WireRecords: Sendable {
     package func withBatch<T, E: Error>(
         _ body: (RecordBatch) throws(E) -> T
     ) throws(E) -> T {
-        // What the buffer is has to outlive the pointers into it.
-        defer { withExtendedLifetime(buffer) {} }
-        return try body(
-            RecordBatch(
-                pieces: [UnsafeRawBufferPointer(rebasing: buffer.bytes[start...])],
-                firstSequence: first, lastSequence: last))
+        try buffer.withBytes { (bytes) throws(E) in
+            try body(
+                RecordBatch(
+                    pieces: [UnsafeRawBufferPointer(rebasing: bytes[start...])],
+                    firstSequence: first, lastSequence: last))
+        }
     }
 }
 
@@ -159,7 +159,13 @@ extension WireRequest {
     }
 
     init(_ frame: WireFrame) throws(WireError) {
-        let body = frame.body.bytes
+        self = try frame.read { (body) throws(WireError) in try Self.decoded(frame, body) }
+    }
+
+    private static func decoded(
+        _ frame: WireFrame, _ body: UnsafeRawBufferPointer
+    ) throws(WireError) -> WireRequest {
+        let result: WireRequest
         switch frame.head.kind {
         case .append:
             var reader = WireReader(body, "append")
@@ -168,23 +174,23 @@ extension WireRequest {
                 throw reader.error(.malformed, "flags", at: 0, "flags \(flags) are not known")
             }
             let records = try reader.takeRecords(in: frame.body)
-            self = .append(records, tellsReceived: flags == 1)
-        case .flush: self = .flush
+            result = .append(records, tellsReceived: flags == 1)
+        case .flush: result = .flush
         case .stage:
             var reader = WireReader(body, "stage")
             let order = try reader.takeOrder()
             let number: UInt64 = try reader.take("number")
-            self = .stage(
+            result = .stage(
                 order: order, number: number, try reader.takeRecords(in: frame.body))
         case .beginStaging:
             var reader = WireReader(body, "beginStaging")
             let order = try reader.takeOrder()
             let id: UInt64 = try reader.take("id")
-            self = .beginStaging(order: order, id: id, try reader.takeShape())
+            result = .beginStaging(order: order, id: id, try reader.takeShape())
             try reader.requireEnd()
         case .syncStaging:
             var reader = WireReader(body, "syncStaging")
-            self = .syncStaging(order: try reader.takeOrder())
+            result = .syncStaging(order: try reader.takeOrder())
         case .commitStaging:
             var reader = WireReader(body, "commitStaging")
             let order = try reader.takeOrder()
@@ -192,13 +198,15 @@ extension WireRequest {
             let sequence = try reader.takeSequence("sequence")
             let snapshot = try reader.takeFlags(1, "flags") == 0 ? nil : try reader.takeSnapshot()
             try reader.requireEnd()
-            self = .commitStaging(order: order, id: id, at: sequence, snapshot: snapshot)
-        default: self = try Self.reading(frame)
+            result = .commitStaging(order: order, id: id, at: sequence, snapshot: snapshot)
+        default: result = try reading(frame, body)
         }
+        return result
     }
 
-    private static func reading(_ frame: WireFrame) throws(WireError) -> WireRequest {
-        let body = frame.body.bytes
+    private static func reading(
+        _ frame: WireFrame, _ body: UnsafeRawBufferPointer
+    ) throws(WireError) -> WireRequest {
         switch frame.head.kind {
         case .blockHashes:
             var reader = WireReader(body, "blockHashes")

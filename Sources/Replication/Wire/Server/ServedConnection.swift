@@ -1,5 +1,5 @@
 // A connection on the server's side, with the replica that it asks. Its transport gives it bytes and time, from one
-// thread at a time; whoever performs the replica's work gives it answers, from another.
+// thread at a time, and takes its output, from any; whoever performs the replica's work gives it answers.
 //
 // Its lock is never held when the replica is called, nor the other way round: neither waits for the other.
 
@@ -33,7 +33,7 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
         self.kick = kick
     }
 
-    // MARK: The transport's side
+    // MARK: The transport's side; `receive`, `tick` and `lost` from one thread at a time
 
     package func receive(_ bytes: UnsafeRawBufferPointer) {
         handle { machine, now in machine.receive(bytes, now: now) }
@@ -44,12 +44,13 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
     /// To be sent in order; after it, where the connection has ended, the transport closes it. Taken when the
     /// transport can send it: what is not taken holds up what comes after it.
     package func takeOutput() -> (pieces: [WirePiece], isLast: Bool) {
-        let (output, wasCongested) = lock.withLock {
-            let pieces = machine.takeOutput(now: now())
-            let was = congested.exchange(false, ordering: .relaxed)
-            return ((pieces, machine.hasEnded), was)
+        let now = now()
+        let (output, waiting) = lock.withLock {
+            let pieces = machine.takeOutput(now: now)
+            let wasCongested = congested.exchange(false, ordering: .relaxed)
+            return ((pieces, machine.hasEnded), wasCongested ? replica : nil)
         }
-        if wasCongested { replica?.wakeUp() }
+        waiting?.wakeUp()
         return output
     }
     package var hasEnded: Bool { lock.withLock { machine.hasEnded } }
@@ -79,7 +80,8 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
     private func put(_ items: inout [ServedReplica.Item], _ epoch: UInt64) {
         guard !items.isEmpty else { return }
         defer { items = [] }
-        guard let replica, replica.put(items, by: self, epoch: epoch) else {
+        guard let replica = lock.withLock({ replica }), replica.put(items, by: self, epoch: epoch)
+        else {
             return sayGoodbye(.superseded, "this session is over")
         }
         var received = SequenceNumber.zero
@@ -87,9 +89,10 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
             received = records.last
         }
         guard received > .zero else { return }
+        let now = now()
         lock.withLock {
             machine.acknowledge(received: received)
-            machine.tellAcknowledgements(now: now())
+            machine.tellAcknowledgements(now: now)
         }
     }
 
@@ -98,13 +101,13 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
         case .connect(let request):
             do throws(TargetError) {
                 let found = try find(request.pool)
-                replica = found
+                lock.withLock { replica = found }
                 try refusing { () throws(WireError) in try found.put(request, by: self) }
             } catch { refuse(error) }
         case .attach(let request):
             do throws(TargetError) {
                 let found = try find(request.pool)
-                replica = found
+                lock.withLock { replica = found }
                 try refusing { () throws(WireError) in
                     try found.put(request, by: self)
                     try lock.withLock { () throws(WireError) in
@@ -113,10 +116,10 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
                     }
                 }
             } catch { refuse(error) }
-        case .leaving: replica?.ended(self, inOrder: true)
+        case .leaving: lock.withLock { replica }?.ended(self, inOrder: true)
         case .ended:
             listening.store(false, ordering: .relaxed)
-            replica?.ended(self, inOrder: false)
+            lock.withLock { replica }?.ended(self, inOrder: false)
         case .request, .suspected, .recovered: break
         }
     }
