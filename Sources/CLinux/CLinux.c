@@ -68,6 +68,9 @@ int clx_syncfs(int fd) { return result(syncfs(fd)); }
 int clx_start_writeback(int fd, uint64_t o, uint64_t n) {
     return result(sync_file_range(fd, (off64_t)o, (off64_t)n, SYNC_FILE_RANGE_WRITE));
 }
+int clx_drop_cache(int fd, uint64_t o, uint64_t n) {
+    return -posix_fadvise(fd, (off_t)o, (off_t)n, POSIX_FADV_DONTNEED);
+}
 int clx_ftruncate(int fd, uint64_t n) {
     int r;
     do r = ftruncate(fd, (off_t)n);

@@ -435,6 +435,7 @@ private final class ShownTarget: ReplicaTarget, Sendable {
     }
     func append(_ batch: RecordBatch) throws(TargetError) { try mirror.append(batch) }
     func flush() throws(TargetError) -> SequenceNumber { try mirror.flush() }
+    var durableThrough: SequenceNumber? { mirror.durableThrough }
     func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
         try mirror.beginStaging(id: id, shape: shape)
     }

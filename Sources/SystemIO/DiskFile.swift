@@ -87,6 +87,9 @@ open class DiskFile: @unchecked Sendable {  // `path` is constant; subclasses gu
     /// Lets the disk begin with a range that a later sync will ask for. It promises nothing, and does
     /// nothing where the system has no such call.
     open func startWriteback(at offset: UInt64, length: UInt64) {}
+    /// Nobody is going to read the range soon: memory that holds it is free for other things, so far as
+    /// it is durable. Changes nothing of what is read.
+    open func dropCache(at offset: UInt64, length: UInt64) {}
     /// fsync: data and all metadata.
     open func sync() throws(SystemError) { unsupported() }
     open func truncate(to sizeBytes: UInt64) throws(SystemError) { unsupported() }

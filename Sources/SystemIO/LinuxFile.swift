@@ -72,6 +72,9 @@ public final class LinuxFile: DiskFile, @unchecked Sendable {  // `fd` changes o
     public override func startWriteback(at offset: UInt64, length: UInt64) {
         _ = clx_start_writeback(fd, offset, length)
     }
+    public override func dropCache(at offset: UInt64, length: UInt64) {
+        _ = clx_drop_cache(fd, offset, length)
+    }
     public override func sync() throws(SystemError) { try checked(clx_fsync(fd), "fsync", path) }
     public override func truncate(to sizeBytes: UInt64) throws(SystemError) {
         try checked(clx_ftruncate(fd, sizeBytes), "truncate", path)

@@ -2,6 +2,7 @@
 
 import BlockCore
 import Glibc
+import Synchronization
 import SystemIO
 import TestSupport
 import Testing
@@ -318,6 +319,52 @@ private final class CheckedJournal {
         journal.disk.failSyncs { _ in false }
         #expect(throws: JournalError.self) { try journal.sync() }
         #expect(throws: JournalError.self) { try journal.append() }
+    }
+
+    /// The kernel tells of a failed write-back once: of two syncs at a time one hears that all is well.
+    @Test func ofTwoSyncsAtATimeNoneConfirmsWhatTheOtherLost() throws {
+        let journal = try filled(frames: 3)
+        try journal.append()
+        let before = journal.journal.durableSequence
+        let inside = Mutex(0)
+        let failures = Mutex(0)
+        let second = Mutex<TestThread<SequenceNumber>?>(nil)
+        let pool = journal.journal!
+        journal.disk.whileSyncing { path in
+            guard path.hasPrefix("/pool/journal/") else { return }
+            let isFirst = inside.withLock { count in
+                count += 1
+                return count == 1
+            }
+            guard isFirst else {
+                while failures.withLock({ $0 }) == 0 { Pause.microseconds(100) }
+                return
+            }
+            second.withLock { $0 = TestThread { try pool.sync() } }
+            // Where it is let in beside this one, it is here soon.
+            for _ in 0..<500 where inside.withLock({ $0 }) < 2 {
+                Pause.microseconds(100)
+            }
+        }
+        journal.disk.failSyncs { path in
+            guard path.hasPrefix("/pool/journal/") else { return false }
+            return failures.withLock { count in
+                count += 1
+                return count == 1
+            }
+        }
+        #expect(throws: JournalError.self) { try pool.sync() }
+        #expect(throws: JournalError.self) { _ = try second.withLock { $0! }.join() }
+        #expect(pool.durableSequence == before)
+    }
+
+    @Test func whatIsLeftToApplyIsKnownAtOnce() throws {
+        let journal = try filled(frames: 12)
+        try journal.sync()
+        journal.applied = journal.frames[6].last
+        try journal.open()
+        let left = journal.frames[7...].reduce(0) { $0 + $1.bytes.count }
+        #expect(journal.journal.backlogBytes == UInt64(left))
     }
 
     /// The kernel goes on showing what a sync failed to write, and calls it clean. Who opens the journal sees

@@ -130,6 +130,7 @@ final class FaultyTarget: ReplicaTarget, @unchecked Sendable {  // one thread
                 try half(batch) { (part) throws(TargetError) in try target.append(part) }
             })
     }
+    var durableThrough: SequenceNumber? { target.durableThrough }
     func flush() throws(TargetError) -> SequenceNumber {
         try perform(.flush) { () throws(TargetError) in try target.flush() }
     }

@@ -88,6 +88,8 @@ final class MemoryTarget: ReplicaTarget, @unchecked Sendable {  // one thread
         world?.changeSometimes(20)
     }
 
+    var durableThrough: SequenceNumber? { nil }
+
     func flush() throws(TargetError) -> SequenceNumber {
         try begin()
         flushAppended()

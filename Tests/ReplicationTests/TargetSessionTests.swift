@@ -89,6 +89,37 @@ import Testing
         #expect(session.state == .disconnected)
     }
 
+    /// It is acknowledged at once, never beyond what was sent, and what is left is flushed in its time.
+    @Test func whatATargetHasByItselfNeedNotBeAskedFor() {
+        var options = SessionOptions()
+        options.mode = .async
+        options.flushBytes = 1000
+        var session = TargetSession(options: options, seed: 1)
+        let report = ReplicaReport(
+            incarnationID: "this", generation: nil, checkpoint: SequenceNumber(rawValue: 10),
+            snapshots: [], staging: nil)
+        let position = StreamPosition(
+            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
+            acknowledged: SequenceNumber(rawValue: 10))
+        func told(_ through: UInt64, _ session: inout TargetSession) -> [SessionEffect] {
+            session.apply(.becameDurable(through: SequenceNumber(rawValue: through)), now: 3)
+        }
+        _ = session.apply(.start, now: 0)
+        #expect(told(99, &session).isEmpty)
+        _ = session.apply(.connected(report, position), now: 0)
+        _ = session.apply(
+            .sent(through: SequenceNumber(rawValue: 20), bytes: 900, isBarrierNext: false), now: 1)
+        let effects = told(15, &session)
+        #expect(effects == [.acknowledge(.durable, SequenceNumber(rawValue: 15))])
+        #expect(told(15, &session).isEmpty)
+        // What was durable counts no more towards the next flush.
+        let next = session.apply(
+            .sent(through: SequenceNumber(rawValue: 22), bytes: 900, isBarrierNext: false), now: 4)
+        #expect(!next.contains(.run(.flush)))
+        #expect(
+            told(99, &session).contains(.acknowledge(.durable, SequenceNumber(rawValue: 22))))
+    }
+
     /// What a new target lacks is told as if it had nothing: what it has beyond that would stay. And it never
     /// goes back to a cut from before what it shows.
     @Test(arguments: [false, true]) func aNewTargetThatHasSomethingIsCompared(isSame: Bool) {

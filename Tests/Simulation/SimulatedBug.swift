@@ -157,6 +157,8 @@ final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at 
         }
     }
 
+    var durableThrough: SequenceNumber? { inner.durableThrough }
+
     func flush() throws(TargetError) -> SequenceNumber {
         try write()
         guard bug == .acknowledgesEarly, appended > .zero else { return try inner.flush() }

@@ -133,6 +133,8 @@ final class SimulatedLink: ReplicaTarget, @unchecked Sendable {  // one thread
     func append(_ batch: RecordBatch) throws(TargetError) {
         try change { () throws(TargetError) in try inner.append(batch) }
     }
+    /// What came with the last answer.
+    var durableThrough: SequenceNumber? { inner.durableThrough }
     func flush() throws(TargetError) -> SequenceNumber {
         try call(repeats: true) { () throws(TargetError) in try inner.flush() }
     }

@@ -180,12 +180,13 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
     func advance(ns: Int64) { for site in sites { site.pool.disk.advance(ns: ns) } }
 
     func behind(_ site: SimulatedSite) throws {
-        switch random.below(6) {
+        switch random.below(7) {
         case 0: _ = try site.primary?.volume.mergeStep()
         case 1: _ = try site.primary?.volume.coverNextLayer()
         case 2: try site.settle()
         case 3: try site.commitNames()
         case 4: _ = try? site.anyOther().target?.applyStep()
+        case 5: _ = site.anyOther().target?.syncStep()
         default: _ = try? site.anyOther().target?.pool?.volume.mergeStep()
         }
     }
@@ -205,6 +206,7 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         mirrorOptions.runsInBackground = false
         mirrorOptions.historyMs = nil
         mirrorOptions.journal = JournalOptions(segmentBytes: 64 << 10)
+        mirrorOptions.settleBytes = 128 << 10
         let pool = site.pool
         let hasRoles = options.kind == .roles
         // Who connects anew is served; who had it open before finds that it is not.

@@ -119,6 +119,28 @@ import Volume
         try world.check()
     }
 
+    /// What is in the images is settled early where the disk has no room for more of the journal.
+    @Test func theJournalMakesRoomForWhatComes() throws {
+        let fixture = try MirrorFixture()
+        fixture.options.settleBytes = 1 << 30
+        let world = try streaming(fixture)
+        func send(untilSegment number: UInt64) throws {
+            while try fixture.newestSegmentNumber() < number {
+                try self.send(world, 20)
+                #expect(try world.target!.flush() == world.primary.last)
+                while try (world.target as! MirrorTarget).applyStep() {}
+            }
+        }
+        fixture.disk.limitSpace(toBytes: 1 << 30)
+        try send(untilSegment: 80)
+        let journal = try fixture.disk.list("/mirror/journal").count
+        #expect(journal > 20, "it is not settled")
+        fixture.disk.limitSpace(toBytes: 0, showing: 1 << 40)
+        try send(untilSegment: 84)
+        #expect(try fixture.disk.list("/mirror/journal").count < journal)
+        try world.check()
+    }
+
     @Test func aSyncThatFailsBreaksTheConnectionAndNothingElse() throws {
         let fixture = try MirrorFixture()
         let world = try streaming(fixture)
@@ -257,8 +279,12 @@ import Volume
 }
 
 extension MirrorFixture {
+    func newestSegmentNumber() throws -> UInt64 {
+        try disk.list("/mirror/journal").compactMap { UInt64($0.name) }.max() ?? 0
+    }
+
     func newestSegment() throws -> (path: String, lengthBytes: UInt64) {
-        let number = try disk.list("/mirror/journal").compactMap { UInt64($0.name) }.max()!
+        let number = try newestSegmentNumber()
         let path = "/mirror/journal/\(number)"
         return (path, try disk.status(path)!.sizeBytes)
     }

@@ -17,6 +17,38 @@ private final class Folder {
 
 /// A mirror on a real disk, with its threads: what is simulated elsewhere, together.
 @Suite struct RealMirrorTests {
+    /// The next open has nothing to replay once nothing came for a while.
+    @Test func whatWasAppliedIsSettledInAQuietMoment() throws {
+        let folder = try Folder()
+        let path = folder.path + "/mirror"
+        let disk = LinuxDisk()
+        try MirrorTarget.create(path: path, primaryPoolID: "primary", disk: disk)
+        var primary = PrimaryModel(seed: 12) { disk.now() }
+        primary.create()
+        let start = primary.last
+        let shape = primary.shape
+        for _ in 0..<20 { primary.step() }
+        var options = MirrorOptions()
+        options.settleIdleMs = 30
+        let target = MirrorTarget(
+            path: path, primaryPoolID: "primary", poolID: nil, disk: disk, options: options)
+        defer { target.disconnect() }
+        _ = try target.connect(primary.hello)
+        try target.beginStaging(id: 1, shape: shape)
+        try target.commitStaging(id: 1, at: start, snapshot: nil)
+        let rest = primary.records.filter { $0.sequence > start }
+        try withBatch(
+            rest.map(\.bytes), first: rest[0].sequence, last: primary.last, split: 1
+        ) { try target.append($0) }
+        #expect(try target.flush() == primary.last)
+        let pool = try target.opened()
+        let deadline = ContinuousClock.now + .seconds(20)
+        while pool.state.appliedSequence != primary.last, ContinuousClock.now < deadline {
+            Pause.microseconds(1000)
+        }
+        #expect(pool.state.appliedSequence == primary.last)
+    }
+
     /// Streams while others look at it, merges run, and the journal turns over.
     @Test func viewsAreRightWhileTheStreamGoesOn() throws {
         let folder = try Folder()
@@ -32,6 +64,7 @@ private final class Folder {
 
         var options = MirrorOptions()
         options.journal = JournalOptions(segmentBytes: 256 << 10)
+        options.settleBytes = 512 << 10
         options.historyMs = 60_000
         let target = MirrorTarget(
             path: path, primaryPoolID: "primary", poolID: nil, disk: disk, options: options)

@@ -90,6 +90,7 @@ final class MirrorFixture: TargetFixture {
         power = CommitPower(disk: disk)
         options.runsInBackground = false
         options.journal = JournalOptions(segmentBytes: 64 << 10)
+        options.settleBytes = 64 << 10
         for path in ["/mirror", "/mirror/images", "/mirror/quarantine"] {
             try disk.createDirectory(path, mode: 0o700)
             try disk.syncDirectory(parentPath(path))

@@ -44,6 +44,8 @@ int clx_fsync(int fd);
 int clx_syncfs(int fd);
 /// Begins to write a range's pages back and waits for none of it. What fails is told by the next sync.
 int clx_start_writeback(int fd, uint64_t offset, uint64_t length);
+/// Lets go of the memory that holds a range's pages, so far as they are clean.
+int clx_drop_cache(int fd, uint64_t offset, uint64_t length);
 int clx_ftruncate(int fd, uint64_t length);
 int clx_punch_hole(int fd, uint64_t offset, uint64_t length);
 int clx_zero_range(int fd, uint64_t offset, uint64_t length);

@@ -59,17 +59,22 @@ extension Journal {
         }
         let start = live.last { entries[$0].startSequence <= applied } ?? oldest
         var opened: Opened?
+        var backlogBytes: UInt64 = 0
         for index in start...newest {
             if let opened, headers[index].previousChain != opened.chain {
                 throw .damaged(
                     path: entries[index - 1].path,
                     reason: "it was durable to its end and no longer verifies")
             }
-            opened = try read(disk: disk, entry: entries[index], chain: chains[index])
+            opened = try read(
+                disk: disk, entry: entries[index], chain: chains[index], applied: applied)
+            backlogBytes += opened!.backlogBytes
         }
-        return try finish(
+        let journal = try finish(
             opened!, disk: disk, directory: directory, options: options, entries: entries,
             firstSegment: firstSegment)
+        journal.backlogBytes = backlogBytes
+        return journal
     }
 
     private struct Opened {
@@ -77,6 +82,8 @@ extension Journal {
         var end: UInt64
         var chain: UInt64
         var last: SequenceNumber
+        /// In frames that were not applied.
+        var backlogBytes: UInt64 = 0
     }
 
     private static func segmentNumbers(
@@ -93,7 +100,7 @@ extension Journal {
 
     /// Reads one segment up to where its whole frames end.
     private static func read(
-        disk: Disk, entry: Entry, chain: UInt64
+        disk: Disk, entry: Entry, chain: UInt64, applied: SequenceNumber
     ) throws(JournalError) -> Opened {
         let (segment, _) = try JournalSegment.open(
             disk: disk, path: entry.path, number: entry.number)
@@ -107,6 +114,7 @@ extension Journal {
             opened.end += header.totalBytes
             opened.chain = next
             opened.last = header.last
+            if header.last > applied { opened.backlogBytes += header.payloadBytes }
         }
         return opened
     }

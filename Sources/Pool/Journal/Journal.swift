@@ -29,8 +29,6 @@ package final class Journal: @unchecked Sendable {  // see the locks below
         var end: UInt64
         var durableEnd: UInt64
         var capacity: UInt64
-        /// The disk was asked to begin with what is before.
-        var writebackEnd = JournalSegmentHeader.bytes
     }
 
     let disk: Disk
@@ -55,6 +53,8 @@ package final class Journal: @unchecked Sendable {  // see the locks below
     private var failure: SystemError?
     /// Opening cut something off.
     package internal(set) var wasTorn = false
+    /// What opening found that was not applied.
+    package internal(set) var backlogBytes: UInt64 = 0
 
     init(
         disk: Disk, directory: String, options: JournalOptions, segments: [Entry],
@@ -118,7 +118,6 @@ package final class Journal: @unchecked Sendable {  // see the locks below
             }
         }
         now.end += header.totalBytes
-        startWriteback(&now)
         lock.withLock {
             if let current { now.durableEnd = max(now.durableEnd, current.durableEnd) }
             current = now
@@ -126,16 +125,6 @@ package final class Journal: @unchecked Sendable {  // see the locks below
             lastSequence = last
         }
     }
-
-    /// A busy journal gathers a hundred megabytes between two syncs: begun early, the sync is short, and
-    /// so is what a target lags behind.
-    private func startWriteback(_ now: inout Current) {
-        guard now.end - now.writebackEnd >= Self.writebackBytes else { return }
-        now.segment.file.startWriteback(
-            at: now.writebackEnd, length: now.end - now.writebackEnd)
-        now.writebackEnd = now.end
-    }
-    private static let writebackBytes: UInt64 = 4 << 20
 
     private func place(for bytes: UInt64) throws(JournalError) -> Current {
         if let current = lock.withLock({ current }), current.end + bytes <= current.capacity {

@@ -172,6 +172,8 @@ package enum SessionEvent: Sendable {
     case flushWanted(SequenceNumber)
     /// The ring was full: the stream is not held for the target any more.
     case ringOverflowed
+    /// The target says by itself up to where what it took is durable.
+    case becameDurable(through: SequenceNumber)
     /// The answer to `recordStale`.
     case staleRecorded
     /// Blocks of a resync go no faster than this from now on; nil: as fast as they can.

@@ -159,6 +159,10 @@ package struct TargetSession: Sendable {
             let reason = "it fell behind further than the write stream reaches back"
             fail(TargetError(.io, reason), now, &effects)
             giveUp(reason, now, &effects)
+        case .becameDurable(let through):
+            guard state == .streaming, min(through, sent) > durable else { break }
+            noteFlushed(min(through, sent), now, &effects)
+            if sent > durable { unflushedSinceNs = now }
         case .staleRecorded: stopCounting(now, &effects)
         case .rateChanged(let rate): bucket = rate.map(TokenBucket.init(bytesPerSecond:))
         case .flushBoundsChanged(let intervalMs, let bytes):

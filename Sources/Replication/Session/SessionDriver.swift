@@ -219,7 +219,10 @@ package final class SessionDriver: @unchecked Sendable {
             pending = nil
             lock.unlock()
             let event = perform(operation)
+            // What it has by itself need not be waited for.
+            let durable = operation == .send ? target?.durableThrough : nil
             lock.lock()
+            if let durable { apply(.becameDurable(through: durable)) }
             apply(event)
             changed.broadcast()
             if takeReplies() {

@@ -166,6 +166,10 @@ package protocol ReplicaTarget: AnyObject, Sendable {
     /// - Returns: everything up to here survives the target's power loss; it is the checkpoint.
     func flush() throws(TargetError) -> SequenceNumber
 
+    /// Up to where records that were appended on this connection are known to survive the target's
+    /// power loss, without asking it: nil where it says so only when it is asked.
+    var durableThrough: SequenceNumber? { get }
+
     /// Begins, or goes on with, a staging on top of the checkpoint, which stays mountable. Images and
     /// names become those of `shape`; the batches that follow change them further, and may repeat
     /// what led to it.

@@ -1,7 +1,7 @@
 import Replication
 import SystemIO
 
-/// The thread that applies what is durable in a mirror's journal.
+/// The thread that applies what is durable in a mirror's journal, and settles it when nothing more comes.
 final class ApplyWorker: @unchecked Sendable {  // fields are under `lock`
     private let lock = Lock()
     private let changed = Condition()
@@ -24,17 +24,33 @@ final class ApplyWorker: @unchecked Sendable {  // fields are under `lock`
     private var shouldStop: Bool { lock.withLock { isStopping } }
 
     private func run(_ pool: MirrorPool) {
-        while true {
-            lock.lock()
-            while !isWoken && !isStopping { changed.wait(lock) }
-            isWoken = false
-            let stop = isStopping
-            lock.unlock()
-            if stop { return }
+        var isSettled = false
+        while let isWork = waitForWork(idleMs: isSettled ? nil : pool.options.settleIdleMs) {
             // A failure is told to whoever appends next.
-            do throws(TargetError) { while !shouldStop, try pool.applyStep() {} } catch {
+            do throws(TargetError) {
+                if !isWork {
+                    isSettled = true
+                    try pool.settle()
+                }
+                while !shouldStop, try pool.applyStep() { isSettled = false }
+            } catch {
                 pool.log.error("applying the journal of \(pool.store.path): \(error)")
             }
+        }
+    }
+
+    /// - Returns: false when nothing came for so long; nil at the end.
+    private func waitForWork(idleMs: Int64?) -> Bool? {
+        lock.withLock {
+            while !isWoken, !isStopping {
+                guard let idleMs else {
+                    changed.wait(lock)
+                    continue
+                }
+                if !changed.wait(lock, timeoutMs: idleMs) { break }
+            }
+            defer { isWoken = false }
+            return isStopping ? nil : isWoken
         }
     }
 

@@ -42,6 +42,11 @@ package struct MirrorOptions: Sendable {
     /// Beyond this, who appends applies first: the journal must not fill the disk with what the
     /// images lack.
     package var maxUnappliedBytes: UInt64 = 1 << 30
+    /// Bytes that are applied before the images are synced and the journal's segments may go, at most
+    /// (see ``SettleBudget``). (PostgreSQL's `max_wal_size`, with its default.)
+    package var settleBytes: UInt64 = 1 << 30
+    /// When nothing came for so long, it is done all the same.
+    package var settleIdleMs: Int64 = 5000
     /// Images that do not verify are left out, instead of refusing the whole mirror.
     package var toleratesDamage = false
     package init() {}
@@ -59,9 +64,9 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
     private let updating = Lock()
     private let recordLock = Lock()
     private var record: ReplicaRecord
-    private let countLock = Lock()
-    private var unapplied: UInt64 = 0
-    private var applyFailure: TargetError?
+    let countLock = Lock()
+    var unapplied: UInt64 = 0
+    var applyFailure: TargetError?
     private var openViews = 0
     private var whenViewless: (@Sendable () -> Void)?
     /// What it has that the primary which is connected has not.
@@ -69,11 +74,12 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
     /// Of the views that are open.
     let lease = ViewLease()
     // Under `applying`:
-    private var applier: RecordApplier?
-    private var reader: JournalReader?
+    var applier: RecordApplier?
+    var reader: JournalReader?
     /// In the images, durable or not.
-    private(set) var position: SequenceNumber
-    private var bytesSinceNoted: UInt64 = 0
+    var position: SequenceNumber
+    var bytesSinceNoted: UInt64 = 0
+    var settleBudget: SettleBudget
     /// When the newest base of the history was made; 0 where there is none in this story.
     var newestBaseNs: Int64 = 0
     var nextViewNumber = 1
@@ -86,6 +92,8 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
         self.options = options
         self.record = record
         position = record.appliedSequence
+        settleBudget = SettleBudget(
+            leastBytes: options.journal.segmentBytes, mostBytes: options.settleBytes)
         volume = try TargetError.volume { () throws(VolumeError) in
             try Volume(
                 store: store,
@@ -109,6 +117,8 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
         do throws(TargetError) {
             try dropLeftovers()
             try findBases()
+            unapplied = journal.backlogBytes
+            settleBudget.limit(freeBytes: freeBytes)
         } catch {
             volume.abandon()
             throw error
@@ -206,141 +216,6 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
             try internalSnapshots().filter {
                 $0.name != needed && !Self.isBase($0) && !isPinned($0)
             })
-    }
-
-    // MARK: Journal
-
-    func append(_ batch: RecordBatch) throws(TargetError) {
-        try RecordReader.check(batch)
-        if let failure = countLock.withLock({ applyFailure }) {
-            // A disk that was full may have room by now; after anything else only opening helps.
-            guard failure.kind == .noSpace else { throw failure }
-            try applyAll()
-        }
-        if unappliedBytes > options.maxUnappliedBytes {
-            _ = try flush()
-            try applyAll()
-        }
-        try TargetError.journal { () throws(JournalError) in
-            try journal.append(
-                batch.pieces, first: batch.firstSequence, last: batch.lastSequence)
-        }
-        countLock.withLock { unapplied += UInt64(batch.lengthBytes) }
-    }
-
-    func flush() throws(TargetError) -> SequenceNumber {
-        try TargetError.journal { () throws(JournalError) in try journal.sync() }
-    }
-
-    /// In the journal since it was opened, and not yet in the images.
-    var unappliedBytes: UInt64 { countLock.withLock { unapplied } }
-
-    // MARK: Applying what is durable in the journal
-
-    /// Applies one batch.
-    /// - Returns: false when there is none.
-    func applyStep() throws(TargetError) -> Bool {
-        try applying.withLock { () throws(TargetError) in try applyStepLocked() }
-    }
-
-    private func applyStepLocked() throws(TargetError) -> Bool {
-        do throws(TargetError) {
-            let didApply = try applyNext()
-            countLock.withLock { applyFailure = nil }
-            return didApply
-        } catch {
-            // The reader is past what failed: the next attempt begins anew where all is well.
-            reader = nil
-            countLock.withLock { applyFailure = error }
-            // What is kept for looking back makes room for what comes.
-            if error.kind == .noSpace, try dropHistory() { return true }
-            throw error
-        }
-    }
-
-    private func applyNext() throws(TargetError) -> Bool {
-        guard state.staging == nil else { return false }
-        let limit = journal.durableSequence
-        guard position < limit else { return false }
-        let reader = self.reader ?? journal.reader(after: position)
-        self.reader = reader
-        let frame = try TargetError.journal { () throws(JournalError) in
-            try reader.next(through: limit)
-        }
-        guard let frame else { return false }
-        let applier = self.applier ?? streamApplier()
-        self.applier = applier
-        let applied = position
-        try RecordReader.forEach(in: frame.payload) { (record, payload) throws(TargetError) in
-            guard record.sequence > applied else { return }
-            try applier.apply(record, payload)
-        }
-        position = frame.last
-        let bytes = UInt64(frame.payload.count)
-        countLock.withLock { unapplied -= min(unapplied, bytes) }
-        bytesSinceNoted += bytes
-        if bytesSinceNoted >= options.journal.segmentBytes || isBaseDue { try noteApplied() }
-        return true
-    }
-
-    private func streamApplier() -> RecordApplier {
-        // It lives no longer than its pool does.
-        RecordApplier(
-            volume: volume, source: .stream, structure: state.structureSequence,
-            toleratesDamage: options.toleratesDamage
-        ) { [unowned self] (progress, transaction) throws(TargetError) in
-            try update(
-                { record in
-                    record.structureSequence = progress.sequence
-                    if progress.isDurable { record.appliedSequence = progress.sequence }
-                }, in: transaction)
-        }
-    }
-
-    /// R2: makes what was applied durable, notes it, and lets the journal's segments go.
-    func noteApplied() throws(TargetError) {
-        applier?.settleTimes()
-        try TargetError.volume { () throws(VolumeError) in try volume.flushAll() }
-        let position = position
-        if state.appliedSequence != position {
-            try update {
-                $0.appliedSequence = position
-                $0.structureSequence = max($0.structureSequence, position)
-            }
-        }
-        bytesSinceNoted = 0
-        let history = try keepHistory()
-        try TargetError.journal { () throws(JournalError) in
-            try journal.free(through: position, keepingAfter: history)
-        }
-    }
-
-    /// Everything that is durable in the journal is durable in the images afterwards.
-    func applyAll() throws(TargetError) {
-        try applying.withLock { () throws(TargetError) in
-            try catchUp()
-            guard state.staging == nil else { return }
-            try noteApplied()
-        }
-    }
-
-    /// Everything that is durable in the journal is in the images afterwards.
-    func catchUp() throws(TargetError) { while try applyStepLocked() {} }
-
-    /// When the last operation that was applied was made, by the primary's clock; 0 for not known.
-    var lastAppliedNs: Int64 { applier?.lastNs ?? 0 }
-
-    /// The images were changed otherwise: the stream goes on after `sequence`.
-    /// - Parameter isNew: the journal holds nothing of it yet.
-    func beginStream(after sequence: SequenceNumber, isNew: Bool) {
-        if isNew {
-            journal.restart(after: sequence)
-            countLock.withLock { unapplied = 0 }
-        }
-        position = sequence
-        reader = nil
-        applier = nil
-        bytesSinceNoted = 0
     }
 
     // MARK: Views

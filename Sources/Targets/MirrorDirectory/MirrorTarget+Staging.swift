@@ -7,6 +7,8 @@ extension MirrorTarget {
         try guarded { (pool) throws(TargetError) in
             staging = nil
             endComparing()
+            // From here on the journal stands still, and goes on with the story that is committed.
+            syncer?.forget()
             try pool.beginStaging(id)
             try pool.shape(shape)
             staging = Staging(

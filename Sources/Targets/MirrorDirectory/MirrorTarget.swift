@@ -34,6 +34,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     private var boundPoolID: String?
     private var reach: (fromNs: Int64?, readAtNs: Int64) = (nil, 0)
     private var worker: ApplyWorker?
+    var syncer: JournalSyncer?
     private var failure: TargetError?
     private var openedCatalog: (device: UInt64, inode: UInt64)?
     private(set) var hello: PrimaryHello?
@@ -94,6 +95,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
 
     package func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
         if failure != nil { disconnect() }
+        syncer?.forget()
         staging = nil
         guard hello.poolID == primaryPoolID else {
             throw TargetError(.absent, "\(path) is a mirror of another pool")
@@ -109,7 +111,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             self.hello = hello
             // What an earlier connection appended counts, too.
             if pool.state.staging == nil { _ = try pool.flush() }
-            if worker == nil, options.runsInBackground { worker = ApplyWorker(pool) }
+            if syncer == nil { startWorkers(pool) }
             worker?.wake()
             let state = pool.state
             let diverged = try pool.divergence(from: hello)
@@ -168,7 +170,21 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
                 + ". Is the disk mounted that it is on?")
     }
 
+    private func startWorkers(_ pool: MirrorPool) {
+        let applier = options.runsInBackground ? ApplyWorker(pool) : nil
+        worker = applier
+        syncer = JournalSyncer(onThread: options.runsInBackground) { [weak self] in
+            guard let self, let durable = try? pool.flush(), (try? requireInPlace()) != nil else {
+                return nil
+            }
+            applier?.wake()
+            return durable
+        }
+    }
+
     package func disconnect() {
+        syncer?.stop()
+        syncer = nil
         worker?.stop()
         worker = nil
         endComparing()
@@ -238,8 +254,15 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
                     .io, "the stream does not go on from what \(path) has: it needs a resync")
             }
             try pool.append(batch)
+            syncer?.appended(batch.lengthBytes)
         }
     }
+
+    package var durableThrough: SequenceNumber? { syncer?.durableThrough }
+
+    /// Syncs the journal, where nobody does it behind.
+    /// - Returns: false when nothing was appended.
+    package func syncStep() -> Bool { syncer?.step() ?? false }
 
     package func flush() throws(TargetError) -> SequenceNumber {
         defer { worker?.wake() }

@@ -367,6 +367,9 @@ package final class RawMirror: ReplicaTarget, @unchecked Sendable {
         try TargetError.system { () throws(SystemError) in try log.append(entry) }
     }
 
+    /// Only a flush knows: its files are synced one by one.
+    package var durableThrough: SequenceNumber? { nil }
+
     package func flush() throws(TargetError) -> SequenceNumber {
         try guarded { (_) throws(TargetError) in
             guard state.staging == nil else { return position ?? .zero }

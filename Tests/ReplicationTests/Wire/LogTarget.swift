@@ -35,6 +35,7 @@ final class LogTarget: ReplicaTarget, @unchecked Sendable {  // one thread
         written = batch.lastSequence
         batch.forEach { record, _ in taken.append(record.sequence.rawValue) }
     }
+    var durableThrough: SequenceNumber? { nil }
     func flush() throws(TargetError) -> SequenceNumber {
         try note("flush")
         checkpoint = written

@@ -101,6 +101,9 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
         try connected().append(batch, tellsReceived: tellsReceived)
     }
 
+    /// What the server said by itself.
+    package var durableThrough: SequenceNumber? { acknowledged?.durable }
+
     package func flush() throws(TargetError) -> SequenceNumber {
         guard case .flushed(let through) = try connected().ask(.flush) else { throw unexpected }
         return through
