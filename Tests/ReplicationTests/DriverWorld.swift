@@ -62,7 +62,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
         options.mode = seed % 2 == 0 ? .async : .flush
         if seed % 6 == 0 { options.intervalMs = 400 }
         options.chunkBlocks = 5
-        options.chunksPerSync = 3
+        options.blocksPerSync = 15
         options.streamBytesPerSync = 30_000
         if seed % 5 == 0 { options.bytesPerSecond = 1 << 20 }
         let connects: any ReplicaTarget = faulty ?? target

@@ -80,7 +80,7 @@ struct SessionWorld {
         options.rearmMs = 60
         options.longestRearmMs = 500
         options.chunkBlocks = 3
-        options.chunksPerSync = 3
+        options.blocksPerSync = 9
         session = TargetSession(options: options, seed: seed)
     }
 

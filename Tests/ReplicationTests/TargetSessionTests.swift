@@ -120,6 +120,47 @@ import Testing
             told(99, &session).contains(.acknowledge(.durable, SequenceNumber(rawValue: 22))))
     }
 
+    /// … from the next chunk on; and in large ones again when nobody writes any more.
+    @Test func besideAWriterBlocksGoInSmallChunks() {
+        var options = SessionOptions()
+        options.chunkBlocks = 512
+        options.courteousChunkBlocks = 32
+        var session = TargetSession(options: options, seed: 1)
+        let position = StreamPosition(
+            isSameIncarnation: false, holdsAllAfterCheckpoint: false, isDirty: true,
+            acknowledged: .zero, isNew: true)
+        let report = ReplicaReport(
+            incarnationID: nil, generation: nil, checkpoint: .zero, snapshots: [], staging: nil)
+        _ = session.apply(.start, now: 0)
+        _ = session.apply(.connected(report, position), now: 1)
+        if session.state == .negotiating { _ = session.apply(.compared, now: 2) }
+        let image = ImageID(rawValue: 1)
+        let all = BlockSet([BlockRange(start: 0, count: 4096)])
+        func staged(_ effects: [SessionEffect]) -> BlockChunk? {
+            for case .run(.stageBlocks(let chunk, _)) in effects { return chunk }
+            return nil
+        }
+        var chunk = staged(
+            session.apply(
+                .legOpened(
+                    LegSummary(
+                        end: .head, blocks: [image: all], shapeSequence: .zero, streamFrom: .zero)),
+                now: 3))
+        for (isWritten, blocks) in [(false, UInt64(512)), (true, 32), (true, 32), (false, 512)] {
+            _ = session.apply(.othersWrite(isWritten), now: 4)
+            var next: BlockChunk?
+            // The stream has its turn between.
+            while next == nil {
+                let effects = session.apply(
+                    chunk.map { .blocksStaged($0, StagedStretch()) }
+                        ?? .streamStaged(StagedStretch()), now: 5)
+                next = staged(effects)
+                chunk = next
+            }
+            #expect(next?.blockCount == blocks)
+        }
+    }
+
     /// What a new target lacks is told as if it had nothing: what it has beyond that would stay. And it never
     /// goes back to a cut from before what it shows.
     @Test(arguments: [false, true]) func aNewTargetThatHasSomethingIsCompared(isSame: Bool) {

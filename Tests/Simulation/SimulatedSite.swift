@@ -170,7 +170,7 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
         hubOptions.runsInBackground = false
         hubOptions.connects = connects
         hubOptions.session.chunkBlocks = 4
-        hubOptions.session.chunksPerSync = 3
+        hubOptions.session.blocksPerSync = 12
         let hub = try TargetHub(
             volume: volume, stream: stream, suspects: volume.suspects(), options: hubOptions
         ) { [unowned self] (record) throws(TargetError) in try world.open(record, for: self) }

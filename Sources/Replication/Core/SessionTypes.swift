@@ -24,8 +24,10 @@ package struct SessionOptions: Sendable, Hashable {
     package var longestRetryMs: Int64 = 10_000
     /// Blocks read and staged at once.
     package var chunkBlocks: UInt64 = 512
-    /// Chunks between two syncs of the staging.
-    package var chunksPerSync = 128
+    /// … while somebody writes to the pool: what keeps a processor from a guest is to be short.
+    package var courteousChunkBlocks: UInt64 = 32
+    /// Blocks between two syncs of the staging.
+    package var blocksPerSync: UInt64 = 65_536
     /// Bytes of the stream beside them after which the staging is synced, so that the ring need not
     /// hold them until the commit.
     package var streamBytesPerSync = 16 << 20
@@ -176,6 +178,8 @@ package enum SessionEvent: Sendable {
     case becameDurable(through: SequenceNumber)
     /// The answer to `recordStale`.
     case staleRecorded
+    /// Somebody writes to the pool, or nobody does any more: see ``Courtesy``.
+    case othersWrite(Bool)
     /// Blocks of a resync go no faster than this from now on; nil: as fast as they can.
     case rateChanged(bytesPerSecond: UInt64?)
     /// See ``SessionOptions/flushIntervalMs`` and ``SessionOptions/flushBytes``.

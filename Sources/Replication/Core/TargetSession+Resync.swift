@@ -23,7 +23,7 @@ extension TargetSession {
         var unsynced: [BlockChunk] = []
         /// Staged and synced; to be done again when the whole staging is lost.
         var synced: [ImageID: BlockSet] = [:]
-        var batchesSinceSync = 0
+        var blocksSinceSync: UInt64 = 0
         /// Carried by the stream since the last sync; should the staging be lost before the next, the
         /// ring still has it.
         var unsyncedStream: [ImageID: BlockSet] = [:]
@@ -43,7 +43,7 @@ extension TargetSession {
         mutating func noteStaged(_ chunk: BlockChunk) {
             unsynced.append(chunk)
             remove(chunk.blocks, of: chunk.image)
-            batchesSinceSync += 1
+            blocksSinceSync += chunk.blockCount
         }
 
         mutating func remove(_ blocks: BlockSet, of image: ImageID) {
@@ -61,7 +61,7 @@ extension TargetSession {
 
         private mutating func forgetUnsynced() {
             unsynced = []
-            batchesSinceSync = 0
+            blocksSinceSync = 0
             unsyncedStream = [:]
             streamBytesSinceSync = 0
         }
@@ -101,13 +101,15 @@ extension TargetSession {
             return .openLeg(stagingID: resync!.stagingID)
         }
         defer { resync = leg }
-        if leg.batchesSinceSync >= options.chunksPerSync
+        if leg.blocksSinceSync >= options.blocksPerSync
             || leg.streamBytesSinceSync >= options.streamBytesPerSync
         {
             return .syncStaging
         }
         let blocks = leg.nextChunks(
-            limit: min(bucket?.chunkBlocks ?? .max, options.chunkBlocks))
+            limit: min(
+                bucket?.chunkBlocks ?? .max,
+                makesWay ? options.courteousChunkBlocks : options.chunkBlocks))
         let hasStream = leg.holdsStream && leg.end == .head && hasRecords
         // What goes on streaming catches up first; one with a schedule has what its run is for, and need not
         // keep pace with the writers.

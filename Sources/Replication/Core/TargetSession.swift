@@ -97,6 +97,8 @@ package struct TargetSession: Sendable {
     /// … for everybody, because somebody asked for it.
     var isReleasing = false
     var pauseWanted = false
+    /// A resync goes in small steps.
+    package internal(set) var makesWay = false
     /// What the blocks of a resync have to wait for; nil: nothing.
     var bucket: TokenBucket?
     /// The target was let go of since it was last connected.
@@ -164,6 +166,7 @@ package struct TargetSession: Sendable {
             noteFlushed(min(through, sent), now, &effects)
             if sent > durable { unflushedSinceNs = now }
         case .staleRecorded: stopCounting(now, &effects)
+        case .othersWrite(let isSo): makesWay = isSo
         case .rateChanged(let rate): bucket = rate.map(TokenBucket.init(bytesPerSecond:))
         case .flushBoundsChanged(let intervalMs, let bytes):
             (options.flushIntervalMs, options.flushBytes) = (intervalMs, bytes)

@@ -1,6 +1,7 @@
 // A resync makes way for guests. Where the pool is written while blocks are read and staged, one thread
-// reads and stages, and rests twice as long as it works: the guest finds a processor and a disk that are
-// mostly free. Where nobody writes, it goes as fast as it can. (DRBD's resync controller and Linux's md do
+// reads and stages a few at a time, and rests twice as long as it works: the guest finds a processor and a
+// disk that are mostly free, and never busy for long. (A low priority alone does not do: a scheduler that is
+// fair over time lets who slept go on to the next tick of the clock, milliseconds away.) Where nobody writes, it goes as fast as it can. (DRBD's resync controller and Linux's md do
 // the same, down to far less: `c-min-rate`, `speed_limit_min`.)
 
 import BlockCore

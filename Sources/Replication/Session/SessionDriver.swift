@@ -223,6 +223,9 @@ package final class SessionDriver: @unchecked Sendable {
             let durable = operation == .send ? target?.durableThrough : nil
             lock.lock()
             if let durable { apply(.becameDurable(through: durable)) }
+            if courtesy.isWritten != session.makesWay {
+                apply(.othersWrite(courtesy.isWritten))
+            }
             apply(event)
             changed.broadcast()
             if takeReplies() {
@@ -299,6 +302,9 @@ package final class SessionDriver: @unchecked Sendable {
         } catch { return .failed(error) }
     }
 
+    /// Nobody notices if it is slept through.
+    private static let shortRestNs: Int64 = 2_000_000
+
     /// - Returns: when the next chunk's turn came, in nanoseconds.
     private func makeWay() -> Int64 {
         lock.lock()
@@ -306,7 +312,13 @@ package final class SessionDriver: @unchecked Sendable {
         while !isStopping {
             let leftNs = courtesy.restsUntilNs - clock()
             guard leftNs > 0 else { break }
-            _ = changed.wait(lock, timeoutMs: leftNs / 1_000_000 + 1)
+            if leftNs < Self.shortRestNs {
+                lock.unlock()
+                Pause.microseconds(UInt32(leftNs / 1000))
+                lock.lock()
+            } else {
+                _ = changed.wait(lock, timeoutMs: leftNs / 1_000_000)
+            }
         }
         let nowNs = clock()
         courtesy.look(at: stream.lastSequence, nowNs: nowNs)

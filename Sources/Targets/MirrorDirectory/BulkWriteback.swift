@@ -12,7 +12,7 @@ enum BulkPiece {
 
 struct BulkWriteback {
     /// Long enough that the disk writes in sequence, short enough for one system call (``BulkPiece``).
-    private static let runBytes: UInt64 = 1 << 20
+    private static let runBytes: UInt64 = 256 << 10
     private var image: ImageID?
     private var start: UInt64 = 0
     private var end: UInt64 = 0
