@@ -415,6 +415,9 @@ private final class CheckedJournal {
         try journal.journal.free(
             through: SequenceNumber(rawValue: journal.applied), keepingAfter: .zero)
         #expect(journal.journal.entries.count == count)
+        #expect(throws: JournalError.self) { for _ in 0..<30 { try journal.append() } }
+        journal.frames.removeLast()
+        #expect(try journal.journal.freeHistory())
         for _ in 0..<30 {
             try journal.append()
             try journal.sync()

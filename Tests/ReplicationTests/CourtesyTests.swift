@@ -10,7 +10,7 @@ import Testing
         for turn in Int64(0)..<20 {
             courtesy.look(at: number(7), nowNs: turn * 10_000_000)
             #expect(!courtesy.isWritten)
-            courtesy.worked(fromNs: turn * 10_000_000, nowNs: turn * 10_000_000 + 5_000_000)
+            courtesy.worked(forNs: 5_000_000, nowNs: turn * 10_000_000 + 5_000_000)
             #expect(courtesy.restsUntilNs == 0)
         }
     }
@@ -25,7 +25,7 @@ import Testing
             sequence += 3
             courtesy.look(at: number(sequence), nowNs: now)
             #expect(courtesy.isWritten)
-            courtesy.worked(fromNs: now, nowNs: now + 4_000_000)
+            courtesy.worked(forNs: 4_000_000, nowNs: now + 4_000_000)
             worked += 4_000_000
             now = max(now + 4_000_000, courtesy.restsUntilNs)
         }
@@ -39,7 +39,7 @@ import Testing
         var courtesy = Courtesy()
         courtesy.look(at: number(1), nowNs: 0)
         courtesy.look(at: number(2), nowNs: 1)
-        courtesy.worked(fromNs: 1, nowNs: 10_000_000_001)
+        courtesy.worked(forNs: 10_000_000_000, nowNs: 10_000_000_001)
         #expect(courtesy.restsUntilNs <= 10_050_000_001)
     }
 }

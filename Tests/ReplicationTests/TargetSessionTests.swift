@@ -113,6 +113,7 @@ import Testing
         #expect(effects == [.acknowledge(.durable, SequenceNumber(rawValue: 15))])
         #expect(told(15, &session).isEmpty)
         // What was durable counts no more towards the next flush.
+        #expect(told(20, &session) == [.acknowledge(.durable, SequenceNumber(rawValue: 20))])
         let next = session.apply(
             .sent(through: SequenceNumber(rawValue: 22), bytes: 900, isBarrierNext: false), now: 4)
         #expect(!next.contains(.run(.flush)))

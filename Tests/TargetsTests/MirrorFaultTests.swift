@@ -119,9 +119,11 @@ import Volume
         try world.check()
     }
 
-    /// What is in the images is settled early where the disk has no room for more of the journal.
-    @Test func theJournalMakesRoomForWhatComes() throws {
+    /// What is in the images is settled early where the disk has no room for more of the journal, also
+    /// where what is kept for looking back finds none.
+    @Test(arguments: [Int64(0), 40]) func theJournalMakesRoomForWhatComes(historyMs: Int64) throws {
         let fixture = try MirrorFixture()
+        fixture.options.historyMs = historyMs
         fixture.options.settleBytes = 1 << 30
         let world = try streaming(fixture)
         func send(untilSegment number: UInt64) throws {

@@ -49,6 +49,25 @@ private final class Folder {
         #expect(pool.state.appliedSequence == primary.last)
     }
 
+    /// Files that were deleted underfoot take everything, for nobody.
+    @Test func nothingIsCommittedToAMirrorThatIsGone() throws {
+        let folder = try Folder()
+        let path = folder.path + "/mirror"
+        let disk = LinuxDisk()
+        try MirrorTarget.create(path: path, primaryPoolID: "primary", disk: disk)
+        var primary = PrimaryModel(seed: 13) { disk.now() }
+        primary.create()
+        let target = MirrorTarget(path: path, primaryPoolID: "primary", poolID: nil, disk: disk)
+        defer { target.disconnect() }
+        _ = try target.connect(primary.hello)
+        try target.beginStaging(id: 1, shape: primary.shape)
+        try FileManager.default.moveItem(atPath: path, toPath: path + "-gone")
+        let failure = #expect(throws: TargetError.self) {
+            try target.commitStaging(id: 1, at: primary.last, snapshot: nil)
+        }
+        #expect(failure?.kind == .absent)
+    }
+
     /// Streams while others look at it, merges run, and the journal turns over.
     @Test func viewsAreRightWhileTheStreamGoesOn() throws {
         let folder = try Folder()

@@ -131,12 +131,7 @@ package final class Journal: @unchecked Sendable {  // see the locks below
             return current
         }
         _ = try sync()
-        do throws(JournalError) { return try begin(roomFor: bytes) } catch {
-            guard case .system(let system) = error, system.isNoSpace, try freeHistory() else {
-                throw error
-            }
-            return try begin(roomFor: bytes)
-        }
+        return try begin(roomFor: bytes)
     }
 
     /// Makes the next segment (J2). All before is durable.

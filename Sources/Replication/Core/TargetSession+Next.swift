@@ -56,8 +56,8 @@ extension TargetSession {
         }
         let isWanted = flushWanted > durable
         if isWanted, sent >= flushWanted || !hasRecords, sent > durable { return .flush }
-        if unflushedBytes >= options.flushBytes, sent > durable { return .flush }
-        if let unflushedSinceNs, sent > durable {
+        if unflushed.bytes >= options.flushBytes, sent > durable { return .flush }
+        if let unflushedSinceNs = unflushed.sinceNs, sent > durable {
             let due = unflushedSinceNs + options.flushIntervalMs * 1_000_000
             if now >= due { return .flush }
             if !hasRecords { effects.append(.wake(atNs: due)) }

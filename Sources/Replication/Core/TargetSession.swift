@@ -90,8 +90,9 @@ package struct TargetSession: Sendable {
     var hasRecords = false
     /// The next record is a barrier: what it stands for has to be staged.
     var metBarrier = false
-    var unflushedSinceNs: Int64?
-    var unflushedBytes: UInt64 = 0
+    /// Of what is waited for: when it last came nearer.
+    private var flushProgressNs: Int64 = 0
+    var unflushed = UnflushedStretches()
     /// Waits for `staleRecorded`; then it stops counting.
     var isDegrading = false
     /// … for everybody, because somebody asked for it.
@@ -163,8 +164,7 @@ package struct TargetSession: Sendable {
             giveUp(reason, now, &effects)
         case .becameDurable(let through):
             guard state == .streaming, min(through, sent) > durable else { break }
-            noteFlushed(min(through, sent), now, &effects)
-            if sent > durable { unflushedSinceNs = now }
+            noteDurable(min(through, sent), now, &effects)
         case .staleRecorded: stopCounting(now, &effects)
         case .othersWrite(let isSo): makesWay = isSo
         case .rateChanged(let rate): bucket = rate.map(TokenBucket.init(bytesPerSecond:))
@@ -277,8 +277,7 @@ package struct TargetSession: Sendable {
         isReleased = false
         hasRecords = false
         metBarrier = false
-        unflushedSinceNs = nil
-        unflushedBytes = 0
+        unflushed.removeAll()
         resync?.suspend()
     }
 
@@ -411,8 +410,7 @@ package struct TargetSession: Sendable {
         state = .streaming
         outage = nil
         resync = nil
-        unflushedSinceNs = nil
-        unflushedBytes = 0
+        unflushed.removeAll()
         if isLost {
             isLost = false
             effects.append(.find)
@@ -450,21 +448,37 @@ package struct TargetSession: Sendable {
         sent = max(sent, through)
         adaptive?.note(.written, tookNs: now - sendingSinceNs, nowNs: now)
         if policy.hearsOfWrites { effects.append(.acknowledge(.written, sent)) }
-        if unflushedSinceNs == nil { unflushedSinceNs = now }
-        unflushedBytes += UInt64(bytes)
+        unflushed.note(through: sent, bytes: UInt64(bytes), nowNs: now)
     }
 
     private mutating func noteFlushed(
         _ through: SequenceNumber, _ now: Int64, _ effects: inout [SessionEffect]
     ) {
-        unflushedSinceNs = nil
-        unflushedBytes = 0
+        unflushed.removeAll()
         guard through > durable else { return }
         if flushWanted > durable {
             adaptive?.note(.durable, tookNs: now - flushWantedSinceNs, nowNs: now)
         }
-        durable = through
+        becomeDurable(through, now, &effects)
         if flushWanted > durable { flushWantedSinceNs = now }
+    }
+
+    /// It got further without being asked. Who waits for more than that waits since it began to.
+    private mutating func noteDurable(
+        _ through: SequenceNumber, _ now: Int64, _ effects: inout [SessionEffect]
+    ) {
+        unflushed.remove(through: through)
+        if flushWanted > durable, flushWanted <= through {
+            adaptive?.note(.durable, tookNs: now - flushWantedSinceNs, nowNs: now)
+        }
+        becomeDurable(through, now, &effects)
+    }
+
+    private mutating func becomeDurable(
+        _ through: SequenceNumber, _ now: Int64, _ effects: inout [SessionEffect]
+    ) {
+        durable = through
+        flushProgressNs = now
         effects.append(.acknowledge(.durable, durable))
     }
 
@@ -490,7 +504,8 @@ package struct TargetSession: Sendable {
         let limitNs = options.timeoutMs * 1_000_000
         let silence = "it has made no progress for \(options.timeoutMs) ms"
         if state == .streaming, let outstanding {
-            let isWaitedFor = flushWanted > durable && now - flushWantedSinceNs > limitNs
+            let isWaitedFor =
+                flushWanted > durable && now - max(flushWantedSinceNs, flushProgressNs) > limitNs
             guard now - outstanding.sinceNs > limitNs || isWaitedFor else {
                 return rearm(now, &effects)
             }

@@ -32,8 +32,8 @@ package struct Courtesy: Sendable, Hashable {
     }
 
     /// A chunk was worked off.
-    package mutating func worked(fromNs: Int64, nowNs: Int64) {
+    package mutating func worked(forNs: Int64, nowNs: Int64) {
         guard isWritten else { return }
-        restsUntilNs = nowNs + min(Self.restFactor * (nowNs - fromNs), Self.longestRestNs)
+        restsUntilNs = nowNs + min(Self.restFactor * forNs, Self.longestRestNs)
     }
 }

@@ -13,9 +13,13 @@ extension SessionDriver {
         guard let end = leg?.end else { throw TargetError(.io, "no leg is under way") }
         let reading = readAhead()
         let isAlone = courtesy.isWritten
-        let read = reading.take(chunk, of: end, alone: isAlone)
-        defer { reading.recycle(read) }
-        let through = try read.wait()
+        var begun: ChunkRead?
+        defer { if let begun { reading.recycle(begun) } }
+        let through = try timingBlocks { () throws(TargetError) in
+            begun = reading.take(chunk, of: end, alone: isAlone)
+            return try begun!.wait()
+        }
+        let read = begun!
         if let next, !isAlone { reading.begin(next, of: end) }
         guard end == .head else {
             try stage(read)
@@ -55,7 +59,7 @@ extension SessionDriver {
     private func stage(_ read: ChunkRead) throws(TargetError) -> Bool {
         var isAny = false
         for part in read.parts where !part.records.isEmpty {
-            try stage(part.records.batch)
+            try timingBlocks { () throws(TargetError) in try stage(part.records.batch) }
             isAny = true
         }
         return isAny

@@ -35,6 +35,8 @@ package final class SessionDriver: @unchecked Sendable {
     private let consumer: AnyObject?
     private var priority: ThreadPriority?
     private(set) var courtesy = Courtesy()
+    /// What the blocks of the operation under way took; the stream beside them is nobody's to rest from.
+    private var blockWorkNs: Int64 = 0
     /// Of the leg under way.
     var reads: ReadAhead?
     private(set) var hasThreads = true
@@ -290,8 +292,9 @@ package final class SessionDriver: @unchecked Sendable {
             case .stageStream: return .streamStaged(try stageStream(upTo: nil))
             case .stageBlocks(let chunk, let ahead):
                 guard hasThreads else { return try stageBlocks(chunk, ahead: ahead) }
-                let startNs = makeWay()
-                defer { courtesy.worked(fromNs: startNs, nowNs: clock()) }
+                makeWay()
+                blockWorkNs = 0
+                defer { courtesy.worked(forNs: blockWorkNs, nowNs: clock()) }
                 return try stageBlocks(chunk, ahead: ahead)
             case .syncStaging:
                 try connected().syncStaging()
@@ -305,8 +308,8 @@ package final class SessionDriver: @unchecked Sendable {
     /// Nobody notices if it is slept through.
     private static let shortRestNs: Int64 = 2_000_000
 
-    /// - Returns: when the next chunk's turn came, in nanoseconds.
-    private func makeWay() -> Int64 {
+    /// Returns when the next chunk's turn has come.
+    private func makeWay() {
         lock.lock()
         defer { lock.unlock() }
         while !isStopping {
@@ -320,9 +323,13 @@ package final class SessionDriver: @unchecked Sendable {
                 _ = changed.wait(lock, timeoutMs: leftNs / 1_000_000)
             }
         }
-        let nowNs = clock()
-        courtesy.look(at: stream.lastSequence, nowNs: nowNs)
-        return nowNs
+        courtesy.look(at: stream.lastSequence, nowNs: clock())
+    }
+
+    func timingBlocks<T>(_ body: () throws(TargetError) -> T) throws(TargetError) -> T {
+        let startNs = clock()
+        defer { blockWorkNs += clock() - startNs }
+        return try body()
     }
 
     func connected() throws(TargetError) -> any ReplicaTarget {

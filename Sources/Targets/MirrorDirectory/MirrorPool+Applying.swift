@@ -20,23 +20,40 @@ extension MirrorPool {
             _ = try flush()
             while unappliedBytes > options.maxUnappliedBytes, try applyStep() {}
         }
-        try appendToJournal(batch)
-        countLock.withLock { unapplied += UInt64(batch.lengthBytes) }
+        // Before, as it may be applied a moment after.
+        let bytes = UInt64(batch.lengthBytes)
+        countLock.withLock { unapplied += bytes }
+        do throws(TargetError) { try appendToJournal(batch) } catch {
+            countLock.withLock { unapplied -= min(unapplied, bytes) }
+            throw error
+        }
     }
 
+    /// On a full disk what is in the images makes room, once it is durable there; then the history.
     private func appendToJournal(_ batch: RecordBatch) throws(TargetError) {
-        func append() throws(TargetError) {
-            try TargetError.journal { () throws(JournalError) in
-                try journal.append(
-                    batch.pieces, first: batch.firstSequence, last: batch.lastSequence)
-            }
-        }
-        do throws(TargetError) { try append() } catch {
-            // Segments whose content is in the images may go, once it is durable there.
+        if try takes(batch) { return }
+        _ = try flush()
+        try applyAll(mayCut: false)
+        if try takes(batch) { return }
+        _ = try applying.withLock { () throws(TargetError) in try dropHistory() }
+        try append(toJournal: batch)
+    }
+
+    /// - Returns: false where there is no room.
+    private func takes(_ batch: RecordBatch) throws(TargetError) -> Bool {
+        do throws(TargetError) {
+            try append(toJournal: batch)
+            return true
+        } catch {
             guard error.kind == .noSpace, state.staging == nil else { throw error }
-            _ = try flush()
-            try applyAll()
-            try append()
+            return false
+        }
+    }
+
+    private func append(toJournal batch: RecordBatch) throws(TargetError) {
+        try TargetError.journal { () throws(JournalError) in
+            try journal.append(
+                batch.pieces, first: batch.firstSequence, last: batch.lastSequence)
         }
     }
 
@@ -83,7 +100,7 @@ extension MirrorPool {
     private func makeRoom() throws(TargetError) -> Bool {
         if bytesSinceNoted > 0 {
             do throws(TargetError) {
-                try noteApplied()
+                try noteApplied(mayCut: false)
                 return true
             } catch { guard error.kind == .noSpace else { throw error } }
         }
@@ -140,7 +157,8 @@ extension MirrorPool {
     }
 
     /// R2: makes what was applied durable, notes it, and lets the journal's segments go.
-    func noteApplied() throws(TargetError) {
+    /// - Parameter mayCut: no frame is applied in part.
+    func noteApplied(mayCut: Bool = true) throws(TargetError) {
         applier?.settleTimes()
         let startNs = store.disk.monotonic()
         try TargetError.volume { () throws(VolumeError) in try volume.flushAll() }
@@ -154,7 +172,13 @@ extension MirrorPool {
         }
         bytesSinceNoted = 0
         settleBudget.limit(freeBytes: freeBytes)
-        let history = try keepHistory()
+        // On a full disk what is kept for looking back may find no room; what is in the images may go all
+        // the same.
+        try free(keepingAfter: .zero)
+        try free(keepingAfter: keepHistory(mayCut: mayCut))
+    }
+
+    private func free(keepingAfter history: SequenceNumber) throws(TargetError) {
         try TargetError.journal { () throws(JournalError) in
             try journal.free(through: position, keepingAfter: history)
         }
@@ -165,11 +189,11 @@ extension MirrorPool {
     }
 
     /// Everything that is durable in the journal is durable in the images afterwards.
-    func applyAll() throws(TargetError) {
+    func applyAll(mayCut: Bool = true) throws(TargetError) {
         try applying.withLock { () throws(TargetError) in
             try catchUp()
             guard state.staging == nil else { return }
-            try noteApplied()
+            try noteApplied(mayCut: mayCut)
         }
     }
 

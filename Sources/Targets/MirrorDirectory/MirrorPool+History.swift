@@ -42,13 +42,19 @@ extension MirrorPool {
     /// Makes a base when it is time, and drops those that nobody can ask for any more. What is
     /// applied is durable and noted.
     /// - Returns: what the journal has to be kept after.
-    func keepHistory() throws(TargetError) -> SequenceNumber {
+    func keepHistory(mayCut: Bool) throws(TargetError) -> SequenceNumber {
         guard let historyMs = options.historyMs else { return .zero }
         var bases = try internalSnapshots(Self.basePrefix).sorted { $0.sequence < $1.sequence }
-        if isBaseDue {
+        if isBaseDue, mayCut {
             if bases.last?.sequence != position {
                 let place = SnapshotPlace(createdNs: momentNs, sequence: position)
-                bases.append(try cut(Self.baseName(position), at: place))
+                do throws(TargetError) {
+                    bases.append(try cut(Self.baseName(position), at: place))
+                } catch {
+                    guard error.kind == .noSpace else { throw error }
+                    try dropBases(bases)
+                    return position
+                }
             }
             newestBaseNs = bases.last!.createdNs
         }
@@ -63,11 +69,19 @@ extension MirrorPool {
     /// - Returns: whether there was any.
     func dropHistory() throws(TargetError) -> Bool {
         let bases = try internalSnapshots(Self.basePrefix)
-        guard !bases.isEmpty else { return false }
+        try dropBases(bases)
+        let hasFreed = try TargetError.journal { () throws(JournalError) in
+            try journal.freeHistory()
+        }
+        return hasFreed || !bases.isEmpty
+    }
+
+    private func dropBases(_ bases: [SnapshotRecord]) throws(TargetError) {
+        // The next one in its time: the disk may be full for long.
+        newestBaseNs = store.disk.now()
+        guard !bases.isEmpty else { return }
         log.warning("\(store.path) is full: its history is given up")
         try delete(bases)
-        newestBaseNs = 0
-        return try TargetError.journal { () throws(JournalError) in try journal.freeHistory() }
     }
 
     // MARK: Views

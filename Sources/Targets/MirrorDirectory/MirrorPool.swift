@@ -80,7 +80,7 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
     var position: SequenceNumber
     var bytesSinceNoted: UInt64 = 0
     var settleBudget: SettleBudget
-    /// When the newest base of the history was made; 0 where there is none in this story.
+    /// When the newest base of the history was made, or given up; 0 where there is none in this story.
     var newestBaseNs: Int64 = 0
     var nextViewNumber = 1
 

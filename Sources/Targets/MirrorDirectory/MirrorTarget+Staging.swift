@@ -54,6 +54,7 @@ extension MirrorTarget {
             }
             staging.applier.settleTimes()
             try pool.commitStaging(id, at: sequence, snapshot: snapshot, by: hello)
+            try requireInPlace()
             self.staging = nil
         }
     }

@@ -233,7 +233,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     }
 
     /// Files that were deleted underfoot take and sync everything, for nobody.
-    private func requireInPlace() throws(TargetError) {
+    func requireInPlace() throws(TargetError) {
         // Without one there would have been nothing to open, but for a store that is elsewhere.
         guard let opened = openedCatalog else { return }
         guard let now = catalogFile(), now == opened else {
