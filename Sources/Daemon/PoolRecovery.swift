@@ -151,6 +151,14 @@ enum PoolRecovery {
         let began = store.disk.monotonic()
         var toldNs = began
         do throws(TargetError) {
+            for (other, images) in pull.others(
+                of: round.ahead.map { ($0.record, $0.report) }, beside: index)
+            {
+                let source = round.ahead[other]
+                _ = try pull.pull(
+                    from: source.record, source.target, source.report, only: images
+                ) { _, _ in }
+            }
             let summary = try pull.pull(from: record, target, report) { done, all in
                 guard all > 0, store.disk.monotonic() - toldNs > 2_000_000_000 else { return }
                 toldNs = store.disk.monotonic()

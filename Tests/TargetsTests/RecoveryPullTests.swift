@@ -349,5 +349,6 @@ import Testing
         #expect(pull.best(of: [torn, whole], silent: []) == 1)
         #expect(pull.best(of: [torn], silent: [record]) == nil)
         #expect(pull.best(of: [torn], silent: []) == 0)
+        #expect(pull.best(of: [whole], silent: [record]) == 0)
     }
 }

@@ -42,6 +42,8 @@ package enum ReplicationMode: String, Sendable, Codable, CaseIterable {
         }
     }
     package var isWaitedFor: Bool { flushPoint != nil }
+    /// Somebody waits for less than durable.
+    package var hearsOfWrites: Bool { writePoint != nil || flushPoint == .received }
 }
 
 /// What becomes of who waits for a target that makes no progress.
@@ -96,6 +98,6 @@ package struct TargetPolicy: Sendable, Hashable {
     }
     /// Somebody waits for less than durable.
     package var hearsOfWrites: Bool {
-        contains { $0.mode.writePoint != nil || $0.mode.flushPoint == .received }
+        contains { $0.mode.hearsOfWrites }
     }
 }

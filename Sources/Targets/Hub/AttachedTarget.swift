@@ -173,6 +173,8 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
         lock.withLock {
             if let ended = currentDriver { past = past + ended.tally.figures }
             currentDriver = driver
+            // That another session counted says nothing of this one.
+            inStepFrom = nil
         }
     }
     /// What was done for it since the pool was opened.

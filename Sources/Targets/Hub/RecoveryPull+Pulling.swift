@@ -24,10 +24,11 @@ extension RecoveryPull {
     /// The pool becomes what the target has at its checkpoint, where that is ahead.
     /// - Parameters:
     ///   - report: of the connection.
+    ///   - only: these images, and no names; there is more to pull from another after that.
     ///   - progress: blocks done, and all of them.
     package func pull(
         from record: TargetRecord, _ target: PatientTarget, _ report: ReplicaReport,
-        progress: (UInt64, UInt64) -> Void
+        only: Set<ImageID>? = nil, progress: (UInt64, UInt64) -> Void
     ) throws(TargetError) -> Summary {
         try look()
         let volume = try TargetError.volume { () throws(VolumeError) in
@@ -36,7 +37,7 @@ extension RecoveryPull {
         // Region marks stay, and nothing is settled (P3).
         defer { volume.abandon() }
         let shape = try target.call { (target) throws(TargetError) in try target.shape() }
-        let plan = try makePlan(record, target, report, shape, volume, progress)
+        let plan = try makePlan(record, target, report, shape, only, volume, progress)
         var summary = Summary(
             blocks: plan.blockCount, images: plan.changes.count, hasNames: plan.names != nil)
         if !plan.isEmpty {
@@ -58,7 +59,7 @@ extension RecoveryPull {
                     try tx.apply(names)
                     try tx.setNamesSequence(shape.sequence)
                 }
-                try tx.setLostPower(nil)
+                if only == nil { try tx.setLostPower(nil) }
                 try tx.addEvent(event("recovery-pull", message))
             }
         }
@@ -79,7 +80,8 @@ extension RecoveryPull {
 
     private func makePlan(
         _ record: TargetRecord, _ target: PatientTarget, _ report: ReplicaReport,
-        _ shape: PoolShape, _ volume: Volume, _ progress: (UInt64, UInt64) -> Void
+        _ shape: PoolShape, _ only: Set<ImageID>?, _ volume: Volume,
+        _ progress: (UInt64, UInt64) -> Void
     ) throws(TargetError) -> Plan {
         guard let names = shape.names.withUnsafeBytes(NamesCodec.decode) else {
             throw TargetError(.damaged, "the names of \(record.address) are no tree")
@@ -88,18 +90,21 @@ extension RecoveryPull {
         let nodes = names.compactMap { change -> NodeRecord? in
             if case .put(let node) = change { node } else { nil }
         }
-        let mayTakeNames = try isNewer(shape.sequence, than: volume)
-        let held = mayTakeNames && policy(of: record).all.mode.isWaitedFor
+        let isNewer = try isNewer(shape.sequence, than: volume)
+        let held = isNewer && only == nil && isPromised(nil, by: record, report)
         if held, try differ(nodes, volume) { plan.names = names }
         let named = Set(nodes.compactMap(\.imageID))
         let left = try untouchable(at: shape.sequence)
         let suspects = volume.suspects()
         let damaged = Set(volume.damagedImages.map(\.id))
         for image in shape.images where named.contains(image.id) && !damaged.contains(image.id) {
-            guard isPromised(image.id, by: record, report), !left.contains(image.id) else {
-                continue
-            }
-            if let own = try? volume.image(image.id) {
+            let own = try? volume.image(image.id)
+            // Names that are taken have their images, however those are waited for.
+            let isTaken =
+                own == nil
+                || isPromised(image.id, by: record, report) && !left.contains(image.id)
+            guard isTaken, only?.contains(image.id) ?? true else { continue }
+            if let own {
                 let blocks = try differing(
                     own, suspects[image.id] ?? BlockSet(), target, image.sizeBytes)
                 guard !blocks.isEmpty || own.sizeBytes != image.sizeBytes else { continue }
@@ -115,8 +120,8 @@ extension RecoveryPull {
         return plan
     }
 
-    private func isPromised(
-        _ image: ImageID, by record: TargetRecord, _ report: ReplicaReport
+    func isPromised(
+        _ image: ImageID?, by record: TargetRecord, _ report: ReplicaReport
     ) -> Bool {
         // Adaptive may have been in semi-sync.
         if record.mode == .adaptive { return report.keptAllReceived }

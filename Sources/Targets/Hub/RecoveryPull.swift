@@ -90,22 +90,46 @@ package final class RecoveryPull {
     /// Whom to pull from, of those that answered; nil where one that promises more is silent still, or nobody
     /// has anything.
     package func best(of ahead: [Source], silent: [TargetRecord]) -> Int? {
-        let missesWrites = silent.contains(where: promisesWrites(by:))
-        return ahead.indices.filter { !missesWrites || worth(ahead[$0]) == 2 }.max {
-            (worth(ahead[$0]), ahead[$0].report.checkpoint)
-                < (worth(ahead[$1]), ahead[$1].report.checkpoint)
+        guard let best = ahead.indices.max(by: { isBetter(ahead[$1], ahead[$0], for: nil) }) else {
+            return nil
         }
+        let isWaitedFor = silent.contains { record in
+            ([nil] + policy(of: record).images.keys.map(Optional.some)).contains { image in
+                let most = ahead.map { worth($0, for: image) }.max() ?? 0
+                return most < 2 && policy(of: record).policy(for: image).mode.hearsOfWrites
+            }
+        }
+        return isWaitedFor ? nil : best
     }
 
-    /// 2: it has all the writes that it promised. 1: flushes alone. 0: what it promised was in its memory, and
-    /// its machine went down, too (P1).
-    private func worth(_ source: Source) -> Int {
-        guard promisesWrites(by: source.record) else { return 1 }
-        let policy = policy(of: source.record)
-        let modes = [policy.all.mode] + policy.images.values.map(\.mode)
-        let needsMemory =
-            source.record.mode == .adaptive || modes.contains { $0.flushPoint == .received }
-        return needsMemory && !source.report.keptAllReceived ? 0 : 2
+    /// Images that wait for another of them in a way that promises more than the best one does.
+    package func others(of ahead: [Source], beside best: Int) -> [(
+        index: Int, images: Set<ImageID>
+    )] {
+        let special = Set(ahead.flatMap { policy(of: $0.record).images.keys })
+        var result: [Int: Set<ImageID>] = [:]
+        for image in special {
+            guard
+                let index = ahead.indices.max(by: { isBetter(ahead[$1], ahead[$0], for: image) }),
+                worth(ahead[index], for: image) > worth(ahead[best], for: image)
+            else { continue }
+            result[index, default: []].insert(image)
+        }
+        return result.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }
+    }
+
+    private func isBetter(_ one: Source, _ other: Source, for image: ImageID?) -> Bool {
+        (worth(one, for: image), one.report.checkpoint)
+            > (worth(other, for: image), other.report.checkpoint)
+    }
+
+    /// 2: it has all the writes that were answered. 1: what was flushed; the rest it promised nothing of, or
+    /// its machine went down, too. 0: nothing, or what it promised was in its memory (P1).
+    /// - Parameter image: nil for those that have no policy of their own.
+    private func worth(_ source: Source, for image: ImageID?) -> Int {
+        guard isPromised(image, by: source.record, source.report) else { return 0 }
+        let hearsOfWrites = policy(of: source.record).policy(for: image).mode.hearsOfWrites
+        return hearsOfWrites && source.report.keptAllReceived ? 2 : 1
     }
 
     package func ask(_ record: TargetRecord, _ target: PatientTarget) -> Answer {
