@@ -57,7 +57,7 @@ extension SimulatedSite {
             trace("the power of \(path) goes in a moment")
             pool.disk.powerOff(atSync: 1 + random.below(30))
         }
-        var ahead: [(record: TargetRecord, target: PatientTarget, report: ReplicaReport)] = []
+        var ahead: [Asked] = []
         defer { for each in ahead { leave(each.record, each.target) } }
         var silent: [TargetRecord] = []
         for record in pull.sources {
@@ -75,8 +75,10 @@ extension SimulatedSite {
                 silent.append(record)
             }
         }
-        if let index = pull.best(of: ahead.map { ($0.record, $0.report) }, silent: silent) {
-            return try take(pull, ahead[index])
+        let sources = ahead.map { ($0.record, $0.report) }
+        if let index = pull.best(of: sources, silent: silent) {
+            let others = pull.others(of: sources, beside: index)
+            return try take(pull, ahead[index], others.map { (ahead[$0.index], $0.images) })
         }
         if silent.isEmpty {
             try pull.goOn()
@@ -95,15 +97,22 @@ extension SimulatedSite {
         world.sites.first { $0.path == record.address }?.target = nil
     }
 
+    private typealias Asked = (record: TargetRecord, target: PatientTarget, report: ReplicaReport)
+
     private func take(
-        _ pull: RecoveryPull,
-        _ best: (record: TargetRecord, target: PatientTarget, report: ReplicaReport)
+        _ pull: RecoveryPull, _ best: Asked, _ others: [(source: Asked, images: Set<ImageID>)]
     ) throws -> Bool {
         trace(
             "\(path) takes back what \(best.record.address) has at "
                 + "\(best.report.checkpoint.rawValue)")
         recovery.names = branch.history.state(at: best.report.checkpoint.rawValue)?.names
         do {
+            for (other, images) in others {
+                _ = try pull.pull(from: other.record, other.target, other.report, only: images) {
+                    _, _ in
+                }
+                count("recovery.pulledBeside")
+            }
             let summary = try pull.pull(from: best.record, best.target, best.report) { _, _ in }
             count(summary.keptSnapshot == nil ? "recovery.level" : "recovery.pulled")
             if summary.hasNames { count("recovery.names") }
@@ -164,7 +173,7 @@ extension SimulatedSite {
         where promise.policy.policy(for: id).mode.flushPoint != nil {
             // What was under way when the power went may be there, too.
             var states = branch.history.images(id, since: promise.sequence)
-            states += [restored, sinceFloor[id]?.last].compactMap { $0 }
+            states += [restored, cloning, sinceFloor[id]?.last].compactMap { $0 }
             do { try check(id, found, among: states) } catch {
                 throw Violation("\(error) [\(promise.address) answered for \(promise.sequence)]")
             }

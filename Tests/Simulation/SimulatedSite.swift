@@ -264,6 +264,8 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
 
     func forgetPower() {
         liveFloor = 0
+        // What it showed last may have been in its memory alone.
+        checked.sequence = min(checked.sequence, durableFloor)
         mustKeep = nil
         recovery.isOwed = true
         powerLosses += 1

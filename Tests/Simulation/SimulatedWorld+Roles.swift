@@ -258,10 +258,12 @@ extension SimulatedWorld {
             poolID: other.pool.id, address: other.path, generationID: "handed over \(nextName)")
         trace("hand \(site.path) over to \(other.path)")
         count("role.handoverBegun")
+        var isReleased = false
         do {
             try primary.volume.holdingChanges {
                 let sequence = primary.volume.sequence
                 guard drain(site, target, driver, sequence) else { throw HandoverFailure() }
+                isReleased = true
                 try primary.hub.release(target.record.id)
                 try site.pool.catalog.write { try $0.setHandover(note) }
                 guard
@@ -282,7 +284,7 @@ extension SimulatedWorld {
                 if try site.pool.catalog.read({ try $0.handover() }) != nil {
                     try site.pool.catalog.write { try $0.setHandover(nil) }
                 }
-                primary.hub.takeBack(target.record.id)
+                if isReleased { primary.hub.takeBack(target.record.id) }
             }
             if error is HandoverFailure { return }
             throw error
@@ -393,6 +395,9 @@ extension SimulatedWorld {
         if other.primary != nil { kill(other) }
         try primary.hub.beginGeneration(after: theirs.number)
         try readRole(keep)
+        // Sessions go on in the generation before until they connect anew, and what took over from there would
+        // begin this number once more: they are made to.
+        for site in sites where site.link?.from === keep { site.link?.cut() }
         count("role.resolved")
         try demote(other, to: keep)
         if let target = keep.attached(other) {

@@ -21,6 +21,10 @@ extension SimulatedWorld {
                     + "\(site.generation.number)")
         }
         site.generation = new
+        // A person has just said that this one goes on.
+        if branches[new.id] == nil {
+            branches[new.id] = sites.first { $0.isPrimary && $0.pool.id == hello.poolID }?.branch
+        }
         noteCommitted(site)
     }
 
@@ -107,7 +111,8 @@ extension SimulatedWorld {
         let id = try site.pool.catalog.read { try $0.replica()?.contentGenerationID }
         guard let id else { return }
         guard let new = branches[id] else {
-            throw Violation("\(site.path) has content of a generation that nobody began")
+            throw Violation(
+                "\(site.path) has content of generation \(id), which nobody began")
         }
         let kept = try noteKept(site)
         guard let old = site.content, old !== new else { return site.content = new }
