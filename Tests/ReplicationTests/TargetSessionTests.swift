@@ -121,6 +121,33 @@ import Testing
             told(99, &session).contains(.acknowledge(.durable, SequenceNumber(rawValue: 22))))
     }
 
+    /// Who waits for it goes on waiting: it is not left behind for that, and not told as lost.
+    @Test func aTargetThatConnectsAnewIsWaitedForMeanwhile() {
+        var session = TargetSession(options: SessionOptions(), seed: 1)
+        let position = StreamPosition(
+            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
+            acknowledged: SequenceNumber(rawValue: 10))
+        let report = ReplicaReport(
+            incarnationID: "this", generation: nil, checkpoint: SequenceNumber(rawValue: 10),
+            snapshots: [], staging: nil)
+        _ = session.apply(.start, now: 0)
+        #expect(session.apply(.connectAnew(reason: "new"), now: 0).isEmpty)
+        // It may have been told the old already.
+        #expect(session.apply(.connected(report, position), now: 0) == [.run(.disconnect)])
+        #expect(session.apply(.disconnected, now: 0) == [.run(.connect)])
+        _ = session.apply(.connected(report, position), now: 1)
+        #expect(session.state == .streaming && session.counts)
+        #expect(session.apply(.connectAnew(reason: "new"), now: 2).isEmpty)
+        // What is under way ends first.
+        #expect(
+            session.apply(.sent(through: nil, isBarrierNext: false), now: 2) == [
+                .run(.disconnect)
+            ])
+        #expect(session.apply(.disconnected, now: 2) == [.run(.connect)])
+        _ = session.apply(.connected(report, position), now: 3)
+        #expect(session.state == .streaming && session.counts)
+    }
+
     /// … from the next chunk on; and in large ones again when nobody writes any more.
     @Test func besideAWriterBlocksGoInSmallChunks() {
         var options = SessionOptions()

@@ -395,9 +395,6 @@ extension SimulatedWorld {
         if other.primary != nil { kill(other) }
         try primary.hub.beginGeneration(after: theirs.number)
         try readRole(keep)
-        // Sessions go on in the generation before until they connect anew, and what took over from there would
-        // begin this number once more: they are made to.
-        for site in sites where site.link?.from === keep { site.link?.cut() }
         count("role.resolved")
         try demote(other, to: keep)
         if let target = keep.attached(other) {

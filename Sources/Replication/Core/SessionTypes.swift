@@ -178,6 +178,8 @@ package enum SessionEvent: Sendable {
     case becameDurable(through: SequenceNumber)
     /// The answer to `recordStale`.
     case staleRecorded
+    /// What the target is told when it connects has changed.
+    case connectAnew(reason: String)
     /// Somebody writes to the pool, or nobody does any more: see ``Courtesy``.
     case othersWrite(Bool)
     /// Blocks of a resync go no faster than this from now on; nil: as fast as they can.

@@ -17,7 +17,7 @@
 //
 // Functions: start/resume `begin`, connected `negotiate`, compared `answer`, legOpened `open`,
 // staged `advance`, legCommitted `commit`, failed `fail`, tick `watch`, barrier `nextWhenStreaming`,
-// retry and the end of a pause `nextWhenDisconnected`.
+// retry and the end of a pause `nextWhenDisconnected`; `connectAnew` from anywhere, to come back at once.
 //
 // Invariants
 //   S1 What was acknowledged is what the target said it has: written what its append returned for,
@@ -166,6 +166,7 @@ package struct TargetSession: Sendable {
             guard state == .streaming, min(through, sent) > durable else { break }
             noteDurable(min(through, sent), now, &effects)
         case .staleRecorded: stopCounting(now, &effects)
+        case .connectAnew(let reason): connectAnew(reason, now, &effects)
         case .othersWrite(let isSo): makesWay = isSo
         case .rateChanged(let rate): bucket = rate.map(TokenBucket.init(bytesPerSecond:))
         case .flushBoundsChanged(let intervalMs, let bytes):
@@ -260,6 +261,18 @@ package struct TargetSession: Sendable {
             if !wasDown {
                 effects.append(.tell(kind: "target-lost", message: error.message))
             }
+        }
+    }
+
+    /// It is neither lost nor behind for that: who waits for it goes on doing so.
+    private mutating func connectAnew(
+        _ reason: String, _ now: Int64, _ effects: inout [SessionEffect]
+    ) {
+        switch state {
+        case .paused, .fenced, .disconnected: return
+        case .connecting, .negotiating, .resyncing, .streaming, .scheduled:
+            leave(reason, now, &effects)
+            outage?.retryAtNs = now
         }
     }
 

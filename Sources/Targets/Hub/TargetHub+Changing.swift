@@ -199,8 +199,8 @@ extension TargetHub {
         if target.staleWork?.isRecorded == true { recordStale(target, tellsOthers: false) }
     }
 
-    /// Begins a generation of the pool's own: nobody else goes on with the one before. What connects from
-    /// now on hears of it.
+    /// Begins a generation of the pool's own: nobody else goes on with the one before. Every target hears
+    /// of it.
     package func beginGeneration(after number: UInt64) throws {
         let generation = try volume.holdingChanges {
             try store.catalog.write { tx in
@@ -221,6 +221,8 @@ extension TargetHub {
         log.notice("generation \(generation.number) begins")
         try source.readHello()
         try? store.writeRole()
+        // One that went on in the generation before would, promoted, begin this one's number once more.
+        for target in all { target.driver?.connectAnew("the pool has a new generation") }
     }
 
     /// Lets go of the target, which is as it should be: to be opened by somebody else.
