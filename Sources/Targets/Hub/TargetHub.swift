@@ -163,6 +163,8 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         // Only who waits for a target is held back for it.
         stream.setHoldsWriters(record.id, session.policy.isWaitedFor)
         target.setDriver(driver)
+        // It counts already, and nothing is answered without it from here on: it has only to get there.
+        if counts, !record.isWhole { target.noteInStep(from: stream.lastSequence) }
         beginRecoveryPoint(of: target)
         driver.start(onThread: options.runsInBackground)
     }
