@@ -158,6 +158,16 @@ import Testing
         if random.chance(10) { try image.flush() }
     }
 
+    /// One that is waited for since its session began, and was never behind, is asked after a loss of power, too.
+    @Test func whoCountsFromTheFirstMomentComesToBeWhole() throws {
+        let pair = try Pair(mode: .async)
+        try pair.untilLevel()
+        try pair.hub.update(Self.target) { $0.mode = .sync }
+        #expect(!pair.hub.all[0].record.isWhole, "it was waited for less until now")
+        try pair.goOn { $0.hub.all[0].record.isWhole }
+        #expect(pair.hub.all[0].record.stale == nil)
+    }
+
     @Test(arguments: Seeds.run(2)) func powerGoesAnywhereAndAllComesBack(seed: UInt64) throws {
         var random = SeededRandom(seed: seed)
         let pair = try Pair(mode: .sync)
