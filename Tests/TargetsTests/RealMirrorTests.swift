@@ -15,28 +15,44 @@ private final class Folder {
     deinit { try? FileManager.default.removeItem(atPath: path) }
 }
 
+/// A mirror in a folder of its own, and the first thing that its primary did staged on it.
+private struct Begun {
+    let folder: Folder
+    let path: String
+    let disk = LinuxDisk()
+    var primary: PrimaryModel
+    let start: SequenceNumber
+    let target: MirrorTarget
+
+    init(seed: UInt64, options: MirrorOptions = MirrorOptions()) throws {
+        folder = try Folder()
+        path = folder.path + "/mirror"
+        try MirrorTarget.create(path: path, primaryPoolID: "primary", disk: disk)
+        primary = PrimaryModel(seed: seed) { [disk] in disk.now() }
+        primary.create()
+        start = primary.last
+        target = MirrorTarget(
+            path: path, primaryPoolID: "primary", poolID: nil, disk: disk, options: options)
+        _ = try target.connect(primary.hello)
+        try target.beginStaging(id: 1, shape: primary.shape)
+    }
+
+    func commit() throws { try target.commitStaging(id: 1, at: start, snapshot: nil) }
+}
+
 /// A mirror on a real disk, with its threads: what is simulated elsewhere, together.
 @Suite struct RealMirrorTests {
     /// The next open has nothing to replay once nothing came for a while.
     @Test func whatWasAppliedIsSettledInAQuietMoment() throws {
-        let folder = try Folder()
-        let path = folder.path + "/mirror"
-        let disk = LinuxDisk()
-        try MirrorTarget.create(path: path, primaryPoolID: "primary", disk: disk)
-        var primary = PrimaryModel(seed: 12) { disk.now() }
-        primary.create()
-        let start = primary.last
-        let shape = primary.shape
-        for _ in 0..<20 { primary.step() }
         var options = MirrorOptions()
         options.settleIdleMs = 30
-        let target = MirrorTarget(
-            path: path, primaryPoolID: "primary", poolID: nil, disk: disk, options: options)
+        var begun = try Begun(seed: 12, options: options)
+        let target = begun.target
         defer { target.disconnect() }
-        _ = try target.connect(primary.hello)
-        try target.beginStaging(id: 1, shape: shape)
-        try target.commitStaging(id: 1, at: start, snapshot: nil)
-        let rest = primary.records.filter { $0.sequence > start }
+        try begun.commit()
+        for _ in 0..<20 { begun.primary.step() }
+        let primary = begun.primary
+        let rest = primary.records.filter { $0.sequence > begun.start }
         try withBatch(
             rest.map(\.bytes), first: rest[0].sequence, last: primary.last, split: 1
         ) { try target.append($0) }
@@ -51,45 +67,24 @@ private final class Folder {
 
     /// Files that were deleted underfoot take everything, for nobody.
     @Test func nothingIsCommittedToAMirrorThatIsGone() throws {
-        let folder = try Folder()
-        let path = folder.path + "/mirror"
-        let disk = LinuxDisk()
-        try MirrorTarget.create(path: path, primaryPoolID: "primary", disk: disk)
-        var primary = PrimaryModel(seed: 13) { disk.now() }
-        primary.create()
-        let target = MirrorTarget(path: path, primaryPoolID: "primary", poolID: nil, disk: disk)
-        defer { target.disconnect() }
-        _ = try target.connect(primary.hello)
-        try target.beginStaging(id: 1, shape: primary.shape)
-        try FileManager.default.moveItem(atPath: path, toPath: path + "-gone")
-        let failure = #expect(throws: TargetError.self) {
-            try target.commitStaging(id: 1, at: primary.last, snapshot: nil)
-        }
+        let begun = try Begun(seed: 13)
+        defer { begun.target.disconnect() }
+        try FileManager.default.moveItem(atPath: begun.path, toPath: begun.path + "-gone")
+        let failure = #expect(throws: TargetError.self) { try begun.commit() }
         #expect(failure?.kind == .absent)
     }
 
     /// Streams while others look at it, merges run, and the journal turns over.
     @Test func viewsAreRightWhileTheStreamGoesOn() throws {
-        let folder = try Folder()
-        let path = folder.path + "/mirror"
-        let disk = LinuxDisk()
-        try MirrorTarget.create(path: path, primaryPoolID: "primary", disk: disk)
-        var primary = PrimaryModel(seed: 11) { disk.now() }
-        primary.create()
-        let start = primary.last
-        let shape = primary.shape
-        for _ in 0..<400 { primary.step() }
-        let model = primary
-
         var options = MirrorOptions()
         options.journal = JournalOptions(segmentBytes: 256 << 10)
         options.settleBytes = 512 << 10
         options.historyMs = 60_000
-        let target = MirrorTarget(
-            path: path, primaryPoolID: "primary", poolID: nil, disk: disk, options: options)
-        _ = try target.connect(model.hello)
-        try target.beginStaging(id: 1, shape: shape)
-        try target.commitStaging(id: 1, at: start, snapshot: nil)
+        var begun = try Begun(seed: 11, options: options)
+        let (target, start, path, disk) = (begun.target, begun.start, begun.path, begun.disk)
+        try begun.commit()
+        for _ in 0..<400 { begun.primary.step() }
+        let model = begun.primary
         #expect(target.poolID != nil)
 
         let history = model.history
