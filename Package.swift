@@ -11,6 +11,7 @@ let package = Package(
     name: "doppel",
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+        .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
         .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
     ],
@@ -35,6 +36,13 @@ let package = Package(
             ], swiftSettings: strict),
         .target(
             name: "Replication", dependencies: ["BlockCore", "SystemIO"], swiftSettings: strict),
+        .target(
+            name: "Identity",
+            dependencies: [
+                "BlockCore", "SystemIO",
+                .product(name: "Crypto", package: "swift-crypto"),
+                .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: strict),
         .target(
             name: "Volume",
             dependencies: [
@@ -140,6 +148,9 @@ let package = Package(
             name: "ReplicationTests",
             dependencies: ["BlockCore", "SystemIO", "Replication", "TestSupport", "WireHarness"],
             exclude: ["Wire/Corpus"], swiftSettings: strict),
+        .testTarget(
+            name: "IdentityTests", dependencies: ["SystemIO", "Identity", "TestSupport"],
+            swiftSettings: strict),
         // Bytes from anywhere for either side of a connection; `docs/testing.md` has the fuzzer's command.
         .target(
             name: "WireHarness", dependencies: ["BlockCore", "Replication"],

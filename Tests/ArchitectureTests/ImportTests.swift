@@ -14,6 +14,9 @@ import Testing
             "BlockCore", "SystemIO", "GRDB", "Foundation", "Logging", "Synchronization",
         ],
         "Replication": ["BlockCore", "SystemIO", "Synchronization"],
+        "Identity": [
+            "BlockCore", "SystemIO", "Crypto", "Foundation", "Logging", "Synchronization",
+        ],
         "Volume": [
             "BlockCore", "SystemIO", "Pool", "Replication", "Logging", "Synchronization",
         ],
