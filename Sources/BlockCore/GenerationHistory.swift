@@ -47,10 +47,16 @@ package struct GenerationHistory: Hashable, Codable, Sendable {
     package var current: Generation? { entries.last?.generation }
     package func contains(_ id: String) -> Bool { entries.contains { $0.generation.id == id } }
 
-    /// What came next after a generation.
-    package func successor(of id: String) -> Generation? {
+    /// How far the story follows a generation; nil where it is in it still, or never was. A copy that was
+    /// promoted in the middle of a resync may begin before the generation that it followed did, and leaves
+    /// older ones earlier than that one:
+    ///
+    ///     1 ──────── C ────────── B ───►
+    ///                │            └── 2 ────►     the copy follows 2, and is at C
+    ///                └── 3 ───────────────────►   its story is 1, 2, 3: and has nothing of 1 after C
+    package func end(of id: String) -> SequenceNumber? {
         guard let index = entries.firstIndex(where: { $0.generation.id == id }) else { return nil }
-        return index + 1 < entries.count ? entries[index + 1].generation : nil
+        return entries[(index + 1)...].map(\.generation.startSequence).min()
     }
 
     /// The last generation that both went through, and how much of it both have.
@@ -71,7 +77,7 @@ package struct GenerationHistory: Hashable, Codable, Sendable {
             return nil
         }
         let id = last.generation.id
-        let ends = [successor(of: id), other.successor(of: id)].compactMap { $0?.startSequence }
+        let ends = [end(of: id), other.end(of: id)].compactMap { $0 }
         return Fork(generationID: id, sequence: ends.min())
     }
 

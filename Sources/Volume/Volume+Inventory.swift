@@ -95,7 +95,10 @@ extension Volume {
     }
 
     /// Every block that any layer of an image holds, its own and those it was cloned from.
-    package func allocatedBlocks() throws(VolumeError) -> [ImageID: BlockSet] {
+    /// - Parameter internalSnapshot: one that users do not see, and whose images count as well.
+    package func allocatedBlocks(
+        also internalSnapshot: String? = nil
+    ) throws(VolumeError) -> [ImageID: BlockSet] {
         try structure.withLock { () throws(VolumeError) in
             try flushAll()
             let rows = Dictionary(
@@ -104,7 +107,7 @@ extension Volume {
             for image in allImages {
                 layers[image.id] = Set(path(to: image.topLayer.id, rows).map(\.id))
             }
-            for (_, nodes) in try snapshotNodes() {
+            for (_, nodes) in try snapshotNodes(also: internalSnapshot) {
                 for node in nodes {
                     guard let image = node.node.imageID, let layer = node.layerID else { continue }
                     layers[image, default: []].formUnion(path(to: layer, rows).map(\.id))
@@ -121,9 +124,12 @@ extension Volume {
         }
     }
 
-    private func snapshotNodes() throws(VolumeError) -> [(SnapshotRecord, [SnapshotNode])] {
+    private func snapshotNodes(
+        also name: String? = nil
+    ) throws(VolumeError) -> [(SnapshotRecord, [SnapshotNode])] {
         try read { tx in
-            try tx.snapshots().filter { $0.state == .complete && $0.isOfWholePool }
+            try tx.snapshots()
+                .filter { $0.state == .complete && ($0.isOfWholePool || $0.name == name) }
                 .sorted { $0.sequence < $1.sequence }
                 .map { ($0, try tx.snapshotNodes($0.id)) }
         }

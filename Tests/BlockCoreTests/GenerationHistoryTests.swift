@@ -40,6 +40,12 @@ import Testing
             ("a0 b70", "a0 c50", "a", 50),
             ("a0 b70 d80", "a0 b70 e60", "b", 60),
             ("a0 b70 d80 f90", "a0 b70 d80", "d", 90),
+            // Promoted while it was on its way to where b begins.
+            ("a0 b70 c50", "a0", "a", 50),
+            ("a0 b70 c50", "a0 d60", "a", 50),
+            ("a0 b70 c50", "a0 b70", "b", 50),
+            ("a0 b70 c50 e90", "a0 b70 d80", "b", 50),
+            ("a0 b70 c50 e90", "a0 b70 c50", "c", 90),
         ] as [(String, String, String, UInt64?)])
     func whereTheirStoriesPart(ours: String, theirs: String, id: String, sequence: UInt64?) {
         let expected = GenerationHistory.Fork(

@@ -210,7 +210,7 @@ extension SimulatedSite {
             guard mirror.content === branch, let had = branch.history.state(at: known),
                 had.difference(from: state) != nil
             else { continue }
-            mirror.mustKeep = (known, sequence)
+            mirror.mustKeep = (known, sequence, branch)
         }
         recovery = SimulatedPull()
     }

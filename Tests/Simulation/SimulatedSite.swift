@@ -53,8 +53,9 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
     var heir: SimulatedBranch?
     /// Snapshots of what it had and its primary had not: they stay.
     var kept: [String: SimulatedKept] = [:]
-    /// Its primary went on without what it may have had beyond it: that is to be kept here.
-    var mustKeep: (sequence: UInt64, until: UInt64)?
+    /// Its primary went on without what it may have had beyond it: that is to be kept here, when it follows
+    /// a story that has what that primary did then.
+    var mustKeep: (sequence: UInt64, until: UInt64, branch: SimulatedBranch)?
     /// The oldest that may write here: what it followed, or began, last.
     var generation: (number: UInt64, id: String) = (0, "")
 

@@ -134,7 +134,6 @@ extension SimulatedWorld {
             }
         }
         site.content = new
-        site.mustKeep = nil
         site.durableFloor = min(site.durableFloor, common)
         site.liveFloor = min(site.liveFloor, common)
         site.checked = (-1, min(site.checked.sequence, common))
@@ -160,7 +159,9 @@ extension SimulatedWorld {
 
     /// Its primary went on without it: what it had is kept when it goes on as well.
     func checkMustKeep(_ site: SimulatedSite, at sequence: UInt64) throws {
-        guard let must = site.mustKeep, sequence >= must.until else { return }
+        guard let must = site.mustKeep, let content = site.content,
+            min(sequence, content.common(with: must.branch)) >= must.until
+        else { return }
         throw Violation(
             "\(site.path) was at \(must.sequence) when its primary went on without that, is at "
                 + "\(sequence), and keeps nothing of it")

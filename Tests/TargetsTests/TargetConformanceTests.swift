@@ -251,6 +251,67 @@ import Testing
         #expect(try again.blockHashes(of: id, in: range) == (kept ? before : [staged, before[1]]))
     }
 
+    /// What is compared is that, and all that it may show again: also of an image that a staging of before
+    /// has no more. Who connects may have an image of its own with the same number.
+    @Test(arguments: TargetKind.all(that: .keepsCheckpoint))
+    func allBlocksOfTheCheckpointAreNamedUnderAStaging(kind: TargetKind) throws {
+        let (world, target) = try streaming(kind)
+        world.primary.create(sizeBytes: 80_000)
+        let id = world.primary.pool.images.keys.max()!
+        for _ in 0..<3 { world.primary.write(id) }
+        while world.sent < world.primary.last { try world.goOn() }
+        try world.confirm()
+        let shown = world.primary.pool
+        world.primary.delete(id)
+        try world.startResync()
+        #expect(!world.primary.shape.images.contains { $0.id == id })
+        target.disconnect()
+        let again = world.fixture.open()
+        // It was promoted before what this target has.
+        let report = try again.connect(heir(of: world, startsAt: [-1]))
+        let diverged = try #require(report.diverged)
+        let held = try again.allocatedBlocks()
+        for (id, image) in shown.images {
+            for block in image.blocks.keys {
+                #expect(held[id]?.contains(block) == true, "block \(block) of \(id)")
+                #expect(diverged.suspects[id]?.contains(block) == true, "block \(block) of \(id)")
+            }
+        }
+        again.disconnect()
+    }
+
+    /// One that followed a later generation, and was promoted before it had all that this one began with.
+    @Test(arguments: TargetKind.all(that: .keepsCheckpoint))
+    func whoWasPromotedOnItsWayHasNoMoreThanItHad(kind: TargetKind) throws {
+        let (world, target) = try streaming(kind)
+        target.disconnect()
+        let again = world.fixture.open()
+        let report = try again.connect(heir(of: world, startsAt: [3, -1]))
+        let common = SequenceNumber(rawValue: world.acknowledged.rawValue - 1)
+        #expect(report.diverged?.common == common)
+        #expect(report.diverged?.isComplete == false)
+        #expect(report.checkpoint == common)
+        again.disconnect()
+    }
+
+    /// - Parameter places: where generations began that came after the primary's, from what the target has.
+    private func heir(of world: TargetWorld, startsAt places: [Int64]) -> PrimaryHello {
+        var hello = world.primary.hello
+        var story = [hello.generation]
+        for place in places {
+            let start = Int64(world.acknowledged.rawValue) + place
+            story.append(
+                Generation(
+                    number: story.last!.number + 1, id: "\(story.count) later",
+                    parentID: story.last!.id, startSequence: SequenceNumber(rawValue: UInt64(start))
+                ))
+        }
+        hello.history = GenerationHistory(
+            story.map { .init(generation: $0, poolID: "primary", begunNs: 0, cause: .forced) })
+        (hello.generation, hello.incarnationID) = (story.last!, "of the heir")
+        return hello
+    }
+
     // MARK: Reading back
 
     /// Blocks, sizes and names are those of the checkpoint, also while a staging of before is there.

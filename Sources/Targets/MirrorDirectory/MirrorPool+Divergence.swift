@@ -37,15 +37,23 @@ extension MirrorPool {
         }
         guard let id = state.contentGenerationID ?? state.generation?.id, id != hello.generation.id
         else { return nil }
-        guard let next = hello.story.successor(of: id) else {
+        guard let end = hello.story.end(of: id) else {
             return hello.history.entries.isEmpty ? nil : try unknown(since: .zero)
         }
-        return checkpoint > next.startSequence ? try unknown(since: next.startSequence) : nil
+        return checkpoint > end ? try unknown(since: end) : nil
     }
 
     private func unknown(since common: SequenceNumber) throws(TargetError) -> Divergence {
-        let all = try TargetError.volume { () throws(VolumeError) in try volume.allocatedBlocks() }
-        return Divergence(common: common, suspects: all, isComplete: false)
+        Divergence(common: common, suspects: try allocatedBlocks(), isComplete: false)
+    }
+
+    /// All that its heads, its snapshots or its checkpoint have anything in. Under a staging that is more
+    /// than the heads: images that the staging has not (any more) come back when it is put back.
+    func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
+        let checkpoint = state.staging.map { Self.stagingName($0.id) }
+        return try TargetError.volume { () throws(VolumeError) in
+            try volume.allocatedBlocks(also: checkpoint)
+        }
     }
 
     /// What the dirty file says that was kept while this pool was a primary.

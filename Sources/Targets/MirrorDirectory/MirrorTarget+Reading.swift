@@ -54,9 +54,7 @@ extension MirrorTarget {
                 _ = try pool.flush()
                 try pool.applyAll()
             }
-            return try TargetError.volume { () throws(VolumeError) in
-                try pool.volume.allocatedBlocks()
-            }
+            return try pool.allocatedBlocks()
         }
     }
 

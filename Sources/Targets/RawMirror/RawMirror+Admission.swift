@@ -39,8 +39,8 @@ extension RawMirror {
                     + "mirror keeps no snapshot of what it has: copy what is missed, then remove the target, "
                     + "and add it with --seed")
         }
-        guard isOther, let content, let next = hello.story.successor(of: content) else { return }
-        guard state.content != .torn, state.checkpoint <= next.startSequence else {
+        guard isOther, let content, let end = hello.story.end(of: content) else { return }
+        guard state.content != .torn, state.checkpoint <= end else {
             throw TargetError(
                 .absent,
                 "\(path) may have what this pool never had, and a raw mirror keeps no snapshot of it: "
@@ -71,9 +71,9 @@ extension RawMirror {
     /// The primary's own later generation began before what the mirror has.
     func divergence(from hello: PrimaryHello) -> Divergence? {
         guard state.incarnationID != nil, let position, let content = state.history.current?.id,
-            let next = hello.story.successor(of: content), position > next.startSequence
+            let end = hello.story.end(of: content), position > end
         else { return nil }
-        return Divergence(common: next.startSequence, isComplete: false)
+        return Divergence(common: end, isComplete: false)
     }
 
     /// The folder is a pool by now.
