@@ -13,6 +13,8 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
     ],
     targets: [
@@ -42,6 +44,15 @@ let package = Package(
                 "BlockCore", "SystemIO",
                 .product(name: "Crypto", package: "swift-crypto"),
                 .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: strict),
+        .target(
+            name: "Transport",
+            dependencies: [
+                "BlockCore", "SystemIO", "Identity", "Replication",
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "NIOPosix", package: "swift-nio"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+                .product(name: "NIOTLS", package: "swift-nio"),
             ], swiftSettings: strict),
         .target(
             name: "Volume",
@@ -151,6 +162,11 @@ let package = Package(
         .testTarget(
             name: "IdentityTests", dependencies: ["SystemIO", "Identity", "TestSupport"],
             swiftSettings: strict),
+        .testTarget(
+            name: "TransportTests",
+            dependencies: [
+                "BlockCore", "SystemIO", "Identity", "Replication", "Transport", "TestSupport",
+            ], swiftSettings: strict),
         // Bytes from anywhere for either side of a connection; `docs/testing.md` has the fuzzer's command.
         .target(
             name: "WireHarness", dependencies: ["BlockCore", "Replication"],
@@ -158,7 +174,8 @@ let package = Package(
         .testTarget(
             name: "TargetsTests",
             dependencies: [
-                "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "Targets", "TestSupport",
+                "BlockCore", "SystemIO", "Identity", "Pool", "Replication", "Transport", "Volume",
+                "Targets", "TestSupport",
                 .product(name: "GRDB", package: "GRDB.swift"),
             ], swiftSettings: strict),
         // A primary and its mirror in one thread, from one seed; `swift run simulator`.

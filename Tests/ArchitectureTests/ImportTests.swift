@@ -17,6 +17,10 @@ import Testing
         "Identity": [
             "BlockCore", "SystemIO", "Crypto", "Foundation", "Logging", "Synchronization",
         ],
+        "Transport": [
+            "BlockCore", "SystemIO", "Identity", "Replication", "NIOCore", "NIOPosix", "NIOSSL",
+            "NIOTLS", "Synchronization",
+        ],
         "Volume": [
             "BlockCore", "SystemIO", "Pool", "Replication", "Logging", "Synchronization",
         ],

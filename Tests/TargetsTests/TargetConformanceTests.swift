@@ -29,7 +29,7 @@ import Testing
         return nil
     }
 
-    @Test(arguments: TargetKind.allCases)
+    @Test(arguments: TargetKind.withSockets)
     func aNewTargetHasNothingAndSaysSo(kind: TargetKind) throws {
         let world = try TargetWorld(seed: 1, kind)
         let target = world.fixture.open()
@@ -48,7 +48,7 @@ import Testing
         #expect(refused == .io)
     }
 
-    @Test(arguments: TargetKind.allCases)
+    @Test(arguments: TargetKind.withSockets)
     func whatIsNotFlushedIsNotTheCheckpoint(kind: TargetKind) throws {
         let (world, target) = try streaming(kind)
         let before = world.acknowledged
@@ -62,7 +62,7 @@ import Testing
     }
 
     /// A connection that breaks off and comes back counts what it had appended: it is not sent again.
-    @Test(arguments: TargetKind.allCases)
+    @Test(arguments: TargetKind.withSockets)
     func aSecondConnectCountsWhatTheFirstAppended(kind: TargetKind) throws {
         let (world, target) = try streaming(kind)
         try send(world, 10)
@@ -75,7 +75,7 @@ import Testing
 
     // MARK: Who may write
 
-    @Test(arguments: TargetKind.allCases)
+    @Test(arguments: TargetKind.withSockets)
     func anotherPoolsTargetIsAbsent(kind: TargetKind) throws {
         let (world, target) = try streaming(kind)
         target.disconnect()
@@ -86,7 +86,7 @@ import Testing
         #expect(shown.sequence == world.acknowledged)
     }
 
-    @Test(arguments: TargetKind.allCases)
+    @Test(arguments: TargetKind.withSockets)
     func anOlderGenerationIsFenced(kind: TargetKind) throws {
         let (world, target) = try streaming(kind)
         target.disconnect()
@@ -108,7 +108,7 @@ import Testing
 
     // MARK: The stream
 
-    @Test(arguments: TargetKind.allCases)
+    @Test(arguments: TargetKind.withSockets)
     func recordsOutOfOrderAndBarriersAreRefused(kind: TargetKind) throws {
         let (world, _) = try streaming(kind)
         for _ in 0..<3 { world.primary.write(world.primary.pool.images.keys.min()!) }
@@ -180,7 +180,7 @@ import Testing
         try shown.check(against: model, "the old content at a new checkpoint")
     }
 
-    @Test(arguments: TargetKind.allCases)
+    @Test(arguments: TargetKind.withSockets)
     func aCommitTooEarlyIsRefused(kind: TargetKind) throws {
         let (world, target) = try streaming(kind)
         let image = world.primary.pool.images.keys.min()!
@@ -202,7 +202,7 @@ import Testing
             error { try target.commitStaging(id: 5, at: record.sequence, snapshot: nil) } == .io)
     }
 
-    @Test(arguments: TargetKind.allCases)
+    @Test(arguments: TargetKind.withSockets)
     func theDurableBatchIsReported(kind: TargetKind) throws {
         let (world, target) = try streaming(kind)
         for _ in 0..<30 { world.primary.step() }
@@ -224,7 +224,7 @@ import Testing
 
     // MARK: Hashes
 
-    @Test(arguments: TargetKind.allCases)
+    @Test(arguments: TargetKind.withSockets)
     func hashesAreOfTheCheckpointUntilAStagingIsBegun(kind: TargetKind) throws {
         let (world, _) = try streaming(kind)
         let (id, old) = world.primary.pool.images.first { $0.value.sizeBytes > 4096 }!

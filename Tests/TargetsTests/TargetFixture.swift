@@ -69,11 +69,20 @@ struct TargetKind: Sendable, CustomTestStringConvertible {
         },
     ]
 
+    /// And over real sockets: for suites in which nothing but what they do themselves happens.
+    static let withSockets =
+        allCases + [
+            TargetKind(
+                testDescription: "mirror directory over TLS",
+                can: [.keepsCheckpoint, .snapshots], isRemote: true
+            ) { SocketFixture(try MirrorFixture()) }
+        ]
+
     /// For suites that walk through every sync of a target's own.
     static let inProcess = allCases.filter { !$0.isRemote }
 
     static func all(that can: TargetCapabilities) -> [TargetKind] {
-        allCases.filter { $0.can.isSuperset(of: can) }
+        withSockets.filter { $0.can.isSuperset(of: can) }
     }
 }
 

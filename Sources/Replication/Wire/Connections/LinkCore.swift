@@ -24,6 +24,7 @@ package enum WireEnd: Sendable, Hashable {
         switch self {
         case .left: TargetError(.absent, "it was let go of")
         case .goodbye(let goodbye): TargetError(.absent, goodbye.message)
+        case .refused(let error) where error.kind == .limit: TargetError(.absent, error.message)
         case .refused(let error): TargetError(.io, "it refused what it was sent: \(error)")
         case .broken(let error): TargetError(.io, "what it sent is not understood: \(error)")
         case .silent(let why), .lost(let why): TargetError(.absent, why)

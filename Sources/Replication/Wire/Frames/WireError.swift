@@ -25,6 +25,8 @@ package struct WireError: Error, Sendable, Hashable, CustomStringConvertible {
         case superseded = 10
         /// The other side was silent, or takes nothing.
         case silence = 11
+        /// More than a limit of the server lets through, of what others need, too.
+        case limit = 12
     }
     package var kind: Kind
     /// `append.last`: the message and its field.

@@ -58,6 +58,16 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
     package var roundTrips: RoundTrips { lock.withLock { machine.roundTrips } }
     package var state: ServerConnection.State { lock.withLock { machine.state } }
 
+    /// Ends it, and its session with it; what was received before is done.
+    package func close(_ reason: WireGoodbye.Reason, _ text: String) {
+        sayGoodbye(reason, text)
+        lock.withLock { replica }?.ended(self, inOrder: false, because: text)
+    }
+    /// It is not served at all.
+    package func turnAway(_ error: WireError) {
+        end { machine, now in machine.refuse(error, now: now) }
+    }
+
     private func handle(
         _ body: (inout ServerConnection, Int64) -> [ServerConnection.Event]
     ) {

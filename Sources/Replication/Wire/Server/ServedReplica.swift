@@ -129,7 +129,10 @@ package final class ServedReplica: @unchecked Sendable {
 
     /// The connection is over, or nothing more comes by it. With the ordered one, or with a bulk one in the
     /// middle of something, the session ends.
-    func ended(_ connection: ServedConnection, inOrder: Bool) {
+    /// - Parameter why: the other connections of the session hear it.
+    func ended(
+        _ connection: ServedConnection, inOrder: Bool, because why: String = "its session ended"
+    ) {
         let (isFree, others) = lock.withLock { () -> (Bool, [ServedConnection]) in
             connecting.removeAll { $0.connection === connection }
             guard let session, !session.isEnding,
@@ -143,7 +146,7 @@ package final class ServedReplica: @unchecked Sendable {
             return (false, session.lanes.map(\.connection).filter { $0 !== connection })
         }
         if isFree { connection.isDone() }
-        for other in others { other.sayGoodbye(.sessionEnded, "its session ended") }
+        for other in others { other.sayGoodbye(.sessionEnded, why) }
         wake()
     }
 

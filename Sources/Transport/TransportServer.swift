@@ -1,0 +1,138 @@
+// Listens, and hands each connection that may come in to the protocol.
+//
+//   accepted ── handshake, key known (K1, K2) ──► admitted ── anything ──► over
+//      │ no key, an unknown one, too slow, too many      │ over a limit: refused, with the reason
+//      └──────────────────────────────────► over         └──► over
+//
+// - L1  Without keys it listens on 127.0.0.0/8 alone.
+// - L2  Nothing of the protocol is read, and no memory for it taken, before a peer was admitted.
+// - L3  What a peer may do is asked of the host when it connects, for a pool, and again whenever that may have
+//       changed (`recheck`): who may not any more hears why, and nothing it sends after is looked at.
+
+import BlockCore
+import Identity
+import NIOCore
+import NIOPosix
+import Replication
+import SystemIO
+
+/// What a server asks of whoever runs it. All of it is quick: it is asked on the threads of connections.
+package struct TransportHost: Sendable {
+    /// Whether this key is known at all.
+    package var admits: @Sendable (PeerFingerprint) -> Bool
+    /// The replica of a pool's name, for this peer. No key is asked for where there is none.
+    package var find: @Sendable (PeerFingerprint?, String) throws(TargetError) -> ServedReplica
+    /// Whether the peer may still do with the pool what it does.
+    package var mayStay: @Sendable (PeerFingerprint?, String) -> Bool
+    /// What a person should hear of: a kind, and a message.
+    package var tell: @Sendable (String, String) -> Void
+
+    package init(
+        admits: @escaping @Sendable (PeerFingerprint) -> Bool,
+        find: @escaping @Sendable (PeerFingerprint?, String) throws(TargetError) -> ServedReplica,
+        mayStay: @escaping @Sendable (PeerFingerprint?, String) -> Bool,
+        tell: @escaping @Sendable (String, String) -> Void
+    ) {
+        self.admits = admits
+        self.find = find
+        self.mayStay = mayStay
+        self.tell = tell
+    }
+}
+
+// Unchecked: `listener` is written before `start` returns.
+package final class TransportServer: @unchecked Sendable {
+    package struct Options: Sendable {
+        package var listen: HostPort
+        /// nil: without TLS (L1).
+        package var keys: TransportKeys?
+        package var limits = TransportLimits()
+        package var connection = ServerConnection.Options()
+        package var handshakeMs: Int64 = 10_000
+        /// What was said last is left there for so long, for the other side to read.
+        package var lingerMs: Int64 = 1000
+
+        package init(listen: HostPort, keys: TransportKeys?) {
+            self.listen = listen
+            self.keys = keys
+        }
+    }
+
+    let options: Options
+    let host: TransportHost
+    let registry: ConnectionRegistry
+    /// This run of the server.
+    let instance = UInt64.random(in: .min ... .max)
+    private var listener: (any Channel)?
+
+    private init(_ options: Options, _ host: TransportHost) {
+        self.options = options
+        self.host = host
+        registry = ConnectionRegistry(options.limits)
+    }
+
+    /// Returns when it listens.
+    /// - Throws: `.unprotected`, `.address`.
+    package static func start(
+        _ options: Options, _ host: TransportHost
+    ) throws(TransportError) -> TransportServer {
+        guard options.keys != nil || options.listen.isLoopback else {
+            throw TransportError(
+                .unprotected,
+                "without keys nobody would be asked who he is: \(options.listen) is not listened on. "
+                    + "Addresses in 127.0.0.0/8 need none")
+        }
+        let server = TransportServer(options, host)
+        do {
+            server.listener = try server.bootstrap.bind(
+                host: options.listen.host, port: options.listen.port
+            ).wait()
+        } catch {
+            throw TransportError(
+                .address, "\(options.listen) cannot be listened on: \(LineTrouble.words(error))",
+                errno: (error as? IOError)?.errnoCode)
+        }
+        return server
+    }
+
+    private var bootstrap: ServerBootstrap {
+        ServerBootstrap(group: MultiThreadedEventLoopGroup.singleton)
+            .serverChannelOption(.backlog, value: 256)
+            .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
+            .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
+            .childChannelOption(.recvAllocator, value: TransportTuning.receiving)
+            .childChannelOption(.writeBufferWaterMark, value: TransportTuning.waterMark)
+            .childChannelInitializer { [self] channel in
+                channel.eventLoop.makeCompletedFuture {
+                    let handler = ServerChannel(self, channel.eventLoop)
+                    let pipeline = channel.pipeline.syncOperations
+                    if let keys = options.keys {
+                        try pipeline.addHandler(keys.serverHandler { handler.isKnown($0) })
+                    }
+                    try pipeline.addHandler(handler)
+                }
+            }
+    }
+
+    /// Where it listens, with the port that the system chose where it was to.
+    package var address: HostPort {
+        HostPort(
+            host: options.listen.host,
+            port: listener?.localAddress?.port ?? options.listen.port)
+    }
+    package var connectionCount: Int { registry.admittedCount }
+
+    /// What peers may do may have changed (L3). Returns at once.
+    package func recheck() { for channel in registry.channels { channel.recheck() } }
+
+    /// Takes no more connections, and ends those there are in good order; what came by them is still done. Returns
+    /// when they are gone, or after so long without those that are not.
+    package func shutDown(timeoutMs: Int64) {
+        registry.close()
+        try? listener?.close().wait()
+        for channel in registry.channels { channel.shutDown() }
+        if registry.waitUntilEmpty(timeoutMs: timeoutMs) { return }
+        for channel in registry.channels { channel.drop() }
+        _ = registry.waitUntilEmpty(timeoutMs: 1000)
+    }
+}

@@ -1,0 +1,159 @@
+import BlockCore
+import Glibc
+import Identity
+import Replication
+import SystemIO
+import Testing
+
+@testable import Transport
+
+/// Clients that want more than they get, or do what no client does: they are told, or dropped, and others go on.
+@Suite struct TransportLimitTests {
+    /// A socket and nothing more.
+    private final class Line {
+        private let fd: Int32
+
+        init(_ place: HostPort) throws {
+            fd = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+            var address = sockaddr_in()
+            address.sin_family = sa_family_t(AF_INET)
+            address.sin_port = in_port_t(place.port).bigEndian
+            address.sin_addr.s_addr = inet_addr(place.host)
+            let result = withUnsafePointer(to: &address) {
+                $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                    Glibc.connect(fd, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
+                }
+            }
+            guard result == 0 else { throw TargetError(.absent, "no connection") }
+            var limit = timeval(tv_sec: 20, tv_usec: 0)
+            setsockopt(
+                fd, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
+        }
+        deinit { Glibc.close(fd) }
+
+        func send(_ bytes: [UInt8]) {
+            _ = bytes.withUnsafeBytes {
+                Glibc.send(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+            }
+        }
+        /// Everything until the other side closes.
+        func receiveAll() -> [UInt8]? {
+            var all: [UInt8] = []
+            var piece = [UInt8](repeating: 0, count: 4096)
+            while true {
+                let got = recv(fd, &piece, piece.count, 0)
+                if got == 0 { return all }
+                if got < 0 { return errno == ECONNRESET ? all : nil }
+                all += piece[..<got]
+            }
+        }
+    }
+
+    /// As a client begins.
+    private static var hello: [UInt8] {
+        var machine = ClientConnection(.ordered, now: 1)
+        machine.begin(now: 1)
+        return machine.takeOutput().flatMap { $0.withBytes { Array($0) } }
+    }
+
+    private func text(_ bytes: [UInt8]?) -> String {
+        String(decoding: bytes ?? [], as: UTF8.self)
+    }
+
+    @Test(arguments: ["a head", "a length", "a body", "nothing of it"])
+    func whoLiesIsRefusedAndOthersGoOn(about what: String) throws {
+        let pair = try TransportPair(isEncrypted: false)
+        defer { pair.close() }
+        let replica = try pair.replica()
+        _ = try replica.connect(TransportPair.hello)
+        var bytes = Self.hello
+        switch what {
+        case "a head": bytes[30] ^= 1
+        case "a length": bytes.replaceSubrange(0..<4, with: [255, 255, 255, 127])
+        case "a body": bytes[40] ^= 8
+        default: bytes = Array("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".utf8)
+        }
+        let line = try Line(pair.server.address)
+        line.send(bytes)
+        let answer = line.receiveAll()
+        #expect(text(answer).contains("frame."), "\(String(describing: answer))")
+        try withBlocks(1) { try replica.append($0) }
+        #expect(pair.target.connectCount == 1)
+    }
+
+    /// Half a frame, and then nothing: the connection ends after the timeout, whatever else is said.
+    @Test func whoStopsInTheMiddleOfAFrameIsSentAway() throws {
+        let pair = try TransportPair(isEncrypted: false) {
+            $0.connection.timing.timeoutMs = 300
+            $0.connection.timing.suspectMs = 100
+        }
+        defer { pair.close() }
+        let line = try Line(pair.server.address)
+        line.send(Array(Self.hello.prefix(40)))
+        #expect(line.receiveAll() != nil, "it was closed")
+        while pair.server.connectionCount > 0 { Pause.microseconds(1000) }
+    }
+
+    @Test func moreConnectionsThanOneHostMayHave() throws {
+        let pair = try TransportPair { $0.limits.connectionsOfAPeer = 2 }
+        defer { pair.close() }
+        let replica = try pair.replica(bulk: 1)
+        _ = try replica.connect(TransportPair.hello)
+        let error = failure { _ = try pair.replica().connect(TransportPair.hello) }
+        #expect(error?.kind == .absent)
+        #expect(error?.message.contains("2 connections") == true, "\(String(describing: error))")
+        try withBlocks(1) { try replica.append($0) }
+        replica.disconnect()
+        while pair.server.connectionCount > 0 { Pause.microseconds(1000) }
+        _ = try pair.replica().connect(TransportPair.hello)
+    }
+
+    @Test func moreConnectionsThanMemory() throws {
+        let pair = try TransportPair(isEncrypted: false) { $0.limits.memoryBytes = 80 << 20 }
+        defer { pair.close() }
+        let first = try pair.replica(bulk: 1)
+        _ = try first.connect(TransportPair.hello)
+        let error = failure { _ = try pair.replica().connect(TransportPair.hello) }
+        #expect(error?.message.contains("no memory left") == true, "\(String(describing: error))")
+        try withBlocks(1) { try first.append($0) }
+    }
+
+    /// Who shows no key holds no place for long.
+    @Test func thoseThatShowNoKeyMakeWay() throws {
+        let pair = try TransportPair { $0.limits.handshakes = 3 }
+        defer { pair.close() }
+        let silent = try (1...3).map { count in
+            let line = try Line(pair.server.address)
+            while pair.server.registry.handshakingCount < count { Pause.microseconds(1000) }
+            return line
+        }
+        let next = try Line(pair.server.address)
+        #expect(silent[0].receiveAll() == [], "the oldest was closed")
+        _ = try pair.replica().connect(TransportPair.hello)
+        withExtendedLifetime(next) {}
+    }
+
+    @Test func whoShowsNoKeyInTimeIsDropped() throws {
+        let pair = try TransportPair { $0.handshakeMs = 200 }
+        defer { pair.close() }
+        #expect(try Line(pair.server.address).receiveAll() == [])
+    }
+
+    @Test func aPeerIsHeldToItsRate() throws {
+        let pair = try TransportPair { $0.limits.bytesPerSecond = 8 << 20 }
+        defer { pair.close() }
+        let replica = try pair.replica(bulk: 2)
+        _ = try replica.connect(TransportPair.hello)
+        try replica.beginStaging(
+            id: 1, shape: PoolShape(sequence: SequenceNumber(rawValue: 1), images: [], names: []))
+        let begun = ContinuousClock.now
+        for number in 1...8 as ClosedRange<UInt64> {
+            try withBlocks(2, count: 256, isStaged: true) { try replica.stage($0, number: number) }
+        }
+        try replica.syncStaging()
+        let took = ContinuousClock.now - begun
+        #expect(took > .milliseconds(600), "8 MiB at 8 MiB/s took \(took)")
+        #expect(pair.target.stagedNumbers.count == 8)
+        #expect(!replica.isSuspected)
+    }
+}

@@ -1,0 +1,197 @@
+import BlockCore
+import Identity
+import Replication
+import SystemIO
+import TestSupport
+import Testing
+
+@testable import Transport
+
+/// The protocol over real sockets, with TLS and without. What the protocol itself does is shown without sockets; what
+/// targets do behind it, in `TargetConformanceTests`.
+@Suite struct TransportTests {
+    @Test(arguments: [true, false], [0, 3])
+    func everyCallTravels(isEncrypted: Bool, bulk: Int) throws {
+        let pair = try TransportPair(isEncrypted: isEncrypted)
+        defer { pair.close() }
+        let replica = try pair.replica(bulk: bulk)
+        #expect(try replica.connect(TransportPair.hello).checkpoint == .zero)
+        for next in stride(from: 1, to: 2000, by: 50) as StrideTo<UInt64> {
+            try withBlocks(next, count: 50) { try replica.send($0) }
+        }
+        try withBlocks(2001) { try replica.append($0) }
+        #expect(pair.target.last == 2001)
+        #expect(try replica.flush().rawValue == 2001)
+        try replica.beginStaging(
+            id: 1,
+            shape: PoolShape(
+                sequence: SequenceNumber(rawValue: 2001), images: [],
+                names: [UInt8](repeating: 7, count: 3 << 20)))
+        // More than there is credit for at once.
+        for number in 1...20 as ClosedRange<UInt64> {
+            try withBlocks(2002, count: 500, isStaged: true) {
+                try replica.stage($0, number: number)
+            }
+        }
+        try replica.syncStaging()
+        #expect(pair.target.stagedNumbers == Array(1...20))
+        #expect(pair.target.stagedByteCount > 39 << 20)
+        let image = ImageID(rawValue: 1)
+        let range = BlockRange(start: 3, count: 70_000)
+        #expect(
+            try replica.blockHashes(of: image, in: range) == (3..<70_003).map { $0 &* 31 })
+        let some = BlockRange(start: 100, count: 1500)
+        var bytes = [UInt8](repeating: 0, count: Int(some.lengthBytes))
+        try bytes.withUnsafeMutableBytes { try replica.read(some, of: image, into: $0) }
+        #expect(bytes[0] == 101 && bytes[4096 * 24] == 125)
+        try replica.commitStaging(id: 1, at: SequenceNumber(rawValue: 2002), snapshot: nil)
+        replica.disconnect()
+        #expect(!pair.target.isConnected)
+    }
+
+    /// The server goes, cleanly, and comes back: nothing that was taken is lost, and the session goes on.
+    @Test func aServerThatIsStartedAgainIsConnectedToAgain() throws {
+        let target = NotedTarget()
+        let first = try TransportPair(target: target)
+        let replica = try first.replica()
+        _ = try replica.connect(TransportPair.hello)
+        for next in 1...100 as ClosedRange<UInt64> {
+            try withBlocks(next) { try replica.send($0, tellsReceived: true) }
+        }
+        let port = first.server.address.port
+        first.close()
+        #expect(!target.isConnected)
+        let error = failure { try withBlocks(101) { try replica.append($0) } }
+        #expect(error?.kind == .absent)
+        #expect(failure { _ = try replica.connect(TransportPair.hello) }?.kind == .absent)
+        let second = try TransportPair(target: target, port: port)
+        defer { second.close() }
+        let checkpoint = try replica.connect(TransportPair.hello).checkpoint.rawValue
+        #expect(checkpoint == target.last && checkpoint <= 100)
+        #expect(checkpoint >= replica.acknowledged?.received.rawValue ?? 0)
+        try withBlocks(checkpoint + 1) { try replica.append($0) }
+    }
+
+    @Test func nobodyListens() throws {
+        let pair = try TransportPair()
+        let replica = try pair.replica()
+        pair.close()
+        let error = failure { _ = try replica.connect(TransportPair.hello) }
+        #expect(error?.kind == .absent)
+        #expect(error?.message.contains("Connection refused") == true, "\(error!)")
+    }
+
+    // MARK: Keys
+
+    @Test func aServerWithAnotherKeyIsSentNothing() throws {
+        let pair = try TransportPair()
+        defer { pair.close() }
+        let replica = try pair.replica(pinned: TransportPair.otherIdentity)
+        let error = failure { _ = try replica.connect(TransportPair.hello) }
+        #expect(error?.kind == .absent)
+        #expect(
+            error?.message.contains(TransportPair.serverIdentity.fingerprint.description) == true,
+            "\(error!)")
+        #expect(pair.target.connectCount == 0)
+        #expect(pair.server.connectionCount == 0)
+    }
+
+    @Test func aClientWhoseKeyIsNotKnownIsNotLetIn() throws {
+        let pair = try TransportPair()
+        defer { pair.close() }
+        let replica = try pair.replica(identity: TransportPair.otherIdentity)
+        let error = failure { _ = try replica.connect(TransportPair.hello) }
+        #expect(error?.kind == .absent)
+        #expect(error?.message.contains("does not take this host's key") == true, "\(error!)")
+        #expect(pair.target.connectCount == 0)
+        #expect(pair.known.notes == ["peer-refused"])
+        // Others come in all the same.
+        _ = try pair.replica().connect(TransportPair.hello)
+    }
+
+    @Test func whoSpeaksNoTLSIsToldNothing() throws {
+        let pair = try TransportPair()
+        defer { pair.close() }
+        let replica = try pair.replica(isEncrypted: false)
+        #expect(failure { _ = try replica.connect(TransportPair.hello) }?.kind == .absent)
+        #expect(pair.target.connectCount == 0)
+        // The other way round.
+        let open = try TransportPair(isEncrypted: false)
+        defer { open.close() }
+        let wary = try open.replica(isEncrypted: true)
+        let error = failure { _ = try wary.connect(TransportPair.hello) }
+        #expect(error?.message.contains("no TLS") == true, "\(error!)")
+        #expect(open.target.connectCount == 0)
+    }
+
+    @Test(arguments: [true, false])
+    func whatIsTakenBackEndsALiveSession(isKey: Bool) throws {
+        let pair = try TransportPair()
+        defer { pair.close() }
+        let replica = try pair.replica(bulk: 1)
+        _ = try replica.connect(TransportPair.hello)
+        try withBlocks(1) { try replica.append($0) }
+        pair.server.recheck()
+        try withBlocks(2) { try replica.append($0) }
+        if isKey {
+            pair.known.remove(TransportPair.clientIdentity.fingerprint)
+        } else {
+            pair.known.remove(pool: "vms")
+        }
+        pair.server.recheck()
+        let error = failure {
+            for next in 3...10_000 as ClosedRange<UInt64> {
+                try withBlocks(next) { try replica.append($0) }
+            }
+        }
+        #expect(error?.message.contains("taken back") == true, "\(String(describing: error))")
+        #expect(pair.known.notes.contains("peer-ended"))
+        let last = pair.target.last
+        #expect(failure { try withBlocks(last + 1) { try replica.append($0) } } != nil)
+        if isKey {
+            #expect(failure { _ = try replica.connect(TransportPair.hello) }?.kind == .absent)
+        }
+        #expect(pair.target.last == last)
+    }
+
+    @Test func withoutKeysItStaysOnTheLoopback() throws {
+        let host = TransportHost(
+            admits: { _ in true },
+            find: { (_, _) throws(TargetError) in throw TargetError(.absent, "") },
+            mayStay: { _, _ in true }, tell: { _, _ in })
+        for place in ["0.0.0.0:0", "192.0.2.1:0", "localhost:0", "[::1]:0"] {
+            do {
+                _ = try TransportServer.start(
+                    .init(listen: try #require(HostPort(place)), keys: nil), host)
+                Issue.record("it listens on \(place)")
+            } catch { #expect((error as? TransportError)?.kind == .unprotected) }
+        }
+        let link = TransportClient(
+            .init(server: HostPort(host: "192.0.2.1", port: 7420), keys: nil, pinned: []))
+        let replica = RemoteReplica(link, options: .init(pool: "vms"), client: 1)
+        let error = failure { _ = try replica.connect(TransportPair.hello) }
+        #expect(error?.message.contains("without a key") == true)
+    }
+
+    // MARK: Silence
+
+    /// A target that hangs keeps nobody's connection from living, and a line that hangs is noticed.
+    @Test func aTargetThatHangsIsNoDeadLine() throws {
+        let pair = try TransportPair()
+        defer { pair.close() }
+        let replica = try pair.replica()
+        _ = try replica.connect(TransportPair.hello)
+        pair.target.hang(true)
+        try withBlocks(1) { try replica.send($0, tellsReceived: true) }
+        let begun = ContinuousClock.now
+        // Longer than the timeout: the beats go on.
+        while ContinuousClock.now - begun < .milliseconds(2600) {
+            Pause.microseconds(20_000)
+            #expect(!replica.isSuspected)
+        }
+        #expect(replica.acknowledged?.received.rawValue == 1)
+        #expect(replica.roundTrips.map { $0.count > 10 } == true)
+        pair.target.hang(false)
+        try withBlocks(2) { try replica.append($0) }
+    }
+}
