@@ -55,6 +55,12 @@ let package = Package(
                 .product(name: "NIOTLS", package: "swift-nio"),
             ], swiftSettings: strict),
         .target(
+            name: "Settings",
+            dependencies: [
+                "BlockCore", "SystemIO", "Identity",
+                .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: strict),
+        .target(
             name: "Volume",
             dependencies: [
                 "BlockCore", "SystemIO", "Pool", "Replication",
@@ -132,7 +138,8 @@ let package = Package(
         .executableTarget(
             name: "doppel",
             dependencies: [
-                "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "FuseFrontend", "Daemon",
+                "BlockCore", "SystemIO", "Identity", "Settings", "Pool", "Volume", "VirtualFS",
+                "FuseFrontend", "Daemon",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
@@ -167,6 +174,8 @@ let package = Package(
             dependencies: [
                 "BlockCore", "SystemIO", "Identity", "Replication", "Transport", "TestSupport",
             ], swiftSettings: strict),
+        .testTarget(
+            name: "SettingsTests", dependencies: ["BlockCore", "Settings"], swiftSettings: strict),
         // Bytes from anywhere for either side of a connection; `docs/testing.md` has the fuzzer's command.
         .target(
             name: "WireHarness", dependencies: ["BlockCore", "Replication"],

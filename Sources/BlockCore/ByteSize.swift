@@ -38,6 +38,11 @@ public struct ByteSize: Hashable, Sendable, CustomStringConvertible {
         }
     }
 
+    /// `20MiB/s`, `20M`.
+    public static func perSecond(parsing text: String) -> UInt64? {
+        ByteSize(parsing: text.hasSuffix("/s") ? String(text.dropLast(2)) : text)?.bytes
+    }
+
     /// `4 GiB`, `1.5 MiB`, `17 bytes`.
     public var description: String {
         var best: (name: String, shift: UInt64)?

@@ -5,7 +5,10 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <poll.h>
 #include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -222,6 +225,29 @@ int clx_get_thread_id(void) { return (int)gettid(); }
 int clx_set_thread_name(const char *n) { return result(prctl(PR_SET_NAME, n)); }
 // The calling thread alone: to Linux a thread is what a process is elsewhere.
 int clx_set_thread_nice(int nice) { return result(setpriority(PRIO_PROCESS, (id_t)gettid(), nice)); }
+int clx_watch_folder(const char *p) {
+    int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (fd < 0) return -errno;
+    uint32_t what = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_ATTRIB | IN_DELETE_SELF
+        | IN_MOVE_SELF | IN_ONLYDIR;
+    if (inotify_add_watch(fd, p, what) >= 0) return fd;
+    int r = -errno;
+    close(fd);
+    return r;
+}
+int clx_make_event(void) { return result(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }
+int clx_signal_event(int fd) { return result(eventfd_write(fd, 1)); }
+int clx_wait_watch(int watch, int event, int timeout_ms) {
+    // A negative descriptor is passed over.
+    struct pollfd fds[2] = {{.fd = event, .events = POLLIN}, {.fd = watch, .events = POLLIN}};
+    int r = poll(fds, 2, timeout_ms);
+    if (r < 0) return errno == EINTR ? 0 : -errno;
+    if (fds[0].revents) return 2;
+    if (!fds[1].revents) return 0;
+    char buffer[4096];
+    while (read(watch, buffer, sizeof buffer) > 0) {}
+    return 1;
+}
 int clx_list(const char *p, bool (*each)(void *, const char *, uint8_t), void *context) {
     DIR *d = opendir(p);
     if (!d) return -errno;

@@ -248,13 +248,6 @@ extension TargetSpecification {
     }
 }
 
-extension ByteSize {
-    /// `20MiB/s`, `20M`.
-    package static func perSecond(parsing text: String) -> UInt64? {
-        ByteSize(parsing: text.hasSuffix("/s") ? String(text.dropLast(2)) : text)?.bytes
-    }
-}
-
 extension Duration {
     /// Of a budget: `800us`, or as ``milliseconds(parsing:)`` has it.
     package static func microseconds(parsing text: String) -> Int64? {

@@ -27,6 +27,9 @@ package struct HostKeys: Sendable {
         }
     }
 
+    /// The same, where it was made already.
+    package func existing() throws(IdentityError) -> HostIdentity? { try load(keyPath) }
+
     /// The key that is to follow, while one is there.
     package func next() throws(IdentityError) -> HostIdentity? { try load(nextPath) }
 

@@ -10,6 +10,15 @@ public enum HostSystem {
         }
     }
 
+    /// As the machine calls itself.
+    public static var hostName: String {
+        var name = utsname()
+        uname(&name)
+        return withUnsafeBytes(of: &name.nodename) {
+            String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+        }
+    }
+
     public static func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
     public static func mayReadAndWrite(_ path: String) -> Bool { access(path, R_OK | W_OK) == 0 }
 

@@ -31,7 +31,7 @@ struct Doppel: ParsableCommand {
             Restore.self, Clone.self, Target.self, Wait.self, Promote.self, Demote.self,
             Failover.self, Scrub.self,
             Check.self,
-            Events.self, Jobs.self, Version.self, GenerateManual.self,
+            Events.self, Jobs.self, Pair.self, Config.self, Version.self, GenerateManual.self,
         ])
 }
 

@@ -1,6 +1,8 @@
 import ArgumentParser
 import Daemon
 import Glibc
+import Identity
+import Settings
 import SystemIO
 
 struct Events: ParsableCommand {
@@ -10,20 +12,34 @@ struct Events: ParsableCommand {
             With --follow, of a mounted pool, what happens from now on as it happens, until the pool
             is unmounted; with --json one object a line.
 
+            With --host, of no pool: which other hosts were paired with this one, and who was refused.
+
             EXAMPLES
               doppel events /srv/vms --limit 5
               doppel events /mnt/vms --follow
+              doppel events --host
             """)
-    @OptionGroup var pool: PoolArgument
+    @Argument(help: "The pool's directory, or where it is mounted.", completion: .directory)
+    var pool: String?
+    @Flag(help: "What happened to this host's pairing.") var host = false
     @Option(help: "How many, the newest first.") var limit = 20
     @Flag(help: "Go on with what happens.") var follow = false
+    @OptionGroup var settings: SettingsOption
     @OptionGroup var output: JSONFlag
+
+    func validate() throws {
+        guard (pool == nil) == host else { throw ValidationError("say POOL, or --host") }
+        guard !host || !follow else {
+            throw ValidationError("--follow is for the events of a mounted pool")
+        }
+    }
 
     func run() throws {
         try exiting {
-            if follow { return try goOn() }
+            guard let pool else { return try showHost() }
+            if follow { return try goOn(pool) }
             let events =
-                try PoolAccess.perform(ControlRequest(.events) { $0.limit = limit }, on: pool.pool)
+                try PoolAccess.perform(ControlRequest(.events) { $0.limit = limit }, on: pool)
                 .events ?? []
             if output.json { return Output.json(events) }
             Output.table(
@@ -32,11 +48,20 @@ struct Events: ParsableCommand {
         }
     }
 
-    private func goOn() throws {
-        let location = try PoolLocation.find(pool.pool)
+    private func showHost() throws {
+        let state = StateDirectory(path: try settings.load().stateDirectory)
+        let events = try HostEvents(state).newest(limit)
+        if output.json { return Output.json(events) }
+        Output.table(
+            ["TIME", "KIND", "SUBJECT", "MESSAGE"],
+            events.map { [Output.time($0.atNs), $0.kind, $0.subject, $0.message] })
+    }
+
+    private func goOn(_ pool: String) throws {
+        let location = try PoolLocation.find(pool)
         guard let socket = location.owner?.socketPath, let client = try? ControlClient(path: socket)
         else {
-            throw ControlFailure(.failed, "\(pool.pool) is not mounted: nothing happens to it")
+            throw ControlFailure(.failed, "\(pool) is not mounted: nothing happens to it")
         }
         var last = try client.send(ControlRequest(.events) { $0.limit = 1 }).events?.first?.id ?? 0
         while true {

@@ -4,6 +4,7 @@ import Daemon
 import FuseFrontend
 import Glibc
 import Pool
+import Settings
 import SystemIO
 import VirtualFS
 
@@ -142,6 +143,8 @@ struct Mount: ParsableCommand {
         if let readyDescriptor { InheritedFiles.close(except: readyDescriptor) }
         let ready = readyDescriptor.map { ProcessControl.inheritedReadiness(descriptor: $0) }
         do {
+            let level = try SettingsFile.load(nil).logLevel
+            StandardErrorLog.level.withLock { $0 = level }
             try MountDaemon.run(request) { news in
                 if let news { Output.error("doppel: \(news)") }
                 return ready?.tell(news ?? "") ?? true

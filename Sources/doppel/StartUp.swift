@@ -1,6 +1,7 @@
 import ArgumentParser
 import Glibc
 import Logging
+import Synchronization
 import SystemIO
 
 enum StartUp {
@@ -61,7 +62,12 @@ enum MountHelper {
 struct StandardErrorLog: LogHandler {
     let label: String
     var metadata: Logger.Metadata = [:]
-    var logLevel: Logger.Level = .info
+    /// Of the whole program: loggers are made before anybody has read the settings.
+    static let level = Mutex(Logger.Level.info)
+    var logLevel: Logger.Level {
+        get { Self.level.withLock { $0 } }
+        set { Self.level.withLock { $0 = newValue } }
+    }
 
     init(label: String) { self.label = label }
 

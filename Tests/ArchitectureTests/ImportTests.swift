@@ -21,6 +21,7 @@ import Testing
             "BlockCore", "SystemIO", "Identity", "Replication", "NIOCore", "NIOPosix", "NIOSSL",
             "NIOTLS", "Synchronization",
         ],
+        "Settings": ["BlockCore", "SystemIO", "Identity", "Logging"],
         "Volume": [
             "BlockCore", "SystemIO", "Pool", "Replication", "Logging", "Synchronization",
         ],
@@ -37,8 +38,8 @@ import Testing
             "FuseFrontend", "Foundation", "Logging", "Synchronization",
         ],
         "doppel": [
-            "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "FuseFrontend", "Daemon",
-            "ArgumentParser", "Foundation", "Logging", "Synchronization",
+            "BlockCore", "SystemIO", "Identity", "Settings", "Pool", "Volume", "VirtualFS",
+            "FuseFrontend", "Daemon", "ArgumentParser", "Foundation", "Logging", "Synchronization",
             // The program's end: exit codes and standard streams, no files.
             "Glibc",
         ],

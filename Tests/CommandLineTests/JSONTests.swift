@@ -75,6 +75,28 @@ import Testing
         }
     }
 
+    @Test func theKeysOfPairingAreDocumented() throws {
+        try Sandbox.with { box in
+            let file = box.folder + "/doppel.toml"
+            try "state-directory = \"\(box.folder)/state\"\n".write(
+                toFile: file, atomically: true, encoding: .utf8)
+            let line = try box.ok("pair", "--name", "a", "--config", file)
+            for more in [["--host", "a:1"], ["--pools", "web"]] {
+                let words = ["pair", "--accept", line, "--config", file] + more
+                _ = try box.execute([Sandbox.binary] + words, input: "/dev/null")
+                let listed = try box.ok("pair", "--list", "--json", "--config", file)
+                try compare("pair --list", listed)
+                let parsed = try JSONSerialization.jsonObject(with: Data(listed.utf8))
+                let peers = try #require((parsed as? [String: Any])?["peers"])
+                let text = try JSONSerialization.data(withJSONObject: peers)
+                try compare("pair --list, a peer", String(decoding: text, as: UTF8.self))
+            }
+            try compare("events --host", box.ok("events", "--host", "--json", "--config", file))
+            try "x = 1\n".write(toFile: file, atomically: true, encoding: .utf8)
+            try compare("config check", box.run("config", "check", "--json", file).output)
+        }
+    }
+
     @Test func aFindingsKeysAreDocumented() throws {
         try Sandbox.withPool("a.img") { box in
             let stray = try box.shell("echo x > '\(box.pool)'/images/1/stray.data")
@@ -119,7 +141,7 @@ import Testing
                 ["adopt"], ["eject"], ["list"], ["status"], ["scrub"], ["check"], ["events"],
                 ["jobs"], ["version"], ["restore"], ["delete"], ["snapshot", "create"],
                 ["snapshot", "list"], ["snapshot", "diff"], ["snapshot", "delete"],
-                ["target", "list"], ["promote"],
+                ["target", "list"], ["promote"], ["pair"], ["config", "check"],
             ] {
                 let help = try box.execute(
                     [Sandbox.binary] + words + ["--help"], input: "/dev/null")

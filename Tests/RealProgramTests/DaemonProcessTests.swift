@@ -90,16 +90,6 @@ import Testing
         }
     }
 
-    @Test func theUnitAsksForALowOOMScoreAndReadiness() throws {
-        // Beside this file's package.
-        let root = #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
-        let unit = String(
-            decoding: try contents("/\(root)/examples/systemd/doppel@.service"), as: UTF8.self)
-        #expect(unit.contains("\nOOMScoreAdjust=-900\n"))
-        #expect(unit.contains("\nType=notify\n"))
-        #expect(unit.contains(" mount --foreground "))
-    }
-
     private func capabilities() throws -> UInt64 {
         let status = String(decoding: try contents("/proc/self/status"), as: UTF8.self)
         let line = status.split(separator: "\n").first { $0.hasPrefix("CapEff:") } ?? ""

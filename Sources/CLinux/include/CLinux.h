@@ -88,6 +88,13 @@ int clx_get_thread_id(void);
 int clx_set_thread_name(const char *name);
 /// Of the calling thread.
 int clx_set_thread_nice(int nice);
+/// Watches a folder: names that come and go, files that were written, changed modes.
+int clx_watch_folder(const char *path);
+int clx_make_event(void);
+int clx_signal_event(int fd);
+/// Waits until something happened in the folder (1), the event was signalled (2) or the time passed (0), and
+/// forgets what happened. `watch` may be -1.
+int clx_wait_watch(int watch, int event, int timeout_ms);
 /// Calls `each` for every entry but . and ..; stops when it returns false.
 int clx_list(const char *path, bool (*each)(void *, const char *, uint8_t), void *context);
 #endif
