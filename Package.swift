@@ -84,8 +84,8 @@ let package = Package(
         .target(
             name: "Daemon",
             dependencies: [
-                "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "Targets", "VirtualFS",
-                "FuseFrontend",
+                "BlockCore", "SystemIO", "Identity", "Settings", "Pool", "Replication", "Transport",
+                "Volume", "Targets", "VirtualFS", "FuseFrontend",
                 .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: strict),
 

@@ -25,7 +25,14 @@ package enum PoolDemotion {
                 throw ControlFailure(.failed, "\(path) is a mirror already")
             }
             // A raw mirror that was promoted is a pool by now.
-            let address = TargetAddress(try primary ?? fencingTarget(of: path)).path
+            let place = TargetAddress(try primary ?? fencingTarget(of: path))
+            guard place.remote == nil else {
+                throw ControlFailure(
+                    .usage,
+                    "\(place.text) is on another machine: a pool is demoted to one that is on this one"
+                )
+            }
+            let address = place.path
             let sight = try sight(of: address)
             return try follow(path, sight, at: address) { own in
                 try check(own, follows: sight, path, address, isResolving)

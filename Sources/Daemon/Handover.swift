@@ -72,6 +72,12 @@ extension PoolReplication {
             guard let hub, let target = hub.all.first(where: { $0.record.address == address }),
                 let poolID = target.record.poolID
             else { throw ControlFailure(.failed, "\(address) is no target of this pool") }
+            guard TargetAddress(address).remote == nil else {
+                throw ControlFailure(
+                    .usage,
+                    "\(address) is on another machine: unmount the pool, so that all of it is there, and "
+                        + "promote it there (doppel promote)")
+            }
             guard !TargetAddress(address).isRaw else {
                 throw ControlFailure(
                     .usage,

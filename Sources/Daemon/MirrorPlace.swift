@@ -1,3 +1,4 @@
+import BlockCore
 import Pool
 import Replication
 import SystemIO
@@ -25,6 +26,22 @@ struct MirrorPlace {
             } catch { throw ControlFailure(.failed, error.message) }
         }
         return MirrorPlace(id: try identify(path, store), hasContent: isThere)
+    }
+
+    /// A new pool behind a server, where none has that name; one that is a mirror of this pool is taken as it is.
+    static func prepare(
+        _ place: RemoteAddress, for store: PoolStore, timeoutMs: Int64, _ access: RemoteAccess
+    ) throws -> MirrorPlace {
+        do throws(TargetError) {
+            let replica = try access.replica(
+                place, of: store, mirrorID: nil, timeoutMs: timeoutMs, laysOut: true)
+            defer { replica.disconnect() }
+            let report = try replica.connect(try TargetHub.hello(of: store))
+            guard let id = report.poolID else {
+                throw TargetError(.io, "the server does not say which pool it has")
+            }
+            return MirrorPlace(id: id, hasContent: report.incarnationID != nil)
+        } catch { throw ControlFailure(.failed, "\(place.text): \(error.message)") }
     }
 
     /// - Throws: where the place is the pool's own.
@@ -77,7 +94,9 @@ struct MirrorPlace {
 
     static func warning(_ address: String, for store: PoolStore) -> String? {
         let disk = LinuxDisk()
-        let path = TargetAddress(address).path
+        let place = TargetAddress(address)
+        guard place.remote == nil else { return nil }
+        let path = place.path
         guard let there = try? disk.status(path), let here = try? disk.status(store.path),
             there.device == here.device
         else { return nil }

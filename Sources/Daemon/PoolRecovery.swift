@@ -123,8 +123,14 @@ enum PoolRecovery {
     ) -> Round {
         var round = Round()
         for record in pull.sources {
+            let source: any ReplicaTarget
+            do throws(TargetError) { source = try PoolReplication.source(record, of: store) } catch
+            {
+                round.silent.append((record, error.message))
+                continue
+            }
             let target = PatientTarget(
-                PoolReplication.mirror(record, of: store, owner: .current()),
+                source,
                 limitMs: waits ? longestAnswerMs : max(record.timeoutMs, 5000), disk: store.disk,
                 isCancelled: options.recoveryListener.isCancelled)
             switch pull.ask(record, target) {

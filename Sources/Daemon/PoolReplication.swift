@@ -20,6 +20,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     /// Sessions connect; otherwise what targets lack is kept track of alone.
     private let runs: Bool
     private let mounts: MirrorMounts
+    private let access = RemoteAccess.shared
     /// The kernel keeps writes back: an fsync that waits for a target would promise what the guest's
     /// other writes do not have.
     private let allowsAsyncOnly: Bool
@@ -56,8 +57,20 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
 
     /// G4: refused at once, never ignored.
     private func refuseConflict(_ record: TargetRecord, hasImages: Bool = false) throws {
+        if let problem = TargetAddress.problem(record.address) {
+            throw ControlFailure(.usage, problem)
+        }
         guard let conflict = record.conflict(hasImages: hasImages) else { return }
         throw ControlFailure(.usage, "\(record.address): \(conflict)")
+    }
+
+    /// Retention on a server is the server's: whoever has this machine must not be able to shorten it there.
+    private func refuseHistory(_ target: TargetSpecification) throws {
+        guard target.historyMs != nil, TargetAddress(target.address).remote != nil else { return }
+        throw ControlFailure(
+            .usage,
+            "how long \(target.address) keeps what was is up to its server (doppel serve --history)"
+        )
     }
 
     var store: PoolStore { volume.store }
@@ -75,6 +88,17 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         }
         volume.attach(hub)
         lock.withLock { currentHub = hub }
+        watchServerKeys()
+    }
+
+    /// Who may not be a server any more is not spoken to any longer.
+    private func watchServerKeys() {
+        access.onChange { [weak self] in
+            for target in self?.hub?.all ?? []
+            where TargetAddress(target.record.address).remote != nil {
+                target.driver?.connectAnew("the keys that servers may have were changed")
+            }
+        }
     }
 
     /// From here on sessions may ask for the pool's names.
@@ -97,6 +121,9 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             lock.withLock { rawMirrors[record.id] = raw }
             return raw
         }
+        if let remote = TargetAddress(record.address).remote {
+            return try access.replica(remote, of: store, record)
+        }
         // Who wants to look into the mirror meanwhile asks here.
         var owner = PoolOwner.current()
         if runs, let directory = try? RuntimePaths.directory(disk: LinuxDisk()) {
@@ -105,6 +132,16 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         let mirror = Self.mirror(record, of: store, owner: owner)
         lock.withLock { mirrors[record.id] = mirror }
         return ShownTarget(mirror, mounts)
+    }
+
+    /// A target to be asked after a crash, closed.
+    static func source(_ record: TargetRecord, of store: PoolStore) throws(TargetError)
+        -> any ReplicaTarget
+    {
+        guard let remote = TargetAddress(record.address).remote else {
+            return mirror(record, of: store, owner: .current())
+        }
+        return try RemoteAccess.shared.replica(remote, of: store, record)
     }
 
     /// The mirror directory of a target, closed.
@@ -200,6 +237,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private func update(
         _ target: TargetSpecification, _ change: (inout TargetRecord) -> Void
     ) throws {
+        try refuseHistory(target)
         var record = try known(target)
         change(&record)
         try refuseWaiting(record.mode, record.address)
@@ -252,6 +290,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             throw ControlFailure(
                 .failed, "\(target.address) is a target already; `doppel target set` changes it")
         }
+        try refuseHistory(target)
         try refuseWaiting(
             target.mode.flatMap(TargetRecord.Mode.init(rawValue:)) ?? .flush, target.address)
         var record = TargetRecord(
@@ -272,6 +311,16 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
 
     private func prepare(_ target: TargetSpecification) throws -> MirrorPlace {
         let address = TargetAddress(target.address)
+        if let remote = address.remote {
+            guard !(target.isSeeded ?? false) else {
+                throw ControlFailure(
+                    .usage,
+                    "copies behind a server cannot be taken as they are: carry them into the folder that it "
+                        + "serves as a mirror that was detached here")
+            }
+            return try MirrorPlace.prepare(
+                remote, for: store, timeoutMs: target.timeoutMs ?? Self.defaultTimeoutMs, access)
+        }
         try MirrorPlace.requireApart(address.path, store)
         guard target.isSeeded ?? false else {
             return try MirrorPlace.prepare(address, for: store)
@@ -368,6 +417,7 @@ extension TargetRecord {
 
 extension TargetInfo {
     mutating func fill(_ raw: RawFolderState?) {
+        if TargetAddress(address).remote != nil { kind = "remote" }
         guard TargetAddress(address).isRaw else { return }
         kind = "raw"
         content = raw.map { $0.isWhole ? "clean" : "torn" }

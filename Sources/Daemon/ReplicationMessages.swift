@@ -10,7 +10,7 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     package var address: String
     /// How late answers may be in mode adaptive.
     package var latencyBudgetUs: Int64?
-    /// "mirror": another pool; "raw": plain files.
+    /// "mirror": another pool; "raw": plain files; "remote": another pool, behind a server.
     package var kind: String
     /// Of a raw mirror: "clean", or "torn" while it is being written to and from then on until it was let go
     /// of in good order; missing where nothing is known of it.
@@ -151,7 +151,7 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
 
     /// `DIR[,mode=async|flush|semi-sync|sync|adaptive][,latency-budget=5ms][,timeout=5s][,on-timeout=degrade|block|fail]
     /// [,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s]`; DIR
-    /// may be `raw:DIR`; a comma in it is written `\,`.
+    /// may be `raw:DIR` or `doppel://HOST:PORT/POOL`; a comma in it is written `\,`.
     /// - Returns: nil for what is no target; then `problem` says why.
     package static func parse(_ text: String) -> (TargetSpecification?, problem: String) {
         var parts: [String] = [""]
@@ -169,6 +169,7 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
         guard let address = parts.first, !address.isEmpty else {
             return (nil, "a target begins with its directory: DIR[,mode=flush][,timeout=5s]")
         }
+        if let problem = TargetAddress.problem(address) { return (nil, problem) }
         let modes = TargetRecord.Mode.allCases.map(\.rawValue)
         var result = TargetSpecification(address: address)
         for word in parts.dropFirst() {

@@ -35,6 +35,12 @@ extension PoolReplication {
     fileprivate func keepHere(_ address: String) throws -> String {
         try changing.withLock {
             try requireNoSuccessor()
+            guard TargetAddress(address).remote == nil else {
+                throw ControlFailure(
+                    .usage,
+                    "\(address) is on another machine: which of the two goes on can be said where both are"
+                )
+            }
             let own = try store.catalog.read { try PoolSight($0) }
             let note = try store.catalog.read { try $0.handover() }
             let sight = PoolSight.look(at: address, disk: LinuxDisk())

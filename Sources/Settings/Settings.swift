@@ -28,7 +28,7 @@ package struct ServeSettings: Sendable, Hashable {
     package var root: String?
     package var listen = [HostPort(host: "127.0.0.1", port: HostPort.defaultPort)]
     package var connections = 128
-    package var connectionsPerPeer = 16
+    package var connectionsPerPeer = 64
     /// That are open at a time.
     package var pools = 64
     /// Of all connections together, for what was received and waits to be written.
@@ -52,8 +52,9 @@ package struct SettingsError: Error, CustomStringConvertible {
 }
 
 package enum SettingsFile {
-    /// `/etc/doppel/doppel.toml` for root; else `$XDG_CONFIG_HOME/doppel/doppel.toml`, or below `~/.config`.
+    /// `$DOPPEL_CONFIG`; without it `/etc/doppel/doppel.toml` for root; else `$XDG_CONFIG_HOME/doppel/doppel.toml`, or below `~/.config`.
     package static var defaultPath: String {
+        if let file = ProcessControl.environment("DOPPEL_CONFIG"), !file.isEmpty { return file }
         if ProcessControl.isRoot { return "/etc/doppel/doppel.toml" }
         if let folder = ProcessControl.environment("XDG_CONFIG_HOME"), folder.hasPrefix("/") {
             return folder + "/doppel/doppel.toml"

@@ -61,19 +61,19 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
     /// In the handshake.
     func isKnown(_ found: PeerFingerprint?) -> Bool {
         guard let found else {
-            refused("a key of no kind that is known")
+            tell(.refused, nil, "its key is of no kind that is known")
             return false
         }
         guard server.host.admits(found) else {
-            refused("the key \(found), which is not known here")
+            tell(.refused, found, "its key is not known here")
             return false
         }
         return true
     }
 
-    private func refused(_ what: String) {
-        let place = context?.remoteAddress.map { "\($0)" } ?? "somebody"
-        server.host.tell("peer-refused", "\(place) was not let in: it has shown \(what)")
+    private func tell(_ kind: TransportNotice.Kind, _ peer: PeerFingerprint?, _ reason: String) {
+        let place = context?.remoteAddress?.ipAddress ?? "somewhere"
+        server.host.tell(TransportNotice(kind: kind, peer: peer, place: place, reason: reason))
     }
 
     func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
@@ -98,8 +98,7 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
                 memoryBytes: options.creditBytes + UInt64(options.mostWaitingBytes))
         } catch {
             refusal = error
-            server.host.tell(
-                "peer-limited", "\(peer.map { "\($0)" } ?? "a client"): \(error.message)")
+            tell(.limited, peer, error.message)
             closeLater(server.options.handshakeMs)
         }
         throttle = server.registry.throttle(of: peer)
@@ -201,7 +200,7 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
             let mayStay =
                 server.host.admits(peer) && (pool.map { server.host.mayStay(peer, $0) } ?? true)
             guard !mayStay else { return }
-            server.host.tell("peer-ended", "\(peer) may not go on: its session was ended")
+            tell(.ended, peer, "what it may do was taken back")
             connection.close(.sessionEnded, "what this host may do there was taken back")
         }
     }

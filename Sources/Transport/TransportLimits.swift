@@ -8,7 +8,7 @@ import SystemIO
 
 package struct TransportLimits: Sendable, Hashable {
     package var connections = 128
-    package var connectionsOfAPeer = 16
+    package var connectionsOfAPeer = 64
     /// Credit for records, and answers that wait, of all connections together. A long message (a pool's names)
     /// comes on top while it is read: at most 64 MiB in an ordered connection.
     package var memoryBytes: UInt64 = 2 << 30

@@ -16,6 +16,24 @@ import NIOPosix
 import Replication
 import SystemIO
 
+/// What a person should hear of.
+package struct TransportNotice: Sendable, Hashable {
+    package enum Kind: String, Sendable {
+        /// Not let in: its key.
+        case refused = "peer-refused"
+        /// Let in, and over a limit.
+        case limited = "peer-limited"
+        /// What it may do was taken back while it was at it.
+        case ended = "peer-ended"
+    }
+    package var kind: Kind
+    package var peer: PeerFingerprint?
+    /// Where it connects from, without the port.
+    package var place: String
+    /// The same words each time.
+    package var reason: String
+}
+
 /// What a server asks of whoever runs it. All of it is quick: it is asked on the threads of connections.
 package struct TransportHost: Sendable {
     /// Whether this key is known at all.
@@ -24,14 +42,13 @@ package struct TransportHost: Sendable {
     package var find: @Sendable (PeerFingerprint?, String) throws(TargetError) -> ServedReplica
     /// Whether the peer may still do with the pool what it does.
     package var mayStay: @Sendable (PeerFingerprint?, String) -> Bool
-    /// What a person should hear of: a kind, and a message.
-    package var tell: @Sendable (String, String) -> Void
+    package var tell: @Sendable (TransportNotice) -> Void
 
     package init(
         admits: @escaping @Sendable (PeerFingerprint) -> Bool,
         find: @escaping @Sendable (PeerFingerprint?, String) throws(TargetError) -> ServedReplica,
         mayStay: @escaping @Sendable (PeerFingerprint?, String) -> Bool,
-        tell: @escaping @Sendable (String, String) -> Void
+        tell: @escaping @Sendable (TransportNotice) -> Void
     ) {
         self.admits = admits
         self.find = find
@@ -40,10 +57,10 @@ package struct TransportHost: Sendable {
     }
 }
 
-// Unchecked: `listener` is written before `start` returns.
+// Unchecked: `listeners` is written before `start` returns.
 package final class TransportServer: @unchecked Sendable {
     package struct Options: Sendable {
-        package var listen: HostPort
+        package var listen: [HostPort]
         /// nil: without TLS (L1).
         package var keys: TransportKeys?
         package var limits = TransportLimits()
@@ -52,7 +69,7 @@ package final class TransportServer: @unchecked Sendable {
         /// What was said last is left there for so long, for the other side to read.
         package var lingerMs: Int64 = 1000
 
-        package init(listen: HostPort, keys: TransportKeys?) {
+        package init(listen: [HostPort], keys: TransportKeys?) {
             self.listen = listen
             self.keys = keys
         }
@@ -63,7 +80,7 @@ package final class TransportServer: @unchecked Sendable {
     let registry: ConnectionRegistry
     /// This run of the server.
     let instance = UInt64.random(in: .min ... .max)
-    private var listener: (any Channel)?
+    private var listeners: [any Channel] = []
 
     private init(_ options: Options, _ host: TransportHost) {
         self.options = options
@@ -76,21 +93,23 @@ package final class TransportServer: @unchecked Sendable {
     package static func start(
         _ options: Options, _ host: TransportHost
     ) throws(TransportError) -> TransportServer {
-        guard options.keys != nil || options.listen.isLoopback else {
+        if options.keys == nil, let open = options.listen.first(where: { !$0.isLoopback }) {
             throw TransportError(
                 .unprotected,
-                "without keys nobody would be asked who he is: \(options.listen) is not listened on. "
-                    + "Addresses in 127.0.0.0/8 need none")
+                "without keys nobody would be asked who he is: \(open) is not listened on. Addresses in "
+                    + "127.0.0.0/8 need none")
         }
         let server = TransportServer(options, host)
-        do {
-            server.listener = try server.bootstrap.bind(
-                host: options.listen.host, port: options.listen.port
-            ).wait()
-        } catch {
-            throw TransportError(
-                .address, "\(options.listen) cannot be listened on: \(LineTrouble.words(error))",
-                errno: (error as? IOError)?.errnoCode)
+        for place in options.listen {
+            do {
+                let listener = try server.bootstrap.bind(host: place.host, port: place.port).wait()
+                server.listeners.append(listener)
+            } catch {
+                for listener in server.listeners { try? listener.close().wait() }
+                throw TransportError(
+                    .address, "\(place) cannot be listened on: \(LineTrouble.words(error))",
+                    errno: (error as? IOError)?.errnoCode)
+            }
         }
         return server
     }
@@ -115,10 +134,10 @@ package final class TransportServer: @unchecked Sendable {
     }
 
     /// Where it listens, with the port that the system chose where it was to.
-    package var address: HostPort {
-        HostPort(
-            host: options.listen.host,
-            port: listener?.localAddress?.port ?? options.listen.port)
+    package var addresses: [HostPort] {
+        zip(options.listen, listeners).map { place, listener in
+            HostPort(host: place.host, port: listener.localAddress?.port ?? place.port)
+        }
     }
     package var connectionCount: Int { registry.admittedCount }
 
@@ -129,7 +148,7 @@ package final class TransportServer: @unchecked Sendable {
     /// when they are gone, or after so long without those that are not.
     package func shutDown(timeoutMs: Int64) {
         registry.close()
-        try? listener?.close().wait()
+        for listener in listeners { try? listener.close().wait() }
         for channel in registry.channels { channel.shutDown() }
         if registry.waitUntilEmpty(timeoutMs: timeoutMs) { return }
         for channel in registry.channels { channel.drop() }

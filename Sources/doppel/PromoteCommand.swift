@@ -31,6 +31,9 @@ struct Promote: ParsableCommand {
 
     func run() throws {
         let place = TargetAddress(mirror)
+        if place.remote != nil {
+            throw ValidationError("a mirror is promoted on the machine that it is on")
+        }
         if place.isRaw { return try promoteRaw(place.path) }
         try exiting {
             let info = try PoolPromotion.perform(

@@ -11,11 +11,13 @@ struct Target: ParsableCommand {
             A target belongs to its pool: every later mount replicates to it. A mirror directory is
             a pool of its own, which `doppel mount` shows read-only, also while it is being written.
             A raw mirror, raw:DIR, is a folder of plain files that any program can read; it keeps no
-            snapshots, and is torn when its machine goes down while it is being written.
+            snapshots, and is torn when its machine goes down while it is being written. A remote one,
+            doppel://HOST:PORT/POOL, is a mirror directory on another machine, where `doppel serve` runs.
 
             EXAMPLES
               doppel target add /srv/vms /mnt/usb/vms-mirror
               doppel target add /srv/vms raw:/mnt/usb/vms-plain
+              doppel target add /srv/vms doppel://backup.example:7420/vms --mode semi-sync
               doppel target add /srv/vms /backup/vms --mode async --interval 15m
               doppel target set /srv/vms /backup/vms --mode flush --timeout 10s
               doppel target list /srv/vms
@@ -92,6 +94,7 @@ struct TargetSettings: ParsableArguments {
     var rate: String?
 
     func specification(_ address: String) throws -> TargetSpecification {
+        if let problem = TargetAddress.problem(address) { throw ValidationError(problem) }
         var result = TargetSpecification(address: address, mode: mode?.rawValue)
         result.onTimeout = onTimeout?.rawValue
         if let timeout {
@@ -137,7 +140,10 @@ struct TargetSettings: ParsableArguments {
 struct TargetArguments: ParsableArguments {
     @Argument(help: "The pool's directory, or where it is mounted.", completion: .directory)
     var pool: String
-    @Argument(help: "The mirror's directory.", completion: .directory) var target: String
+    @Argument(
+        help: "The mirror's directory, raw:DIR, or doppel://HOST:PORT/POOL.", completion: .directory
+    )
+    var target: String
 }
 
 struct TargetAdd: ParsableCommand {
@@ -266,6 +272,10 @@ extension TargetSpecification {
     var absolute: TargetSpecification {
         var result = self
         let place = TargetAddress(address)
+        if place.remote != nil {
+            result.address = place.text
+            return result
+        }
         result.address =
             place.at(ProcessControl.realPath(place.path) ?? PoolLocation.absolute(place.path)).text
         return result

@@ -34,8 +34,9 @@ import Testing
             "Synchronization",
         ],
         "Daemon": [
-            "BlockCore", "SystemIO", "Pool", "Replication", "Volume", "Targets", "VirtualFS",
-            "FuseFrontend", "Foundation", "Logging", "Synchronization",
+            "BlockCore", "SystemIO", "Identity", "Settings", "Pool", "Replication", "Transport",
+            "Volume", "Targets", "VirtualFS", "FuseFrontend", "Foundation", "Logging",
+            "Synchronization",
         ],
         "doppel": [
             "BlockCore", "SystemIO", "Identity", "Settings", "Pool", "Volume", "VirtualFS",

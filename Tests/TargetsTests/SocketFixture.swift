@@ -27,16 +27,16 @@ final class SocketFixture: TargetFixture {
         do {
             let server = try TransportServer.start(
                 .init(
-                    listen: HostPort(host: "127.0.0.1", port: 0),
+                    listen: [HostPort(host: "127.0.0.1", port: 0)],
                     keys: try TransportKeys(Self.serverIdentity)),
                 TransportHost(
                     admits: { $0 == Self.clientIdentity.fingerprint },
                     find: { (_, _) throws(TargetError) in performer.replica },
-                    mayStay: { _, _ in true }, tell: { _, _ in }))
+                    mayStay: { _, _ in true }, tell: { _ in }))
             run = (server, performer, target)
             let link = TransportClient(
                 .init(
-                    server: server.address, keys: try TransportKeys(Self.clientIdentity),
+                    server: server.addresses[0], keys: try TransportKeys(Self.clientIdentity),
                     pinned: [Self.serverIdentity.fingerprint]))
             return Settled(
                 RemoteReplica(link, options: .init(pool: "pool"), client: opened))

@@ -28,6 +28,8 @@ package final class Sandbox {
     /// The pool's mirror, for tests that have one.
     package let mirror: String
     package var mountPoint: String { folder + "/mnt" }
+    /// For the programs that it runs.
+    package var variables: [String: String] = [:]
     private var daemons: Set<pid_t> = []
     private var runs = 0
 
@@ -101,7 +103,7 @@ package final class Sandbox {
         let script = "exec timeout 60 \"$@\" <'\(input)' >'\(out)' 2>'\(err)'"
         let argv = (["/bin/sh", "-c", script, "sh"] + words).map { strdup($0) } + [nil]
         let variables = ProcessInfo.processInfo.environment
-            .merging(["DOPPEL": Self.binary]) { $1 }
+            .merging(["DOPPEL": Self.binary]) { $1 }.merging(self.variables) { $1 }
         let environment = variables.map { strdup("\($0.key)=\($0.value)") } + [nil]
         defer { for word in argv + environment { free(word) } }
         var pid: pid_t = 0

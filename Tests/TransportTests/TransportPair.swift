@@ -52,7 +52,7 @@ final class TransportPair {
         let performer = ReplicaPerformer(name: "vms", target: target)
         let known = Known()
         var options = TransportServer.Options(
-            listen: HostPort(host: "127.0.0.1", port: port),
+            listen: [HostPort(host: "127.0.0.1", port: port)],
             keys: isEncrypted ? try TransportKeys(Self.serverIdentity) : nil)
         options.connection.timing = Self.timing
         options.lingerMs = 100
@@ -68,10 +68,12 @@ final class TransportPair {
                     return performer.replica
                 },
                 mayStay: { _, pool in known.allows(pool) },
-                tell: { kind, _ in known.note(kind) }))
+                tell: { known.note($0.kind.rawValue) }))
         self.performer = performer
         self.known = known
     }
+
+    var address: HostPort { server.addresses[0] }
 
     func replica(
         bulk: Int = 0, identity: HostIdentity = clientIdentity,
@@ -80,7 +82,7 @@ final class TransportPair {
     ) throws -> RemoteReplica {
         let keys = isEncrypted ?? self.isEncrypted ? try TransportKeys(identity) : nil
         let link = TransportClient(
-            .init(server: server.address, keys: keys, pinned: [pinned.fingerprint]))
+            .init(server: address, keys: keys, pinned: [pinned.fingerprint]))
         var options = RemoteReplica.Options(pool: "vms")
         options.bulkConnections = bulk
         options.connection.timing = Self.timing

@@ -58,7 +58,7 @@ import Testing
         for next in 1...100 as ClosedRange<UInt64> {
             try withBlocks(next) { try replica.send($0, tellsReceived: true) }
         }
-        let port = first.server.address.port
+        let port = first.address.port
         first.close()
         #expect(!target.isConnected)
         let error = failure { try withBlocks(101) { try replica.append($0) } }
@@ -158,11 +158,11 @@ import Testing
         let host = TransportHost(
             admits: { _ in true },
             find: { (_, _) throws(TargetError) in throw TargetError(.absent, "") },
-            mayStay: { _, _ in true }, tell: { _, _ in })
+            mayStay: { _, _ in true }, tell: { _ in })
         for place in ["0.0.0.0:0", "192.0.2.1:0", "localhost:0", "[::1]:0"] {
             do {
                 _ = try TransportServer.start(
-                    .init(listen: try #require(HostPort(place)), keys: nil), host)
+                    .init(listen: [try #require(HostPort(place))], keys: nil), host)
                 Issue.record("it listens on \(place)")
             } catch { #expect((error as? TransportError)?.kind == .unprotected) }
         }

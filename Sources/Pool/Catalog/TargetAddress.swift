@@ -5,18 +5,32 @@ package enum TargetAddress: Sendable, Hashable {
     case mirror(String)
     /// `raw:/path`: plain files.
     case raw(String)
+    /// `doppel://host:port/pool`: a pool behind a server.
+    case remote(RemoteAddress)
 
     private static let rawPrefix = "raw:"
 
     package init(_ text: String) {
-        self =
-            text.hasPrefix(Self.rawPrefix)
-            ? .raw(String(text.dropFirst(Self.rawPrefix.count))) : .mirror(text)
+        if let remote = RemoteAddress(text) {
+            self = .remote(remote)
+        } else {
+            self =
+                text.hasPrefix(Self.rawPrefix)
+                ? .raw(String(text.dropFirst(Self.rawPrefix.count))) : .mirror(text)
+        }
     }
 
+    /// Why it is none; nil where it is one.
+    package static func problem(_ text: String) -> String? {
+        guard text.hasPrefix(RemoteAddress.prefix), RemoteAddress(text) == nil else { return nil }
+        return "'\(text)' is no address of a pool: such as doppel://backup.example:7420/vms"
+    }
+
+    /// Of what is on this machine; nothing is at that of a remote one.
     package var path: String {
         switch self {
         case .mirror(let path), .raw(let path): path
+        case .remote(let remote): remote.text
         }
     }
 
@@ -25,6 +39,7 @@ package enum TargetAddress: Sendable, Hashable {
         switch self {
         case .mirror: .mirror(path)
         case .raw: .raw(path)
+        case .remote: self
         }
     }
 
@@ -32,8 +47,12 @@ package enum TargetAddress: Sendable, Hashable {
         switch self {
         case .mirror(let path): path
         case .raw(let path): Self.rawPrefix + path
+        case .remote(let remote): remote.text
         }
     }
 
+    package var remote: RemoteAddress? {
+        if case .remote(let remote) = self { remote } else { nil }
+    }
     package var isRaw: Bool { if case .raw = self { true } else { false } }
 }

@@ -22,6 +22,8 @@ package struct SessionOptions: Sendable, Hashable {
     package var longestRearmMs: Int64 = 600_000
     package var firstRetryMs: Int64 = 200
     package var longestRetryMs: Int64 = 10_000
+    /// By how much of that a try may come sooner, at random: those that lost one server do not come all at once.
+    package var retrySpreadPercent: Int64 = 0
     /// Blocks read and staged at once.
     package var chunkBlocks: UInt64 = 512
     /// … while somebody writes to the pool: what keeps a processor from a guest is to be short.

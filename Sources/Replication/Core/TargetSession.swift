@@ -280,7 +280,11 @@ package struct TargetSession: Sendable {
         _ reason: String, _ now: Int64, _ effects: inout [SessionEffect]
     ) {
         let retries = min(outage?.retries ?? 0, 20)
-        let delayMs = min(options.firstRetryMs << Int64(retries), options.longestRetryMs)
+        var delayMs = min(options.firstRetryMs << Int64(retries), options.longestRetryMs)
+        if options.retrySpreadPercent > 0 {
+            let mostMs = UInt64(delayMs * options.retrySpreadPercent / 100)
+            delayMs -= Int64((newStagingID() >> 8) % (mostMs + 1))
+        }
         outage = Outage(
             sinceNs: outage?.sinceNs ?? now, reason: reason, retries: retries + 1,
             retryAtNs: now + delayMs * 1_000_000)

@@ -244,6 +244,10 @@ package final class SessionDriver: @unchecked Sendable {
             return true
         }
         guard session.state == .streaming else { return false }
+        if let error = target?.knownFailure {
+            apply(.failed(error))
+            return true
+        }
         switch stream.waitForRecords(id, timeoutMs: 0) {
         case .records, .barrier: apply(.recordsWaiting)
         case .notStreaming: apply(.ringOverflowed)

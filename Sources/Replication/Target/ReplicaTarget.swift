@@ -15,6 +15,10 @@ package struct PrimaryHello: Sendable, Hashable {
     package var address: String?
     /// The primary crashed and went on without what this target may have had of it: that is kept there.
     package var keepsDiverged = false
+    /// The UUID that the target's own pool had at the first contact; of a target that is not asked by name nil.
+    package var mirrorID: String?
+    /// Where nothing is, the target's pool is laid out. Otherwise what is missing is absent.
+    package var laysOut = false
 
     package init(
         poolID: String, generation: Generation, incarnation: UInt64, incarnationID: String,
@@ -70,6 +74,8 @@ package struct ReplicaReport: Sendable, Equatable {
     package var keptAllReceived = false
     /// What it has that this primary has not; it keeps it, as a snapshot.
     package var diverged: Divergence?
+    /// The UUID of the target's own pool, where nobody on this side can look.
+    package var poolID: String?
 
     package init(
         incarnationID: String?, generation: Generation?, checkpoint: SequenceNumber,
@@ -204,4 +210,11 @@ package protocol ReplicaTarget: AnyObject, Sendable {
     func shape() throws(TargetError) -> PoolShape
 
     func disconnect()
+
+    /// Why nothing can be asked any more but to connect, where that is known without asking.
+    var knownFailure: TargetError? { get }
+}
+
+extension ReplicaTarget {
+    package var knownFailure: TargetError? { nil }
 }

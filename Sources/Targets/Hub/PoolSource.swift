@@ -265,3 +265,10 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     }
     func releaseWaiters(of target: TargetID) { volume.gate.stopCounting(target) }
 }
+
+extension TargetHub {
+    /// As the pool introduces itself.
+    package static func hello(of store: PoolStore) throws(TargetError) -> PrimaryHello {
+        try PoolSource.hello(of: store)
+    }
+}

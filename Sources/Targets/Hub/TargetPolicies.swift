@@ -105,6 +105,11 @@ extension SessionOptions {
         timeoutMs = target.record.timeoutMs
         bytesPerSecond = target.record.rateBytesPerSecond.map(UInt64.init)
         rearmMs = min(rearmMs, 2 * timeoutMs)
+        if TargetAddress(target.record.address).remote != nil {
+            // A line that is back is used again within two seconds.
+            longestRetryMs = 1000
+            retrySpreadPercent = 50
+        }
     }
 
     /// What is sent and not durable yet is at risk, too.

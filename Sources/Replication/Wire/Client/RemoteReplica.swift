@@ -1,11 +1,13 @@
 // A target that is behind a server: what a session asks of it travels over one ordered connection, and the batches
-// of a staging, which are many and large, over bulk connections beside it.
+// of a staging, which are many and large, over bulk connections beside it: these are there while a staging is, and
+// where the server has no room for them all goes over the one.
 //
 // - A batch of a staging is on its way when `stage` returns. That it was taken is known with the next `syncStaging`
 //   or `commitStaging`, which the server does after it (E3).
 // - After an error nothing more is asked, but to `connect` anew: that is another session, with another epoch.
 
 import BlockCore
+import Synchronization
 import SystemIO
 
 package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
@@ -15,6 +17,11 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
         package var pool: String
         package var connection = ClientConnection.Options()
         package var bulkConnections = 0
+        /// See ``PrimaryHello``.
+        package var mirrorID: String?
+        package var laysOut = false
+        /// Where the primary is, as somebody on another machine would say it.
+        package var primaryAddress: String?
         package init(pool: String) { self.pool = pool }
     }
 
@@ -22,15 +29,23 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
     private let options: Options
     /// This run of the client.
     private let client: UInt64
-    private var attempt: UInt64 = 0
+    private let attempts: ConnectAttempts
     private var ordered: RemoteConnection?
     private var bulk: [RemoteConnection] = []
+    private var session: (epoch: UInt64, token: UInt64) = (0, 0)
     private var lastOrder: UInt64 = 0
 
-    package init(_ link: any WireLink, options: Options, client: UInt64) {
+    /// - Parameters:
+    ///   - client: at random; one for all replicas of a process.
+    ///   - attempts: shared by replicas with the same client.
+    package init(
+        _ link: any WireLink, options: Options, client: UInt64,
+        attempts: ConnectAttempts = ConnectAttempts()
+    ) {
         self.link = link
         self.options = options
         self.client = client
+        self.attempts = attempts
     }
 
     /// For who shows how the line is; nil without a connection.
@@ -42,8 +57,11 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
 
     package func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
         drop("another connection takes its place")
-        attempt += 1
         lastOrder = 0
+        var hello = hello
+        hello.mirrorID = options.mirrorID
+        hello.laysOut = options.laysOut
+        hello.address = options.primaryAddress ?? hello.address
         do throws(TargetError) { return try connectAnew(hello) } catch {
             drop("it was not connected")
             throw error
@@ -56,24 +74,44 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
         let welcome = try first.begin()
         let connected = try first.connect(
             WireConnect(
-                challenge: welcome.challenge, client: client, attempt: attempt, pool: options.pool,
+                challenge: welcome.challenge, client: client, attempt: attempts.next(),
+                pool: options.pool,
                 hello: hello))
-        for _ in 0..<options.bulkConnections {
-            let next = RemoteConnection(.bulk, options.connection, link)
-            bulk.append(next)
-            let welcome = try next.begin()
-            try next.attach(
-                WireAttach(
-                    challenge: welcome.challenge, epoch: connected.epoch, token: connected.token,
-                    pool: options.pool))
-        }
+        session = (connected.epoch, connected.token)
         return connected.report
+    }
+
+    /// As many as the server takes.
+    private func openBulk() {
+        while bulk.count < options.bulkConnections {
+            let next = RemoteConnection(.bulk, options.connection, link)
+            do throws(TargetError) {
+                let welcome = try next.begin()
+                try next.attach(
+                    WireAttach(
+                        challenge: welcome.challenge, epoch: session.epoch, token: session.token,
+                        pool: options.pool))
+            } catch { return next.drop("it is not needed") }
+            bulk.append(next)
+        }
+    }
+
+    /// All that went by them is done.
+    private func closeBulk() {
+        for connection in bulk { connection.leave() }
+        bulk = []
     }
 
     private func drop(_ why: String) {
         for connection in bulk + [ordered].compactMap({ $0 }) { connection.drop(why) }
         ordered = nil
         bulk = []
+    }
+
+    /// A line that is over is noticed while there is nothing to send, too.
+    package var knownFailure: TargetError? {
+        do throws(TargetError) { _ = try connected() } catch { return error }
+        return nil
     }
 
     package func disconnect() {
@@ -113,6 +151,7 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
 
     package func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
         try ask(.beginStaging(order: nextOrder(), id: id, shape))
+        openBulk()
     }
 
     package func stage(_ batch: RecordBatch, number: UInt64) throws(TargetError) {
@@ -130,6 +169,7 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
     ) throws(TargetError) {
         try ask(
             .commitStaging(order: nextOrder(), id: id, at: sequence, snapshot: snapshot))
+        closeBulk()
     }
 
     private func nextOrder() -> UInt64 {
@@ -199,4 +239,11 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
     private var unexpected: TargetError {
         TargetError(.io, "what it answered is not what it was asked for")
     }
+}
+
+/// Numbers of a client's attempts to connect: each is higher than those before.
+package final class ConnectAttempts: Sendable {
+    private let last = Atomic<UInt64>(0)
+    package init() {}
+    func next() -> UInt64 { last.wrappingAdd(1, ordering: .relaxed).newValue }
 }

@@ -198,10 +198,15 @@ extension WireConnect {
         try writer.put(hello.generation, "generation")
         writer.put(hello.incarnation)
         try writer.put(id: hello.incarnationID, "incarnationID")
-        writer.put(UInt8(hello.keepsDiverged ? 1 : 0) | (hello.address == nil ? 0 : 2))
+        var flags: UInt8 = hello.keepsDiverged ? 1 : 0
+        flags |= hello.address == nil ? 0 : 2
+        flags |= hello.laysOut ? 4 : 0
+        flags |= hello.mirrorID == nil ? 0 : 8
+        writer.put(flags)
         if let address = hello.address {
             try writer.put(text: address, longestBytes: WireFormat.longestNameBytes, "address")
         }
+        if let mirrorID = hello.mirrorID { try writer.put(id: mirrorID, "mirrorID") }
         try writer.put(count: hello.history.entries.count, "history")
         for entry in hello.history.entries { try writer.put(entry) }
         return writer
@@ -217,10 +222,11 @@ extension WireConnect {
         let generation = try reader.takeGeneration("generation")
         let incarnation: UInt64 = try reader.take("incarnation")
         let incarnationID = try reader.takeID("incarnationID")
-        let flags = try reader.takeFlags(3, "flags")
+        let flags = try reader.takeFlags(15, "flags")
         let address =
             flags & 2 == 0
             ? nil : try reader.takeText(longestBytes: WireFormat.longestNameBytes, "address")
+        let mirrorID = flags & 8 == 0 ? nil : try reader.takeID("mirrorID")
         let count = try reader.takeCount(elementBytes: 34, "history")
         var entries: [GenerationHistory.Entry] = []
         entries.reserveCapacity(count)
@@ -237,6 +243,8 @@ extension WireConnect {
             poolID: poolID, generation: generation, incarnation: incarnation,
             incarnationID: incarnationID, history: GenerationHistory(entries), address: address)
         hello.keepsDiverged = flags & 1 != 0
+        hello.laysOut = flags & 4 != 0
+        hello.mirrorID = mirrorID
     }
 }
 

@@ -50,6 +50,7 @@ extension WireWriter {
         flags |= report.staging == nil ? 0 : 4
         flags |= report.keptAllReceived ? 8 : 0
         flags |= report.diverged == nil ? 0 : 16
+        flags |= report.poolID == nil ? 0 : 32
         put(flags)
         if let id = report.incarnationID { try put(id: id, "incarnationID") }
         if let generation = report.generation { try put(generation, "generation") }
@@ -61,6 +62,7 @@ extension WireWriter {
             put(staging.durableBatch)
         }
         if let diverged = report.diverged { try put(diverged) }
+        if let poolID = report.poolID { try put(id: poolID, "poolID") }
     }
 
     private mutating func put(_ diverged: Divergence) throws(WireError) {
@@ -173,7 +175,7 @@ extension WireReader {
     }
 
     mutating func takeReport() throws(WireError) -> ReplicaReport {
-        let flags = try takeFlags(31, "flags")
+        let flags = try takeFlags(63, "flags")
         let incarnationID = flags & 1 == 0 ? nil : try takeID("incarnationID")
         let generation = flags & 2 == 0 ? nil : try takeGeneration("generation")
         let checkpoint = try takeSequence("checkpoint")
@@ -189,6 +191,7 @@ extension WireReader {
             snapshots: snapshots, staging: staging)
         report.keptAllReceived = flags & 8 != 0
         if flags & 16 != 0 { report.diverged = try takeDivergence() }
+        if flags & 32 != 0 { report.poolID = try takeID("poolID") }
         return report
     }
 

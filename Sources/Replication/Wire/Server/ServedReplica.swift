@@ -66,6 +66,7 @@ package final class ServedReplica: @unchecked Sendable {
     private var connecting: [Connecting] = []
     private var lastAttempt: (client: UInt64, attempt: UInt64)?
     private var isPerforming = false
+    private var isRetired = false
     private let random: @Sendable () -> UInt64
     /// Something may be there to perform.
     private let wake: @Sendable () -> Void
@@ -88,6 +89,9 @@ package final class ServedReplica: @unchecked Sendable {
     /// - Throws: `.superseded` for an attempt from before one that was made already.
     func put(_ request: WireConnect, by connection: ServedConnection) throws(WireError) {
         try lock.withLock { () throws(WireError) in
+            guard !isRetired else {
+                throw WireError(.limit, "connect.pool", at: 24, "it was just put away: try again")
+            }
             if let last = lastAttempt, last.client == request.client,
                 request.attempt <= last.attempt
             {
@@ -148,6 +152,16 @@ package final class ServedReplica: @unchecked Sendable {
         if isFree { connection.isDone() }
         for other in others { other.sayGoodbye(.sessionEnded, why) }
         wake()
+    }
+
+    /// Nobody uses it, and nobody can any more: whoever comes now has to look for it anew.
+    /// - Returns: false where somebody does.
+    package func retire() -> Bool {
+        lock.withLock {
+            guard session == nil, connecting.isEmpty, !isPerforming else { return false }
+            isRetired = true
+            return true
+        }
     }
 
     /// What kept something from being performed may be over.
@@ -296,6 +310,8 @@ package final class ServedReplica: @unchecked Sendable {
             try WireRecordReader.check(records, isStream: true)
             try records.withBatch { (batch) throws(TargetError) in try target.append(batch) }
             told.written = records.last
+            // What it has by itself need not be asked for.
+            if let durable = target.durableThrough { told.durable = durable }
             return nil
         case .flush:
             let through = try target.flush()

@@ -1,0 +1,99 @@
+// How this process reaches pools behind servers: with this host's key, and with the keys that authorized_peers says a
+// server may have. Without a line for it, a server is spoken to on the loopback alone, and without encryption.
+
+import BlockCore
+import Identity
+import Pool
+import Replication
+import Settings
+import SystemIO
+import Transport
+
+final class RemoteAccess: @unchecked Sendable {  // `known` is under `lock`
+    private static let bulkConnections = 2
+    /// Of this process, as its host is.
+    static let shared = RemoteAccess()
+
+    /// This run of the client; its attempts to connect have one order.
+    private let client = UInt64.random(in: .min ... .max)
+    private let attempts = ConnectAttempts()
+    private let lock = Lock()
+    private var known: (state: StateDirectory, peers: AuthorizedPeers)?
+    private var listeners: [@Sendable () -> Void] = []
+
+    private init() {}
+
+    /// The target of a record, not connected.
+    func replica(
+        _ place: RemoteAddress, of store: PoolStore, _ record: TargetRecord
+    ) throws(TargetError) -> any ReplicaTarget {
+        try replica(
+            place, of: store, mirrorID: record.poolID, timeoutMs: record.timeoutMs, laysOut: false)
+    }
+
+    /// - Parameters:
+    ///   - mirrorID: the pool that it has to be; nil before the first contact.
+    ///   - timeoutMs: of the line: without a sign of life it is given up.
+    ///   - laysOut: a pool that is not there is made.
+    func replica(
+        _ place: RemoteAddress, of store: PoolStore, mirrorID: String?, timeoutMs: Int64,
+        laysOut: Bool
+    ) throws(TargetError) -> any ReplicaTarget {
+        var line = try clientOptions(for: place.server)
+        // While the line is cut each try is in vain: the next one is to come soon.
+        line.connectTimeoutMs = min(timeoutMs, 1000)
+        var options = RemoteReplica.Options(pool: place.pool)
+        options.bulkConnections = Self.bulkConnections
+        options.mirrorID = mirrorID
+        options.laysOut = laysOut
+        options.primaryAddress = "\(HostSystem.hostName):\(store.path)"
+        options.connection.timing.timeoutMs = timeoutMs
+        options.connection.timing.suspectMs = min(2000, timeoutMs / 2)
+        options.connection.timing.heartbeatMs = min(500, max(timeoutMs / 10, 20))
+        return RemoteReplica(
+            TransportClient(line), options: options, client: client, attempts: attempts)
+    }
+
+    /// Which keys a server may have may have changed.
+    func onChange(_ body: @escaping @Sendable () -> Void) {
+        lock.withLock { listeners.append(body) }
+    }
+
+    /// - Returns: none where no line says anything of it.
+    func serverKeys(_ server: HostPort) throws(TargetError) -> Set<PeerFingerprint> {
+        try identity().peers.keys(ofServerAt: server.host, port: server.port)
+    }
+
+    private func clientOptions(for server: HostPort) throws(TargetError) -> TransportClient.Options
+    {
+        let pinned = try serverKeys(server)
+        guard !pinned.isEmpty else {
+            guard server.isLoopback else {
+                throw TargetError(
+                    .absent,
+                    "no key of \(server) is known here, and nothing is sent to a server without: `doppel "
+                        + "pair --help` says how two hosts come to know each other")
+            }
+            return TransportClient.Options(server: server, keys: nil, pinned: [])
+        }
+        do {
+            // Read each time: it may have been changed.
+            let keys = try TransportKeys(HostKeys(try identity().state).current())
+            return TransportClient.Options(server: server, keys: keys, pinned: pinned)
+        } catch { throw TargetError(.io, "this host's key cannot be used: \(error)") }
+    }
+
+    private func identity() throws(TargetError) -> (state: StateDirectory, peers: AuthorizedPeers) {
+        lock.lock()
+        defer { lock.unlock() }
+        if let known { return known }
+        do {
+            let settings = try SettingsFile.load(nil)
+            let peers = try AuthorizedPeers(path: settings.authorizedPeersPath)
+            peers.onChange { [self] in for body in lock.withLock({ listeners }) { body() } }
+            let found = (StateDirectory(path: settings.stateDirectory), peers)
+            known = found
+            return found
+        } catch { throw TargetError(.io, "who a server may be is not known: \(error)") }
+    }
+}

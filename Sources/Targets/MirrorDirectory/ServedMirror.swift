@@ -1,0 +1,125 @@
+// A mirror directory behind a server: whichever primary connects, the mirror's own records say whether it may.
+// Nothing of it is remembered here; while nobody is connected the pool is closed.
+
+import BlockCore
+import Pool
+import Replication
+import SystemIO
+
+package final class ServedMirror: ReplicaTarget, @unchecked Sendable {  // one caller at a time
+    private let path: String
+    /// What it lies below; folders on the way are made with it.
+    private let root: String
+    private let disk: Disk
+    private let options: MirrorOptions
+    private let openStore: @Sendable () throws(PoolError) -> PoolStore
+    private var mirror: MirrorTarget?
+
+    package init(
+        path: String, below root: String, disk: Disk, options: MirrorOptions,
+        openStore: @escaping @Sendable () throws(PoolError) -> PoolStore
+    ) {
+        self.path = path
+        self.root = root
+        self.disk = disk
+        self.options = options
+        self.openStore = openStore
+    }
+
+    // MARK: Connecting
+
+    package func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
+        try refuseInside()
+        if hello.laysOut { try layOut(for: hello) }
+        let mirror = try mirror(for: hello)
+        var report = try mirror.connect(hello)
+        report.poolID = mirror.poolID
+        return report
+    }
+
+    private func mirror(for hello: PrimaryHello) throws(TargetError) -> MirrorTarget {
+        if let mirror, mirror.primaryPoolID == hello.poolID {
+            if let expected = hello.mirrorID, let found = mirror.poolID, expected != found {
+                throw TargetError(
+                    .absent,
+                    "\(path) is pool \(found), not the mirror \(expected) that belongs here: nothing in "
+                        + "it was touched")
+            }
+            return mirror
+        }
+        mirror?.disconnect()
+        let (path, disk) = (path, disk)
+        let new = MirrorTarget(
+            path: path, primaryPoolID: hello.poolID, poolID: hello.mirrorID, disk: disk,
+            options: options, look: { PoolSight.look(at: path, disk: disk) }, openStore: openStore)
+        mirror = new
+        return new
+    }
+
+    /// A pool in a pool would be its files.
+    private func refuseInside() throws(TargetError) {
+        var folder = parentPath(path)
+        while folder.count > root.count {
+            if PoolStore.isPool(folder, disk: disk) {
+                throw TargetError(.absent, "\(folder) is a pool: there is none in it")
+            }
+            folder = parentPath(folder)
+        }
+    }
+
+    /// Where something is, that is looked at and not changed.
+    private func layOut(for hello: PrimaryHello) throws(TargetError) {
+        guard hello.mirrorID == nil, !PoolStore.isPool(path, disk: disk) else { return }
+        var missing: [String] = []
+        var folder = parentPath(path)
+        try TargetError.system { () throws(SystemError) in
+            while folder.count > root.count, try disk.status(folder) == nil {
+                missing.append(folder)
+                folder = parentPath(folder)
+            }
+            for folder in missing.reversed() {
+                try disk.createDirectory(folder, mode: 0o700)
+                try disk.syncDirectory(parentPath(folder))
+            }
+        }
+        try MirrorTarget.create(path: path, primaryPoolID: hello.poolID, disk: disk)
+    }
+
+    package func disconnect() {
+        mirror?.disconnect()
+        mirror = nil
+    }
+
+    private func connected() throws(TargetError) -> MirrorTarget {
+        guard let mirror else { throw TargetError(.absent, "\(path) is not open") }
+        return mirror
+    }
+
+    // MARK: The mirror's
+
+    package func append(_ batch: RecordBatch) throws(TargetError) { try connected().append(batch) }
+    package func flush() throws(TargetError) -> SequenceNumber { try connected().flush() }
+    package var durableThrough: SequenceNumber? { mirror?.durableThrough }
+    package func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
+        try connected().beginStaging(id: id, shape: shape)
+    }
+    package func stage(_ batch: RecordBatch, number: UInt64) throws(TargetError) {
+        try connected().stage(batch, number: number)
+    }
+    package func syncStaging() throws(TargetError) { try connected().syncStaging() }
+    package func commitStaging(
+        id: UInt64, at sequence: SequenceNumber, snapshot: SnapshotInfo?
+    ) throws(TargetError) {
+        try connected().commitStaging(id: id, at: sequence, snapshot: snapshot)
+    }
+    package func blockHashes(
+        of image: ImageID, in range: BlockRange
+    ) throws(TargetError) -> [UInt64] { try connected().blockHashes(of: image, in: range) }
+    package func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
+        try connected().allocatedBlocks()
+    }
+    package func read(
+        _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(TargetError) { try connected().read(range, of: image, into: buffer) }
+    package func shape() throws(TargetError) -> PoolShape { try connected().shape() }
+}
