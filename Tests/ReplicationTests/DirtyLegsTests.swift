@@ -32,13 +32,36 @@ private func cut(_ sequence: UInt64) -> SnapshotInfo {
         legs.enterUnknown([image: set(5, 6, 7)])
         #expect(legs.dirtyBlocks == 3 && legs.unknownBlocks == 3 && !legs.isFromRecordsOnly)
         // What was not a suspect is none of its business.
-        legs.resolve(BlockRange(start: 0, count: 7), of: image, differing: set(5, 2))
+        func resolve(_ start: UInt64, _ count: UInt64, _ differing: BlockSet) -> Bool {
+            legs.resolve(
+                BlockRange(start: start, count: count), of: image, differing: differing,
+                end: SequenceNumber(rawValue: 10))
+        }
+        #expect(resolve(0, 7, set(5, 2)))
         #expect(blocks(legs) == [set(1, 5), set(2, 5, 6), set(3, 5, 6)])
         #expect(legs.unknown == [image: set(7)])
-        legs.resolve(BlockRange(start: 0, count: 7), of: image, differing: set(6))
+        #expect(resolve(0, 7, set(6)))
         #expect(blocks(legs)[0] == set(1, 5), "a block is resolved once")
-        legs.resolve(BlockRange(start: 7, count: 1), of: image, differing: BlockSet())
+        #expect(resolve(7, 1, BlockSet()))
         #expect(legs.unknown.isEmpty)
+    }
+
+    /// It says nothing of another end: the snapshot may differ where the head does not, and the other way
+    /// round.
+    @Test func whatWasComparedWithAnotherEndResolvesNothing() {
+        let range = BlockRange(start: 0, count: 8)
+        var legs = threeLegs()
+        legs.enterUnknown([image: set(5)])
+        legs.join(cut: SequenceNumber(rawValue: 10))
+        let was = legs.resolve(
+            range, of: image, differing: BlockSet(), end: SequenceNumber(rawValue: 10))
+        #expect(!was && legs.unknown == [image: set(5)])
+        var head = DirtyLegs()
+        head.enterUnknown([image: set(5)])
+        head.cut(cut(10))
+        let wasHead = head.resolve(range, of: image, differing: BlockSet(), end: nil)
+        #expect(!wasHead)
+        #expect(head.unknown == [image: set(5)])
     }
 
     @Test func aSuspectOfADeletedImageMayStillBeInASnapshot() {

@@ -111,7 +111,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     }
 
     /// Nothing fails, and nobody writes.
-    private func settle() throws {
+    func settle() throws {
         isBusy = false
         // A target that went back while nobody asked it for anything is noticed when it is connected.
         driver.pause()
@@ -139,6 +139,22 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
             && !target.lostSnapshots.contains(info.name)
         {
             throw Violation("snapshot \(info.name) is not on the target")
+        }
+    }
+
+    /// The target is away, and an unclean end left what it lacks unknown.
+    func end(leaving unknown: [ImageID: BlockSet], after change: () -> Void) {
+        driver.pause()
+        while driver.step() {}
+        tick()
+        change()
+        let cuts = Dictionary(uniqueKeysWithValues: snapshots.map { ($0.sequence, $0) })
+        _ = stream.withLegs(id) { legs in
+            var states = legs.legs.map {
+                DirtyLegState(number: $0.number, cut: $0.snapshot?.sequence)
+            }
+            states.append(DirtyLegState(number: 1 << 20, isUnknown: true, blocks: unknown))
+            legs = DirtyLegs(states) { cuts[$0] }
         }
     }
 
@@ -178,7 +194,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
         for block in range.start..<range.end { live[image][Int(block)] = stamp }
     }
 
-    private func write(at place: (image: Int, block: Int), count: Int) {
+    func write(at place: (image: Int, block: Int), count: Int) {
         let range = range(place.block, count)
         let stamp = takeStamp()
         set(place.image, range, stamp)
@@ -206,7 +222,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
         history[sequence] = live
     }
 
-    private func cut() {
+    func cut() {
         guard snapshots.count < 4 else { return }
         nextName += 1
         let info = stream.cut(name: "s\(nextName)", createdNs: nowNs, origin: "user", atNs: nowNs)
@@ -215,7 +231,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
         history[info.sequence] = live
     }
 
-    private func deleteSnapshot() {
+    func deleteSnapshot() {
         guard !snapshots.isEmpty else { return }
         let gone = snapshots.remove(at: random.below(snapshots.count))
         trace("delete \(gone.name)")
@@ -240,7 +256,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     static func index(_ id: ImageID) -> Int { Int(id.rawValue) - 1 }
     static let sizeBytes = UInt64(blockCount) * 4096
 
-    func hello(for target: TargetID) -> PrimaryHello { hello }
+    func hello(for target: TargetID, having incarnationID: String?) -> PrimaryHello { hello }
     let hello = PrimaryHello(
         poolID: "pool",
         generation: Generation(number: 1, id: "first", parentID: nil, startSequence: .zero),

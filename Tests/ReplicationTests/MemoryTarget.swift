@@ -20,6 +20,8 @@ final class MemoryTarget: ReplicaTarget, @unchecked Sendable {  // one thread
     private(set) var lostSnapshots: Set<String> = []
     private var violation: Violation?
     var failsNext = false
+    /// Called once, when hashes are asked for.
+    var whenHashed: (() -> Void)?
     /// A bug built in: what was staged already is taken for what a cut has, and is not replaced by it.
     var takesNewerForClean = false
     private var stagedPlaces: Set<[Int]> = []
@@ -193,6 +195,10 @@ final class MemoryTarget: ReplicaTarget, @unchecked Sendable {  // one thread
 
     func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64] {
         try begin()
+        defer {
+            whenHashed?()
+            whenHashed = nil
+        }
         return content[DriverWorld.index(image)].hashes(range)
     }
 

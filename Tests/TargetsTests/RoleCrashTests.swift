@@ -75,7 +75,7 @@ import Testing
 
     /// Opens the pool as a primary whose targets cannot be reached, and lets it be changed.
     private func asPrimary(
-        _ scene: Scene, _ body: (Volume) throws -> Void
+        _ scene: Scene, _ body: (Volume, TargetHub) throws -> Void
     ) throws -> [ImageID: [UInt8]] {
         let store = try scene.fixture.openStore()
         let volume = try Volume(store: store, options: VolumeOptions(runsInBackground: false))
@@ -88,7 +88,7 @@ import Testing
         ) { (_) throws(TargetError) in throw TargetError(.absent, "nobody is there") }
         volume.attach(hub)
         hub.start(names: { { [] } })
-        try body(volume)
+        try body(volume, hub)
         var content: [ImageID: [UInt8]] = [:]
         for id in volume.imageIDs {
             let image = try volume.image(id)
@@ -134,7 +134,7 @@ import Testing
     @Test(arguments: Seeds.run(4)) func aDemotionIsWholeOrNotAtAll(seed: UInt64) throws {
         var scene = try scene(seed: seed)
         try promote(&scene)
-        let before = try asPrimary(scene) { _ in }
+        let before = try asPrimary(scene) { _, _ in }
         try demote(&scene, to: try heir(scene))
         let replica = try role(scene)
         #expect(replica.primaryPoolID == "primary")
@@ -144,6 +144,33 @@ import Testing
         #expect(throws: VolumeError.self) {
             _ = try Volume(store: try scene.fixture.openStore())
         }
+    }
+
+    /// A promotion removes the journal, and the power may bring some of it back: not into that of the mirror
+    /// that the pool became meanwhile.
+    @Test(arguments: Seeds.run(8)) func aJournalOfBeforeIsNotReplayed(seed: UInt64) throws {
+        var scene = try scene(seed: seed)
+        let (fixture, world) = (scene.fixture, scene.world)
+        try world.connect()
+        for _ in 0..<8 { world.primary.write(world.primary.pool.images.keys.max()!) }
+        while world.sent < world.primary.last { try world.goOn() }
+        try world.confirm()
+        world.target!.disconnect()
+        (scene.common, scene.checkpoint) = (world.primary.pool, world.acknowledged)
+        #expect(try fixture.newestSegmentNumber() > 0)
+        let mirror = try RecoveredMirror(store: try fixture.openStore(), runsInBackground: false)
+        _ = try mirror.promote(NewGeneration(cause: .forced, primaryAddress: "/old"))
+        mirror.close()
+        let store = try fixture.openStore()
+        let last = try store.catalog.read { try $0.poolState() }.lastSequence
+        try Demotion.run(store, to: try heir(scene), at: "/old", isSettled: true)
+        try store.close(clean: true, lastSequence: last)
+        fixture.losePower(&scene.random)
+        let segment = try role(scene).journalSegment
+        #expect(try fixture.newestSegmentNumber() < segment, "seed \(seed): it would be replayed")
+        let shown = try #require(try fixture.showAlone())
+        #expect(shown.sequence == last, "seed \(seed)")
+        #expect(shown.images == scene.common.images.mapValues(\.bytes), "seed \(seed)")
     }
 
     @Test(arguments: Seeds.run(4)) func aPromotionOpensADirtySetForTheOldPrimary(
@@ -176,7 +203,7 @@ import Testing
         try promote(&scene)
         let id = try #require(scene.common.images.keys.max())
         var images: Set<ImageID> = []
-        _ = try asPrimary(scene) { volume in
+        _ = try asPrimary(scene) { volume, _ in
             try volume.store.catalog.write { tx in
                 try tx.apply(
                     try tx.nodes().filter { $0.imageID == id }.map { .remove($0.id) })
@@ -188,13 +215,67 @@ import Testing
         try demote(&scene, to: heir)
         let target = scene.fixture.openMirror()
         defer { target.disconnect() }
-        let report = try target.connect(
-            PrimaryHello(
-                poolID: "primary", generation: heir.history.current!, incarnation: 7,
-                incarnationID: "of the heir", history: heir.history, address: "/old"))
+        let report = try target.connect(hello(of: heir))
         let diverged = try #require(report.diverged)
         #expect(diverged.isComplete && diverged.isSomething)
         #expect(diverged.images == images && !images.contains(id), "seed \(seed)")
+    }
+
+    private func hello(of heir: PoolSight) -> PrimaryHello {
+        PrimaryHello(
+            poolID: "primary", generation: heir.history.current!, incarnation: 7,
+            incarnationID: "of the heir", history: heir.history, address: "/old")
+    }
+
+    /// What an empty target lacks is not what one has that the pool parted from: holes of today are not in it,
+    /// nor what was cut off.
+    @Test func ofATargetThatWasNeverInStepNothingIsTracked() throws {
+        var scene = try scene(seed: 1)
+        try promote(&scene)
+        _ = try asPrimary(scene) { _, hub in
+            try hub.remove(try #require(hub.all.first { $0.record.poolID == "primary" }).record.id)
+            _ = try hub.add(
+                TargetRecord(
+                    address: "/old", poolID: "primary", mode: .flush, timeoutMs: 1000, addedNs: 0))
+        }
+        let heir = try heir(scene)
+        try demote(&scene, to: heir)
+        let target = scene.fixture.openMirror()
+        defer { target.disconnect() }
+        let diverged = try #require(try target.connect(hello(of: heir)).diverged)
+        #expect(!diverged.isComplete)
+    }
+
+    /// The old primary may have gone on without what a third copy has. That one is asked to keep it, if it
+    /// followed another incarnation than this pool did.
+    @Test func whatAThirdCopyMayHaveAloneIsKeptThere() throws {
+        var scene = try scene(seed: 1)
+        try scene.fixture.catalog.write { tx in
+            try tx.setPeer(PeerRecord(poolID: "third", address: "/third", seenNs: 0, stale: nil))
+        }
+        let incarnationID = try #require(try role(scene).incarnationID)
+        try promote(&scene)
+        _ = try asPrimary(scene) { volume, hub in
+            for target in hub.all {
+                let (id, isThird) = (target.record.id, target.record.poolID == "third")
+                func keeps(_ incarnationID: String?) -> Bool {
+                    hub.source.hello(for: id, having: incarnationID).keepsDiverged
+                }
+                #expect(keeps(nil) == isThird)
+                #expect(keeps("of before") == isThird)
+                #expect(!keeps(incarnationID))
+            }
+            #expect(hub.all.count == 2)
+            // One that is added anew may have been a target before.
+            let new = try hub.add(
+                TargetRecord(
+                    address: "/new", poolID: "new", mode: .flush, timeoutMs: 1000, addedNs: 0))
+            let source = hub.source
+            #expect(!source.hello(for: new.id, having: nil).keepsDiverged)
+            #expect(source.hello(for: new.id, having: "of before").keepsDiverged)
+            let own = source.hello(for: new.id, having: nil).incarnationID
+            #expect(!source.hello(for: new.id, having: own).keepsDiverged)
+        }
     }
 
     @Test(arguments: Seeds.run(4)) func aFailbackLosesPowerAnywhereAndKeepsWhatWasAlone(
@@ -204,7 +285,7 @@ import Testing
         try promote(&scene)
         let id = try #require(scene.common.images.keys.max())
         let size = scene.common.images[id]!.sizeBytes
-        let alone = try asPrimary(scene) { volume in
+        let alone = try asPrimary(scene) { volume, _ in
             let image = try volume.image(id)
             try [UInt8](repeating: 0xaa, count: 5000).withUnsafeBytes {
                 try image.write($0, at: 0)
@@ -213,10 +294,7 @@ import Testing
         }
         let heir = try heir(scene)
         try demote(&scene, to: heir)
-        var hello = PrimaryHello(
-            poolID: "primary", generation: heir.history.current!, incarnation: 7,
-            incarnationID: "of the heir", history: heir.history, address: "/old")
-        hello.keepsDiverged = false
+        let hello = hello(of: heir)
         let (fixture, world, common) = (scene.fixture, scene.world, scene.common)
         let (sequence, checkpoint) = (SequenceNumber(rawValue: 1 << 50), scene.checkpoint)
         var isCommitted = false

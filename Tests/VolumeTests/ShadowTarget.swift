@@ -111,7 +111,10 @@ final class ShadowTarget {
                         differing.insert(BlockRange(start: block, count: 1))
                     }
                 }
-                _ = stream.withLegs(id) { $0.resolve(range, of: image, differing: differing) }
+                _ = stream.withLegs(id) {
+                    $0.resolve(
+                        range, of: image, differing: differing, end: $0.legs[0].snapshot?.sequence)
+                }
             }
         }
     }

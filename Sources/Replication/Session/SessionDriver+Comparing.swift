@@ -5,7 +5,8 @@ import SystemIO
 
 extension SessionDriver {
     /// Unknown blocks are held against the end of the first leg; what lies between the ends of the
-    /// legs is not known for them either.
+    /// legs is not known for them either. Where a cut is made meanwhile, or the snapshot deleted that the leg ends
+    /// in, it ends elsewhere by then: what is unknown still is compared with that.
     /// - Parameter everything: also what nobody doubted, for the target turned out to be another one
     ///   than it was.
     func performCompare(everything: Bool) throws(TargetError) -> SessionEvent {
@@ -14,11 +15,21 @@ extension SessionDriver {
             _ = stream.withLegs(id) { $0.enterUnknown(all) }
         }
         try leaveOutWhatNobodyHas()
+        let rottenBefore = tally.figures.rottenBlocks
+        while try !compareWithFirst() {}
+        tellRotten(tally.figures.rottenBlocks - rottenBefore)
+        source.legsChanged(of: id)
+        return .compared
+    }
+
+    /// - Returns: false where the first leg ended elsewhere before all was compared.
+    private func compareWithFirst() throws(TargetError) -> Bool {
+        // A cut that only the ring knows would end the first leg when its blocks are resolved.
+        stream.stopStreaming(id)
         let first = try captureFirst()?.end
         defer { if let first { source.release(first) } }
         let readers = Readers(count: hasThreads ? 1 : 0, name: "target-\(id.rawValue)")
         defer { readers.end() }
-        let rottenBefore = tally.figures.rottenBlocks
         var stretches = unknownStretches()[...]
         var here: HashRead? = stretches.first.map { HashRead($0, of: first, source, readers) }
         while let stretch = stretches.popFirst(), let read = here {
@@ -31,11 +42,12 @@ extension SessionDriver {
                 _ = try? here?.wait()
                 throw error
             }
-            resolve(stretch, here: try read.wait(), there: there)
+            guard resolve(stretch, of: first, here: try read.wait(), there: there) else {
+                _ = try? here?.wait()
+                return false
+            }
         }
-        tellRotten(tally.figures.rottenBlocks - rottenBefore)
-        source.legsChanged(of: id)
-        return .compared
+        return true
     }
 
     /// What neither side ever wrote is the same on both. Of much that is unknown, little may be there.
@@ -64,11 +76,14 @@ extension SessionDriver {
         }
     }
 
-    private func resolve(_ stretch: CompareStretch, here: [UInt64], there: [UInt64]) {
+    private func resolve(
+        _ stretch: CompareStretch, of first: SnapshotInfo?, here: [UInt64], there: [UInt64]
+    ) -> Bool {
         let differing = self.differing(here, there, in: stretch.range)
-        _ = stream.withLegs(id) {
-            $0.resolve(stretch.range, of: stretch.image, differing: differing)
-        }
+        return stream.withLegs(id) {
+            $0.resolve(
+                stretch.range, of: stretch.image, differing: differing, end: first?.sequence)
+        } ?? true
     }
 
     private func differing(_ here: [UInt64], _ there: [UInt64], in range: BlockRange) -> BlockSet {

@@ -5,8 +5,13 @@ import BlockCore
 extension SessionDriver {
     func performConnect(_ opened: any ReplicaTarget) throws(TargetError) -> SessionEvent {
         target = opened
-        let hello = source.hello(for: id)
-        let report = try opened.connect(hello)
+        var hello = source.hello(for: id, having: nil)
+        var report = try opened.connect(hello)
+        let told = source.hello(for: id, having: report.incarnationID)
+        if told != hello {
+            hello = told
+            report = try opened.connect(hello)
+        }
         if let diverged = report.diverged { try enter(diverged) }
         let isSame = report.incarnationID == hello.incarnationID
         let standing = stream.standing(id)

@@ -130,7 +130,7 @@ package final class SessionDriver: @unchecked Sendable {
     package func setFlushBounds(intervalMs: Int64, bytes: UInt64) {
         tell(.flushBoundsChanged(intervalMs: intervalMs, bytes: bytes))
     }
-    /// What ``SessionSource/hello(for:)`` says has changed.
+    /// What ``SessionSource/hello(for:having:)`` says has changed.
     package func connectAnew(_ reason: String) { tell(.connectAnew(reason: reason)) }
     /// The answer to ``SessionSource/recordStale(_:since:reason:)``.
     package func staleRecorded() { tell(.staleRecorded) }

@@ -3,7 +3,8 @@ import BlockCore
 /// What a session reads of its pool, and what it has written down for it. Called from the session's
 /// thread, but for `recordStale`, `tell` and `fence`, which any thread may call.
 package protocol SessionSource: AnyObject, Sendable {
-    func hello(for target: TargetID) -> PrimaryHello
+    /// - Parameter incarnationID: whose stream the target took last; nil where that is not known yet.
+    func hello(for target: TargetID, having incarnationID: String?) -> PrimaryHello
 
     /// The pool's shape at a moment from which on the stream is held for the target.
     /// - Returns: the shape, and the last sequence that does not come through the stream.

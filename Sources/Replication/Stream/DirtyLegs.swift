@@ -208,14 +208,17 @@ package struct DirtyLegs: Sendable {
     /// What was unknown in a range was compared with the end of the first leg: `differing` of it is
     /// dirty there. Whether it differs from the ends of later legs nobody knows: all of it is dirty in
     /// those.
+    /// - Parameter end: what they were compared with; nil for the head.
+    /// - Returns: false where the first leg ends elsewhere by now: nothing is resolved.
     package mutating func resolve(
-        _ range: BlockRange, of image: ImageID, differing: BlockSet
-    ) {
-        guard let before = unknown[image] else { return }
+        _ range: BlockRange, of image: ImageID, differing: BlockSet, end: SequenceNumber?
+    ) -> Bool {
+        guard legs[0].snapshot?.sequence == end else { return false }
+        guard let before = unknown[image] else { return true }
         unknown.remove(range, of: image)
         var resolved = before
         if let left = unknown[image] { resolved.subtract(left) }
-        guard !resolved.isEmpty else { return }
+        guard !resolved.isEmpty else { return true }
         var same = resolved
         same.subtract(differing)
         var dirty = resolved
@@ -223,6 +226,7 @@ package struct DirtyLegs: Sendable {
         insert([image: dirty], inLeg: 0)
         for index in legs.indices.dropFirst() { insert([image: resolved], inLeg: index) }
         if unknown.isEmpty { renumberUnknown() }
+        return true
     }
 
     /// A snapshot's cut: what is entered from here on belongs to the next leg.

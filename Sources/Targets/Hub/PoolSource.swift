@@ -21,6 +21,8 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     let stream: WriteStream
     private let lock = Lock()
     private var currentHello: PrimaryHello
+    /// Of a pool that was promoted: the incarnation that its content came from.
+    private let formerIncarnationID: String?
     private var names: (@Sendable () -> @Sendable () -> [NodeRecord])?
     private weak var hub: TargetHub?
     /// Read: a view of a capture is being read. Write: one is taken away.
@@ -31,12 +33,20 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
         self.volume = volume
         self.stream = stream
         currentHello = try Self.hello(of: volume.store)
+        let replica = try TargetHub.read(volume.store) { try $0.replica() }
+        formerIncarnationID = replica?.role == .primary ? replica?.incarnationID : nil
     }
 
     var hello: PrimaryHello { lock.withLock { currentHello } }
-    func hello(for target: TargetID) -> PrimaryHello {
+    func hello(for target: TargetID, having incarnationID: String?) -> PrimaryHello {
         var hello = hello
-        hello.keepsDiverged = owner?.target(target)?.record.keepsDiverged ?? false
+        // Who followed the same incarnation as this pool did has nothing of before it.
+        if let incarnationID, incarnationID == formerIncarnationID { return hello }
+        // One that is new here, and has something, may have been a target before, and have what was lost since.
+        let isNew =
+            incarnationID.map { $0 != hello.incarnationID } ?? false
+            && stream.standing(target)?.durable ?? .zero == .zero
+        hello.keepsDiverged = isNew || owner?.target(target)?.record.keepsDiverged ?? false
         return hello
     }
 

@@ -2,7 +2,8 @@
 //
 //   settled     opened and closed as a primary once more: clean,   crash: a primary
 //               and its dirty files have what an unclean end left
-//   journal     what is left of a life as a mirror before goes     crash: a primary
+//   journal     what is left of a life as a mirror before goes,    crash: a primary
+//               durably: the new one begins after all there was
 //   role file   for who comes while the pool is held               crash: the same; the next open
 //                                                                  writes it as the catalog has it
 //   commit      role, whom it follows, what its content is of,     crash: a mirror
@@ -28,8 +29,11 @@ package enum Demotion {
         sequence: SequenceNumber = .zero, isSettled: Bool,
         also: (CatalogTransaction) throws -> Void = { _ in }
     ) throws(TargetError) {
+        // What a promotion removed is gone for good when the directory is synced, and not before.
+        try syncJournal(of: store)
         let next = try journalEnd(of: store) + 1
         Promotion.removeJournal(store.path, disk: store.disk)
+        try syncJournal(of: store)
         do {
             var sight = try store.catalog.read { try PoolSight($0) }
             sight.isReplica = true
@@ -81,10 +85,25 @@ package enum Demotion {
     }
 
     private static func journalEnd(of store: PoolStore) throws(TargetError) -> UInt64 {
+        try withJournal(of: store) { (directory) throws(SystemError) in
+            try store.disk.list(directory).compactMap { UInt64($0.name) }.max()
+        } ?? 0
+    }
+
+    private static func syncJournal(of store: PoolStore) throws(TargetError) {
+        try withJournal(of: store) { (directory) throws(SystemError) in
+            try store.disk.syncDirectory(directory)
+        }
+    }
+
+    /// - Returns: nil where there is none.
+    @discardableResult
+    private static func withJournal<T>(
+        of store: PoolStore, _ body: (String) throws(SystemError) -> T?
+    ) throws(TargetError) -> T? {
         try TargetError.system { () throws(SystemError) in
             let directory = store.path + "/journal"
-            guard try store.disk.status(directory) != nil else { return 0 }
-            return try store.disk.list(directory).compactMap { UInt64($0.name) }.max() ?? 0
+            return try store.disk.status(directory) == nil ? nil : try body(directory)
         }
     }
 }

@@ -74,7 +74,8 @@ extension MirrorPool {
             log.error("\(error)")
             return nil
         }
-        guard common >= state.acknowledged else { return nil }
+        // Of one that was never in step the file says what an empty one lacks.
+        guard state.acknowledged > .zero, common >= state.acknowledged else { return nil }
         var result = Divergence(common: common, isComplete: true)
         result.images = try shownImages()
         // Names and sizes are in no region: of what a crash cut off the dirty file need not know them.

@@ -165,8 +165,10 @@ enum Promotion {
             record.id = TargetID(rawValue: id)
             record.isWhole = false
             record.isPaused = false
-            record.keepsDiverged = false
             let isPrimary = record.poolID == replica.primaryPoolID
+            // The primary may have lost, and gone on without, what another copy has. What it has alone itself it
+            // says when it comes back.
+            record.keepsDiverged = !isPrimary
             record.stale = TargetRecord.Stale(
                 sinceNs: now, sequence: pool.checkpoint,
                 reason: isPrimary
