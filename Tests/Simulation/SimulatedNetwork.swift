@@ -106,6 +106,11 @@ final class SimulatedLink: ReplicaTarget, @unchecked Sendable {  // one thread
         return result
     }
 
+    private func trace(_ text: @autoclosure () -> String) {
+        guard world.options.isPrinting else { return }
+        world.trace("\(from.path) to \(site.path): \(text())")
+    }
+
     /// A change that the target takes.
     private func change(_ body: () throws(TargetError) -> Void) throws(TargetError) {
         try call { () throws(TargetError) in
@@ -119,6 +124,7 @@ final class SimulatedLink: ReplicaTarget, @unchecked Sendable {  // one thread
         try call { () throws(TargetError) in
             do throws(TargetError) {
                 let report = try inner.connect(hello)
+                trace("connected, at \(report.checkpoint.rawValue)")
                 self.hello = hello
                 world.noteConnected(hello, at: site)
                 return report
@@ -131,17 +137,22 @@ final class SimulatedLink: ReplicaTarget, @unchecked Sendable {  // one thread
     }
 
     func append(_ batch: RecordBatch) throws(TargetError) {
+        trace("append \(batch.firstSequence.rawValue)...\(batch.lastSequence.rawValue)")
         try change { () throws(TargetError) in try inner.append(batch) }
     }
     /// What came with the last answer.
     var durableThrough: SequenceNumber? { inner.durableThrough }
     func flush() throws(TargetError) -> SequenceNumber {
-        try call(repeats: true) { () throws(TargetError) in try inner.flush() }
+        let through = try call(repeats: true) { () throws(TargetError) in try inner.flush() }
+        trace("flushed \(through.rawValue)")
+        return through
     }
     func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
+        trace("staging \(id), shape of \(shape.sequence.rawValue)")
         try change { () throws(TargetError) in try inner.beginStaging(id: id, shape: shape) }
     }
     func stage(_ batch: RecordBatch, number: UInt64) throws(TargetError) {
+        trace("stage \(batch.firstSequence.rawValue)...\(batch.lastSequence.rawValue)")
         try change { () throws(TargetError) in try inner.stage(batch, number: number) }
     }
     func syncStaging() throws(TargetError) {
@@ -150,6 +161,7 @@ final class SimulatedLink: ReplicaTarget, @unchecked Sendable {  // one thread
     func commitStaging(
         id: UInt64, at sequence: SequenceNumber, snapshot: SnapshotInfo?
     ) throws(TargetError) {
+        trace("commit at \(sequence.rawValue) \(snapshot.map { "as \($0.name)" } ?? "")")
         try change { () throws(TargetError) in
             defer { world.noteCommitted(site) }
             try inner.commitStaging(id: id, at: sequence, snapshot: snapshot)

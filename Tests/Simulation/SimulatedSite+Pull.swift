@@ -21,6 +21,17 @@ struct SimulatedKept {
     func check(_ shown: ModelPool) -> String? { entry.check(shown, at: sequence) }
 }
 
+/// What a mirror had when its primary went on without it.
+struct SimulatedDebt {
+    /// Where it was, at least.
+    var sequence: UInt64
+    /// Where its primary went on, in this story.
+    var until: UInt64
+    var branch: SimulatedBranch
+    /// That primary had not all of it; otherwise nobody knows but that primary.
+    var isLost: Bool
+}
+
 /// One recovery of a primary's machine.
 struct SimulatedPull {
     /// Names that the one it was fetched from has.
@@ -210,13 +221,37 @@ extension SimulatedSite {
             guard mirror.content === branch, let had = branch.history.state(at: known),
                 had.difference(from: state) != nil
             else { continue }
-            mirror.mustKeep = (known, sequence, branch)
+            mirror.mustKeep = SimulatedDebt(
+                sequence: known, until: sequence, branch: branch,
+                isLost: branch.history.hasLost(had, at: known, in: state))
         }
         recovery = SimulatedPull()
     }
 }
 
 extension History {
+    /// Whether something that was there at a place is not in what was found after a crash, nor anything that
+    /// came after it in its place.
+    func hasLost(_ had: ModelPool, at sequence: UInt64, in found: ModelPool) -> Bool {
+        let later = entries.filter { $0.last > sequence }.map(\.state)
+        guard ([had] + later).contains(where: { $0.namesDifference(from: found) == nil }) else {
+            return true
+        }
+        for id in had.names.values.compactMap(\.imageID) {
+            guard let found = found.images[id], let had = had.images[id] else { continue }
+            let states = [had] + later.compactMap { $0.images[id] }
+            for index in 0..<min(found.blockCount, had.blockCount) {
+                let content = found.block(index)
+                if states.contains(where: { $0.holds(content[...], inBlock: index) }) { continue }
+                let known = states.map { $0.block(index) }
+                if !content.indices.allSatisfy({ at in known.contains { $0[at] == content[at] } }) {
+                    return true
+                }
+            }
+        }
+        return false
+    }
+
     /// What an image was at a place, and since.
     func images(_ id: ImageID, since sequence: UInt64) -> [ModelImage] {
         // Nobody has what was forgotten.

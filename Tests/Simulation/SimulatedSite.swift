@@ -55,7 +55,7 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
     var kept: [String: SimulatedKept] = [:]
     /// Its primary went on without what it may have had beyond it: that is to be kept here, when it follows
     /// a story that has what that primary did then.
-    var mustKeep: (sequence: UInt64, until: UInt64, branch: SimulatedBranch)?
+    var mustKeep: SimulatedDebt?
     /// The oldest that may write here: what it followed, or began, last.
     var generation: (number: UInt64, id: String) = (0, "")
 
@@ -68,6 +68,8 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
     var targetIDs: [TargetID?] = []
     /// A target told it that it was replaced.
     var wasToldOfFence = false
+    /// Sessions that were sent away, when they were looked at last, and by whom.
+    var fencedSessions: [ObjectIdentifier: Int] = [:]
     /// By the snapshot's name: what it shows.
     var snapshots: [String: (cut: UInt64, state: ModelPool, isWhole: Bool)] = [:]
     /// What must be there after a loss of power: each sector one of these.
@@ -150,6 +152,20 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
         _ = try primary!.hub.add(record)
         readTargets()
         count("target.\(kind)")
+    }
+
+    /// What it has stays there; added again, it is found to have something.
+    func removeTarget(_ site: SimulatedSite) throws {
+        guard let hub = primary?.hub, let target = attached(site) else { return }
+        let (detaches, driver) = (random.chance(40), target.driver)
+        trace("\(site.path) is no target of \(path) any more\(detaches ? ", at once" : "")")
+        let before = driver?.snapshot.state
+        try hub.remove(target.record.id, detaches: detaches)
+        // Its thread was left to itself, and ends when the target lets it.
+        while driver?.step() ?? false {}
+        world.noteTransition(site, before, driver?.snapshot)
+        readTargets()
+        count("target.removed")
     }
 
     /// One of the other machines.

@@ -27,9 +27,22 @@ extension SimulatedWorld {
                 if session.counts, !target.policy.isWaitedFor {
                     throw Violation("an async target is waited for")
                 }
-                if session.state == .fenced { try checkFenced(site, by: other, session) }
             }
+            try checkFenced(site)
         }
+    }
+
+    /// Each session that was sent away since it was looked at last. Afterwards the other side may become a mirror
+    /// of this one, for a person said so: the session hears of that when it is begun anew.
+    private func checkFenced(_ primary: SimulatedSite) throws {
+        var fenced: [ObjectIdentifier: Int] = [:]
+        for (other, target) in primary.targets {
+            guard let driver = target.driver, driver.snapshot.state == .fenced else { continue }
+            fenced[ObjectIdentifier(driver)] = other.number
+            guard primary.fencedSessions[ObjectIdentifier(driver)] != other.number else { continue }
+            try checkFenced(primary, by: other, driver.snapshot)
+        }
+        primary.fencedSessions = fenced
     }
 
     /// Only a later generation, or one that went its own way, sends a primary away.
@@ -214,6 +227,9 @@ extension SimulatedWorld {
         }
         let primary = try options.kind == .roles ? settleRoles() : sites[0]
         if primary.primary == nil { try primary.startPrimary() }
+        for site in sites where site !== primary && primary.attached(site) == nil {
+            try primary.addTarget(site, SimulatedTargetKind(.flush))
+        }
         for (_, target) in primary.targets where target.record.isPaused {
             try primary.primary?.hub.update(target.record.id) { $0.isPaused = false }
         }

@@ -34,6 +34,13 @@ extension SimulatedWorld {
         case ..<78: try restartCleanly(primary)
         case ..<86: try pauseOrResume(mirror, of: primary)
         case ..<90: if let target = primary.attached(mirror) { try primary.changeImage(target) }
+        case ..<94:
+            guard primary.attached(mirror) != nil else {
+                let kind = SimulatedTargetKind.any(&random)
+                trace("\(mirror.path) is a target again, as \(kind)")
+                return try primary.addTarget(mirror, kind)
+            }
+            try primary.removeTarget(mirror)
         default: try endFaults(mirror)
         }
     }
@@ -77,10 +84,12 @@ extension SimulatedWorld {
     func losePower(_ site: SimulatedSite) {
         trace("\(site.number == 0 ? "the primary" : site.path) loses power")
         site.isStopped = false
-        if site.isPrimary {
+        // One that is a mirror by now may not have closed what it was.
+        if site.isPrimary || site.primary != nil {
             count("fault.primaryPower")
             site.dropPrimary(.power)
-        } else {
+        }
+        if !site.isPrimary {
             count("fault.mirrorPower")
             // Whoever has it open finds that nothing works any more.
             site.pool.disk.powerOff(atSync: 1)

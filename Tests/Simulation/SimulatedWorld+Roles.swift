@@ -130,8 +130,11 @@ extension SimulatedWorld {
     }
 
     private func addOrChange() throws {
-        guard let running = anyRunning(), running.primary?.volume.fenceReason == nil else { return }
+        guard let running = anyRunning() else { return }
         let other = running.anyOther()
+        // Also of one that was replaced: then it goes on, on its own.
+        if random.chance(10) { return try running.removeTarget(other) }
+        guard running.primary?.volume.fenceReason == nil else { return }
         let kind = SimulatedTargetKind.any(&random)
         guard let target = running.attached(other) else {
             trace("\(other.path) is a target of \(running.path)")
@@ -448,9 +451,6 @@ extension SimulatedWorld {
                     + "\(keep.primary?.volume.fenceReason ?? "not fenced")")
         }
         if keep.primary == nil { try start(keep) }
-        for site in sites where site !== keep && keep.attached(site) == nil {
-            try keep.addTarget(site, SimulatedTargetKind(.flush))
-        }
         return keep
     }
 }

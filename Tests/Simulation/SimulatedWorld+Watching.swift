@@ -160,6 +160,7 @@ extension SimulatedWorld {
     /// Its primary went on without it: what it had is kept when it goes on as well.
     func checkMustKeep(_ site: SimulatedSite, at sequence: UInt64) throws {
         guard let must = site.mustKeep, let content = site.content,
+            must.isLost || content === must.branch,
             min(sequence, content.common(with: must.branch)) >= must.until
         else { return }
         throw Violation(

@@ -27,6 +27,8 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         package var kind = Kind.mirrors
         package var bug: SimulatedBug?
         package var isTracing = false
+        /// What is traced is printed as it comes.
+        package var isPrinting = false
         /// Small, so that it overflows now and then.
         package var ringBytes = 128 << 10
         package init() {}
@@ -151,7 +153,9 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
 
     func trace(_ text: @autoclosure () -> String) {
         guard options.isTracing else { return }
-        traceLines.append("\(stepNumber): \(text())")
+        let line = "\(stepNumber): \(text())"
+        guard options.isPrinting else { return traceLines.append(line) }
+        print(line)
     }
     func count(_ what: String) { coverage[what, default: 0] += 1 }
 

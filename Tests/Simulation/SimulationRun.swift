@@ -35,13 +35,18 @@ package struct SimulationRun: Sendable {
         attempt(Array(0..<steps), isTracing: false).violation
     }
 
+    /// The same, with all that is done printed as it comes.
+    package func print() -> String? {
+        attempt(Array(0..<steps), isTracing: true, isPrinting: true).violation
+    }
+
     private func attempt(
-        _ numbers: [Int], isTracing: Bool
+        _ numbers: [Int], isTracing: Bool, isPrinting: Bool = false
     ) -> (violation: String?, world: SimulatedWorld?, last: Int) {
         var options = SimulatedWorld.Options()
         options.kind = kind
         options.bug = bug
-        options.isTracing = isTracing
+        (options.isTracing, options.isPrinting) = (isTracing, isPrinting)
         var last = 0
         var world: SimulatedWorld?
         defer { world?.end() }

@@ -23,13 +23,19 @@ struct Simulator: ParsableCommand {
             primaries that are cut off, and the way back.
             """) var world = SimulatedWorld.Kind.mirrors
     @Option(help: "A bug that is seeded on purpose.") var bug: SimulatedBug?
+    @Flag(help: "Print each step of one seed, instead of looking for those that a violation needs.")
+    var trace = false
     @Flag(help: .hidden) var isJob = false
 
     func validate() throws {
         guard jobs > 0, steps > 0 else { throw ValidationError("there must be something to do") }
+        guard !trace || seeds == 1 && jobs == 1 else {
+            throw ValidationError("--trace is for one seed")
+        }
     }
 
     func run() throws {
+        if trace { return try printSteps() }
         let clock = ContinuousClock()
         let start = clock.now
         let coverage = try jobs > 1 ? share() : work()
@@ -42,6 +48,13 @@ struct Simulator: ParsableCommand {
         for (what, times) in coverage.sorted(by: { $0.key < $1.key }) {
             print("  \(what): \(times)")
         }
+    }
+
+    private func printSteps() throws {
+        let run = SimulationRun(seed: seed, steps: steps, kind: world, bug: bug)
+        guard let violation = run.print() else { return print("nothing wrong") }
+        print("VIOLATION with seed \(seed): \(violation)")
+        throw ExitCode(1)
     }
 
     /// One seed after the other, here.
