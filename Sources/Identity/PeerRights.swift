@@ -1,7 +1,7 @@
 /// What a peer may do with a pool. Each includes those before it.
 package enum Right: String, CaseIterable, Sendable, Comparable {
     case read
-    /// Append to the pool as its primary. Not: delete snapshots or history.
+    /// Append to the pool as its primary. Not: delete snapshots.
     case replicate
     case admin
 

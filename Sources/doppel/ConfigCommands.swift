@@ -11,7 +11,12 @@ struct SettingsOption: ParsableArguments {
         completion: .file(extensions: ["toml"]))
     var file: String?
 
-    func load() throws -> Settings { try SettingsFile.load(file) }
+    /// From here on the log says as much as they want.
+    func load() throws -> Settings {
+        let settings = try SettingsFile.load(file)
+        StandardErrorLog.level.withLock { $0 = settings.logLevel }
+        return settings
+    }
 }
 
 struct Config: ParsableCommand {

@@ -18,8 +18,8 @@ struct Pair: ParsableCommand {
             stand in its place. Lines stand in authorized_peers, which can be edited by hand as well;
             what is taken out of it ends sessions at once.
 
-            Rights: read; replicate (append to a pool as its primary, and neither delete snapshots nor
-            history); admin.
+            Rights, each with those before: read; replicate, which `doppel serve` asks for: append to a pool
+            as its primary, and not delete the mirror's snapshots; admin.
 
             To change this host's key: --rotate makes a second one, whose line the others accept with
             --second-key; then --retire the old one.

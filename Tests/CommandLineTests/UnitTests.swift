@@ -11,14 +11,15 @@ import Testing
     static let units = ((try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? [])
         .sorted()
 
-    /// What a unit sets, the last of each.
+    /// What a unit sets, lines of one name together.
     private func settings(of unit: String) throws -> [String: String] {
         let text = try String(contentsOfFile: Self.folder + "/" + unit, encoding: .utf8)
         var result: [String: String] = [:]
         for line in text.split(separator: "\n") where !line.hasPrefix("#") && !line.hasPrefix("[") {
             let pair = line.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
             try #require(pair.count == 2, "\(line)")
-            result[String(pair[0])] = String(pair[1])
+            result[String(pair[0]), default: ""] +=
+                (result[String(pair[0])] == nil ? "" : "\n") + pair[1]
         }
         return result
     }
@@ -63,6 +64,28 @@ import Testing
         }
         #expect(found["SystemCallFilter"] == "@system-service @mount")
         #expect(found["NoNewPrivileges"] == "yes")
+    }
+
+    @Test func theServerSeesItsPoolsAndNothingElse() throws {
+        let found = try settings(of: "doppel-serve.service")
+        #expect(found["Type"] == "notify")
+        #expect(found["ExecStart"]?.contains(" serve /srv/mirrors") == true)
+        #expect(found["ReadWritePaths"] == "/srv/mirrors")
+        #expect(found["RequiresMountsFor"] == "/srv/mirrors")
+        #expect(found["CapabilityBoundingSet"]?.isEmpty == true)
+        #expect(found["ProtectSystem"] == "strict")
+        // One that ends would take away the sockets of those that go on.
+        #expect(found["RuntimeDirectoryPreserve"] == "yes")
+        guard access("/usr/bin/systemd-analyze", X_OK) == 0 else {
+            return print("UnitTests/theServerSeesItsPools: there is no systemd-analyze here")
+        }
+        try Sandbox.with { box in
+            // Of 100: a service that says nothing has 96. What is left is the network, and /proc.
+            let judged = try box.shell(
+                "systemd-analyze security --offline=true --threshold=20 --no-pager "
+                    + "'\(Self.folder)/doppel-serve.service'")
+            #expect(judged.code == 0, "\(judged)")
+        }
     }
 
     /// Where systemd is not installed nobody can ask it: the packages of the tests bring it.
