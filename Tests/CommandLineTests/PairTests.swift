@@ -187,4 +187,25 @@ import Testing
             #expect(try box.run("config", "check", box.folder + "/none.toml").code == 1)
         }
     }
+
+    /// A server that cannot listen where it is told to has read who its peers are before.
+    @Test func theLogSaysAsMuchAsTheSettingsWant() throws {
+        try Sandbox.with { box in
+            let host = try Host(box, "backup1")
+            _ = try host.ok("pair", "--accept", Host(box, "web1").line(), "--pools", "web")
+            let file = try #require(FileHandle(forWritingAtPath: host.peers))
+            file.seekToEndOfFile()
+            file.write(Data("nonsense\n".utf8))
+            try file.close()
+            let settings = box.read(host.folder + "/doppel.toml")
+            for (level, isSaid) in [("warning", true), ("error", false)] {
+                try (settings + "log-level = \"\(level)\"\n").write(
+                    toFile: host.folder + "/doppel.toml", atomically: true, encoding: .utf8)
+                // An address of nobody (RFC 5737).
+                let outcome = try host.run("serve", host.folder, "--listen", "192.0.2.1:7420")
+                #expect(outcome.code == 1, "\(outcome)")
+                #expect(outcome.errors.contains("line 2") == isSaid, "\(outcome)")
+            }
+        }
+    }
 }
