@@ -239,7 +239,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     }
 
     /// Blocks change that the stream does not carry.
-    private func restore() {
+    func restore() {
         var changed: [ImageID: BlockSet] = [:]
         for _ in 0..<3 {
             let (image, block) = anyPlace()

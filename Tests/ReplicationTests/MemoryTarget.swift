@@ -22,6 +22,8 @@ final class MemoryTarget: ReplicaTarget, @unchecked Sendable {  // one thread
     var failsNext = false
     /// Called once, when hashes are asked for.
     var whenHashed: (() -> Void)?
+    /// The same for a flush, before it is answered.
+    var whenFlushed: (() -> Void)?
     /// A bug built in: what was staged already is taken for what a cut has, and is not replaced by it.
     var takesNewerForClean = false
     private var stagedPlaces: Set<[Int]> = []
@@ -95,6 +97,8 @@ final class MemoryTarget: ReplicaTarget, @unchecked Sendable {  // one thread
     func flush() throws(TargetError) -> SequenceNumber {
         try begin()
         flushAppended()
+        whenFlushed?()
+        whenFlushed = nil
         world?.changeSometimes(20)
         return checkpoint
     }

@@ -52,6 +52,8 @@ extension TargetSession {
             if sent > durable { return .flush }
             metBarrier = false
             state = .resyncing
+            // The ring may have let go of the target meanwhile, with cuts that it has by now in its legs.
+            effects.append(.joinLegs(through: durable))
             return nextOfResync(now, &effects)
         }
         let isWanted = flushWanted > durable
