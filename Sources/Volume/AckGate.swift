@@ -243,6 +243,10 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
     }
     private static let readOnlyError: Int32 = 30
 
+    /// Whether what needs the target waits for it.
+    package func isCounting(_ target: TargetID) -> Bool {
+        lock.withLock { tracker.isCounting(target) }
+    }
     package var waitingCount: Int { lock.withLock { tracker.waitingCount } }
 
     private func change(_ body: (inout AckTracker<PendingReply>) -> Void) {

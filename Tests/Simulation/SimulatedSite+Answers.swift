@@ -51,6 +51,9 @@ struct SimulatedAnswer {
         var powerLosses: Int
         /// Who does not go on without it does not.
         var isArmed: Bool
+        var target: TargetID
+        /// When it was answered: it may have been left behind, and counted again, by the time that one looks.
+        var wasWaitedFor = false
     }
     /// nil: nobody was waited for when it came.
     var sequence: SequenceNumber?
@@ -104,7 +107,7 @@ extension SimulatedSite {
     ) throws {
         let what = answer.isFlush ? "fsync" : "write"
         let session = target.driver?.snapshot
-        if let session, session.counts, let sequence = answer.sequence {
+        if let session, session.counts, asked.wasWaitedFor, let sequence = answer.sequence {
             let now = session.policy.policy(for: answer.image).mode
             let mode = answer.promised(asked.mode, now)
             count("\(what).\(mode.rawValue)")
@@ -125,6 +128,9 @@ extension SimulatedSite {
         let known = try pool.catalog.read { try $0.targets() }
         guard let row = known.first(where: { $0.address == asked.site.path }), row.stale == nil
         else { return }
+        // It has all of it by now, and is not stale any more.
+        let durable = primary?.stream.standing(target.record.id)?.durable ?? .zero
+        guard durable < answer.sequence ?? .zero else { return }
         throw Violation(
             "\(what) was answered without \(asked.site.path), and the catalog does not say that it is "
                 + "stale")
@@ -165,7 +171,8 @@ final class PendingAnswer {
             return SimulatedAnswer.Asked(
                 site: other, policy: policy,
                 mode: (session?.policy ?? policy).policy(for: image).mode,
-                powerLosses: other.powerLosses, isArmed: target.record.isArmed)
+                powerLosses: other.powerLosses, isArmed: target.record.isArmed,
+                target: target.record.id)
         }
         answer = SimulatedAnswer(
             sequence: sequence, place: place.rawValue, image: image, isFlush: isFlush,
@@ -180,6 +187,11 @@ final class PendingAnswer {
             ).takeRetainedValue()
             pending.answer.errno = errno
             pending.answer.isAfterFence = pending.site.wasToldOfFence
+            for index in pending.answer.targets.indices {
+                let target = pending.answer.targets[index].target
+                pending.answer.targets[index].wasWaitedFor =
+                    pending.site.primary?.volume.gate.isCounting(target) ?? false
+            }
             pending.site.answers.append(pending.answer)
         }
     }

@@ -163,6 +163,9 @@ package struct AckTracker<Waiter: Sendable>: Sendable {
 
     /// All that are waited for by somebody, or would be if they were in step.
     package var known: [TargetID] { targets.map(\.id).sorted() }
+    package func isCounting(_ id: TargetID) -> Bool {
+        targets.contains { $0.id == id && $0.target.standing == .counting }
+    }
     package var waitingCount: Int { queues.reduce(0) { $0 + $1.count } }
     /// A write may have to wait.
     package var holdsWrites: Bool { queues.contains { !$0.kind.isFlush && $0.agreed < .last } }
