@@ -14,12 +14,12 @@
 
 import BlockCore
 
-package struct ClientConnection {
+package struct ClientConnection: LinkMachine {
     package enum State: Sendable, Hashable {
         case idle, greeting, greeted, admitting, open, leaving
         case ended(WireEnd)
     }
-    package enum Event: Sendable {
+    package enum Event: Sendable, LinkEvent {
         case welcomed(WireWelcome)
         case connected(WireConnected)
         case attached
@@ -40,7 +40,7 @@ package struct ClientConnection {
     package let role: WireRole
     private let options: Options
     package private(set) var state = State.idle
-    private var link: LinkCore
+    var link: LinkCore
     package private(set) var welcome: WireWelcome?
     package private(set) var acknowledged = WireAcknowledgement()
     private var lastNumber: UInt64 = 0
@@ -223,29 +223,10 @@ package struct ClientConnection {
 
     package mutating func receive(_ bytes: UnsafeRawBufferPointer, now: Int64) -> [Event] {
         guard !hasEnded, state != .idle else { return [] }
-        var events: [Event] = []
-        var (rest, frames, isOther) = (bytes, 0, false)
-        do throws(WireError) {
-            while !hasEnded, let frame = try link.decoder.next(&rest) {
-                frames += 1
-                if !frame.head.kind.isBeat { isOther = true }
-                guard let message = try link.assembler.add(frame) else { continue }
-                if let event = try take(message, now) { events.append(event) }
-            }
-        } catch {
-            link.refuse(error, now: now)
-            events.append(end(.broken(error)))
-        }
-        isOther = isOther || link.decoder.bodyBytesTaken > LinkClock.livelyBytes
-        if !hasEnded,
-            link.clock.heard(bytes.count, frames: frames, isOther: isOther, now: now)
-        {
-            events.append(.recovered)
-        }
-        return events
+        return takeFrames(bytes, now: now)
     }
 
-    private mutating func take(_ frame: WireFrame, _ now: Int64) throws(WireError) -> Event? {
+    mutating func take(_ frame: WireFrame, _ now: Int64) throws(WireError) -> Event? {
         if let notice = try link.take(notice: frame, now: now) {
             switch notice {
             case .beat(let recovered): return recovered ? .recovered : nil
@@ -316,15 +297,7 @@ package struct ClientConnection {
 
     package mutating func tick(now: Int64) -> [Event] {
         guard !hasEnded, state != .idle else { return [] }
-        var events: [Event] = []
-        for finding in link.clock.tick(now: now) {
-            switch finding {
-            case .pingIsDue: link.ping(now: now)
-            case .suspected: events.append(.suspected)
-            case .failed(let why): events.append(end(.silent(why)))
-            }
-        }
-        return events
+        return watchClock(now: now)
     }
 
     /// open → leaving: what was asked before is still done, and answered.
@@ -347,7 +320,7 @@ package struct ClientConnection {
         hasEnded ? [] : [end(.lost(why))]
     }
 
-    private mutating func end(_ end: WireEnd) -> Event {
+    mutating func end(_ end: WireEnd) -> Event {
         state = .ended(end)
         waiting = [:]
         return .ended(end)

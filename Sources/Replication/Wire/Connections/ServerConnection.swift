@@ -15,12 +15,12 @@
 
 import BlockCore
 
-package struct ServerConnection {
+package struct ServerConnection: LinkMachine {
     package enum State: Sendable, Hashable {
         case waiting, greeted, admitting, open, leaving
         case ended(WireEnd)
     }
-    package enum Event: Sendable {
+    package enum Event: Sendable, LinkEvent {
         case connect(WireConnect)
         case attach(WireAttach)
         /// - Parameter cost: credit that it took, to be given back when it is done.
@@ -48,7 +48,7 @@ package struct ServerConnection {
     private let challenge: UInt64
     package private(set) var state = State.waiting
     package private(set) var role = WireRole.ordered
-    private var link: LinkCore
+    var link: LinkCore
     private var lastNumber: UInt64 = 0
     /// Requests without records that were not answered yet.
     private var unanswered: Set<UInt64> = []
@@ -182,29 +182,10 @@ package struct ServerConnection {
 
     package mutating func receive(_ bytes: UnsafeRawBufferPointer, now: Int64) -> [Event] {
         guard !hasEnded else { return [] }
-        var events: [Event] = []
-        var (rest, frames, isOther) = (bytes, 0, false)
-        do throws(WireError) {
-            while !hasEnded, let frame = try link.decoder.next(&rest) {
-                frames += 1
-                if !frame.head.kind.isBeat { isOther = true }
-                guard let message = try link.assembler.add(frame) else { continue }
-                if let event = try take(message, now) { events.append(event) }
-            }
-        } catch {
-            link.refuse(error, now: now)
-            events.append(end(.broken(error)))
-        }
-        isOther = isOther || link.decoder.bodyBytesTaken > LinkClock.livelyBytes
-        if !hasEnded,
-            link.clock.heard(bytes.count, frames: frames, isOther: isOther, now: now)
-        {
-            events.append(.recovered)
-        }
-        return events
+        return takeFrames(bytes, now: now)
     }
 
-    private mutating func take(_ frame: WireFrame, _ now: Int64) throws(WireError) -> Event? {
+    mutating func take(_ frame: WireFrame, _ now: Int64) throws(WireError) -> Event? {
         if let notice = try link.take(notice: frame, now: now) {
             switch notice {
             case .beat(let recovered): return recovered ? .recovered : nil
@@ -301,15 +282,7 @@ package struct ServerConnection {
             let why = "it did not ask for anything in time"
             return [sayGoodbye(.done, why, now: now)].compactMap { $0 }
         }
-        var events: [Event] = []
-        for finding in link.clock.tick(now: now) {
-            switch finding {
-            case .pingIsDue: link.ping(now: now)
-            case .suspected: events.append(.suspected)
-            case .failed(let why): events.append(end(.silent(why)))
-            }
-        }
-        return events
+        return watchClock(now: now)
     }
 
     /// leaving → ended: all that was asked for is done.
@@ -340,7 +313,7 @@ package struct ServerConnection {
         hasEnded ? [] : [end(.lost(why))]
     }
 
-    private mutating func end(_ end: WireEnd) -> Event {
+    mutating func end(_ end: WireEnd) -> Event {
         state = .ended(end)
         unanswered = []
         return .ended(end)
