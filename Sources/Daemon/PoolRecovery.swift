@@ -47,7 +47,7 @@ enum PoolRecovery {
     private static let longestAnswerMs: Int64 = 60_000
 
     private struct Round {
-        var ahead: [(record: TargetRecord, target: PatientTarget, report: ReplicaReport)] = []
+        var ahead: [RecoveryPull.Asked] = []
         var silent: [(record: TargetRecord, reason: String)] = []
 
         func best(for pull: RecoveryPull) -> Int? {
@@ -153,19 +153,11 @@ enum PoolRecovery {
             // Those that are there do not count while one that promises more is not.
             return false
         }
-        let (record, target, report) = round.ahead[index]
+        let record = round.ahead[index].record
         let began = store.disk.monotonic()
         var toldNs = began
         do throws(TargetError) {
-            for (other, images) in pull.others(
-                of: round.ahead.map { ($0.record, $0.report) }, beside: index)
-            {
-                let source = round.ahead[other]
-                _ = try pull.pull(
-                    from: source.record, source.target, source.report, only: images
-                ) { _, _ in }
-            }
-            let summary = try pull.pull(from: record, target, report) { done, all in
+            let summary = try pull.pull(from: round.ahead, best: index) { done, all in
                 guard all > 0, store.disk.monotonic() - toldNs > 2_000_000_000 else { return }
                 toldNs = store.disk.monotonic()
                 let news =

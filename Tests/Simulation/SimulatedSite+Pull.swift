@@ -68,7 +68,7 @@ extension SimulatedSite {
             trace("the power of \(path) goes in a moment")
             pool.disk.powerOff(atSync: 1 + random.below(30))
         }
-        var ahead: [Asked] = []
+        var ahead: [RecoveryPull.Asked] = []
         defer { for each in ahead { leave(each.record, each.target) } }
         var silent: [TargetRecord] = []
         for record in pull.sources {
@@ -88,8 +88,8 @@ extension SimulatedSite {
         }
         let sources = ahead.map { ($0.record, $0.report) }
         if let index = pull.best(of: sources, silent: silent) {
-            let others = pull.others(of: sources, beside: index)
-            return try take(pull, ahead[index], others.map { (ahead[$0.index], $0.images) })
+            if !pull.others(of: sources, beside: index).isEmpty { count("recovery.pulledBeside") }
+            return try take(pull, ahead, index)
         }
         if silent.isEmpty {
             try pull.goOn()
@@ -108,23 +108,16 @@ extension SimulatedSite {
         world.sites.first { $0.path == record.address }?.target = nil
     }
 
-    private typealias Asked = (record: TargetRecord, target: PatientTarget, report: ReplicaReport)
-
     private func take(
-        _ pull: RecoveryPull, _ best: Asked, _ others: [(source: Asked, images: Set<ImageID>)]
+        _ pull: RecoveryPull, _ ahead: [RecoveryPull.Asked], _ index: Int
     ) throws -> Bool {
+        let best = ahead[index]
         trace(
             "\(path) takes back what \(best.record.address) has at "
                 + "\(best.report.checkpoint.rawValue)")
         recovery.names = branch.history.state(at: best.report.checkpoint.rawValue)?.names
         do {
-            for (other, images) in others {
-                _ = try pull.pull(from: other.record, other.target, other.report, only: images) {
-                    _, _ in
-                }
-                count("recovery.pulledBeside")
-            }
-            let summary = try pull.pull(from: best.record, best.target, best.report) { _, _ in }
+            let summary = try pull.pull(from: ahead, best: index) { _, _ in }
             count(summary.keptSnapshot == nil ? "recovery.level" : "recovery.pulled")
             if summary.hasNames { count("recovery.names") }
             return true

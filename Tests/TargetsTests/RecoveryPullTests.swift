@@ -2,7 +2,6 @@
 // pool is what its mirror has at its checkpoint, with everything that was flushed; what the disk had is kept.
 
 import BlockCore
-import GRDB
 import Replication
 import SystemIO
 import TestSupport
@@ -13,143 +12,9 @@ import Testing
 @testable import Volume
 
 @Suite struct RecoveryPullTests {
-    private static let target = TargetID(rawValue: 1)
+    private static let target = RecoveryPair.first
 
-    /// A primary with two named images of 2048 blocks, and its mirror; everything in this thread.
-    private final class Pair {
-        let mirror: MirrorFixture
-        private let shared: Shared
-        let catalog: Catalog
-        var disk = SimulatedDisk()
-        private let power: CommitPower
-        private(set) var volume: Volume!
-        private(set) var hub: TargetHub!
-        private(set) var store: PoolStore!
-        private(set) var images: [Image] = []
-        let mode: TargetRecord.Mode
-
-        init(mode: TargetRecord.Mode) throws {
-            self.mode = mode
-            mirror = try MirrorFixture()
-            shared = Shared(mirror)
-            power = CommitPower(disk: disk)
-            for path in ["/pool", "/pool/images", "/pool/quarantine"] {
-                try disk.createDirectory(path, mode: 0o700)
-                try disk.syncDirectory(parentPath(path))
-            }
-            catalog = try Catalog.inMemory(identity: PoolIdentity(id: "primary", createdNs: 0))
-            try catalog.write { tx in
-                try PoolStore.initializeRows(tx, root: Self.node(.root, nil, "", .directory, nil))
-                tx.db.add(transactionObserver: power, extent: .databaseLifetime)
-            }
-            try open()
-            images = [try volume.createImage(), try volume.createImage()]
-            for (number, image) in images.enumerated() {
-                try image.resize(to: 2048 * 4096)
-                let node = Self.node(
-                    NodeID(rawValue: UInt64(number + 2)), .root, "\(number).img", .file, image.id)
-                try catalog.write { try $0.upsertNode(node) }
-            }
-            _ = try hub.add(
-                TargetRecord(
-                    address: "/mirror", poolID: "mirror", mode: mode, timeoutMs: 5000, addedNs: 0))
-            try goOn { try $0.catalog.read { try $0.targets() }.first?.isWhole ?? false }
-        }
-
-        private static func node(
-            _ id: NodeID, _ parent: NodeID?, _ name: String, _ kind: NodeRecord.Kind,
-            _ image: ImageID?
-        ) -> NodeRecord {
-            NodeRecord(
-                id: id, parentID: parent, name: Array(name.utf8), kind: kind, mode: 0o755, uid: 0,
-                gid: 0, accessNs: 0, modifyNs: 0, changeNs: 0, imageID: image)
-        }
-
-        func openStore() throws -> PoolStore {
-            power.disk = disk
-            return try PoolStore(
-                disk: disk, path: "/pool", catalog: catalog, lock: nil, owner: .current())
-        }
-
-        func open() throws {
-            store = try openStore()
-            volume = try Volume(store: store, options: VolumeOptions(runsInBackground: false))
-            var options = HubOptions()
-            options.runsInBackground = false
-            hub = try TargetHub(
-                volume: volume, stream: volume.attachStream(), suspects: volume.suspects(),
-                options: options
-            ) { [shared] (_) throws(TargetError) in shared.fixture.open() }
-            volume.attach(hub)
-            let catalog = catalog
-            hub.start(names: { { (try? catalog.read { try $0.nodes() }) ?? [] } })
-            images = try volume.imageIDs.map { try volume.image($0) }
-        }
-
-        /// Until what is asked for holds.
-        func goOn(_ isThere: (Pair) throws -> Bool) throws {
-            for _ in 0..<2000 {
-                if try isThere(self) { return }
-                hub.keepHouse()
-                for target in hub.all { while target.driver?.step() ?? false {} }
-            }
-            throw Violation("it never came")
-        }
-
-        func untilLevel() throws {
-            let last = hub.stream.lastSequence
-            hub.all[0].driver?.wantFlush(last)
-            try goOn {
-                ($0.hub.stream.standing(RecoveryPullTests.target)?.durable ?? .zero) >= last
-            }
-        }
-
-        func losePower(_ random: inout SeededRandom) { disk = disk.crash(&random) }
-
-        func source() -> PatientTarget {
-            PatientTarget(
-                mirror.open(), limitMs: 60_000, disk: LinuxDisk(), isCancelled: { false })
-        }
-
-        /// - Returns: whether all was done.
-        func recover() throws -> RecoveryPull.Summary? {
-            let store = try openStore()
-            guard let pull = try RecoveryPull(store) else { return nil }
-            let record = try #require(pull.sources.first)
-            guard case .ahead(let target, let report) = pull.ask(record, source()) else {
-                throw Violation("the mirror has nothing")
-            }
-            defer { target.disconnect() }
-            return try pull.pull(from: record, target, report) { _, _ in }
-        }
-
-        func contents() throws -> [ImageID: [UInt8]] {
-            var result: [ImageID: [UInt8]] = [:]
-            for image in images {
-                result[image.id] = try MirrorFixture.bytes(image.sizeBytes) {
-                    try image.read(into: $0, at: 0)
-                }
-            }
-            return result
-        }
-    }
-
-    private final class Shared: @unchecked Sendable {  // used by one thread
-        let fixture: MirrorFixture
-        init(_ fixture: MirrorFixture) { self.fixture = fixture }
-    }
-
-    private final class CommitPower: TransactionObserver {
-        var disk: SimulatedDisk
-        init(disk: SimulatedDisk) { self.disk = disk }
-        func observes(eventsOfKind eventKind: DatabaseEventKind) -> Bool { false }
-        func databaseDidChange(with event: DatabaseEvent) {}
-        func databaseWillCommit() throws { try disk.commit("catalog") }
-        func databaseDidCommit(_ db: Database) {}
-        func databaseDidRollback(_ db: Database) {}
-    }
-
-    private func write(_ pair: Pair, _ random: inout SeededRandom) throws {
+    private func write(_ pair: RecoveryPair, _ random: inout SeededRandom) throws {
         let image = pair.images[random.below(2)]
         let offset = random.below(2048 * 4096 - 20_000)
         let bytes = pattern(1 + random.below(20_000), seed: UInt8(random.below(256)))
@@ -160,7 +25,7 @@ import Testing
 
     /// One that is waited for since its session began, and was never behind, is asked after a loss of power, too.
     @Test func whoCountsFromTheFirstMomentComesToBeWhole() throws {
-        let pair = try Pair(mode: .async)
+        let pair = try RecoveryPair(mode: .async)
         try pair.untilLevel()
         try pair.hub.update(Self.target) { $0.mode = .sync }
         #expect(!pair.hub.all[0].record.isWhole, "it was waited for less until now")
@@ -170,7 +35,7 @@ import Testing
 
     @Test(arguments: Seeds.run(2)) func powerGoesAnywhereAndAllComesBack(seed: UInt64) throws {
         var random = SeededRandom(seed: seed)
-        let pair = try Pair(mode: .sync)
+        let pair = try RecoveryPair(mode: .sync)
         for _ in 0..<20 { try write(pair, &random) }
         if random.chance(50) {
             try pair.images[0].resize(to: UInt64(1 + random.below(2048)) * 4096 - 100)
@@ -215,7 +80,7 @@ import Testing
     /// What is durable here beyond the mirror's checkpoint is not taken away.
     @Test func whatIsNewerHereStays() throws {
         var random = SeededRandom(seed: 5)
-        let pair = try Pair(mode: .flush)
+        let pair = try RecoveryPair(mode: .flush)
         // With a cut the images have maps, which tell how far they are durable.
         _ = try pair.volume.createSnapshot(name: "cut") { { [] } }
         for _ in 0..<5 { try write(pair, &random) }
@@ -233,7 +98,7 @@ import Testing
     /// A restore is no part of the stream: a mirror that has not got it yet does not undo it.
     @Test func whatWasRestoredStays() throws {
         var random = SeededRandom(seed: 6)
-        let pair = try Pair(mode: .sync)
+        let pair = try RecoveryPair(mode: .sync)
         let image = pair.images[0]
         try pattern(40_000, seed: 1).withUnsafeBytes { try image.write($0, at: 0) }
         let nodes = try pair.catalog.read { try $0.nodes() }
@@ -258,7 +123,7 @@ import Testing
     /// what was flushed.
     @Test func aMirrorThatLostSomethingItselfIsNotTakenFrom() throws {
         var random = SeededRandom(seed: 7)
-        let pair = try Pair(mode: .semiSync)
+        let pair = try RecoveryPair(mode: .semiSync)
         try pair.untilLevel()
         let flushed = pattern(50_000, seed: 9)
         try flushed.withUnsafeBytes { try pair.images[0].write($0, at: 4096) }
@@ -277,7 +142,7 @@ import Testing
     /// is in step again is on the mirror.
     @Test func whatAKilledProcessWroteComesBack() throws {
         var random = SeededRandom(seed: 8)
-        let pair = try Pair(mode: .sync)
+        let pair = try RecoveryPair(mode: .sync)
         for _ in 0..<20 { try write(pair, &random) }
         try pair.untilLevel()
         let expected = try pair.contents()
@@ -297,7 +162,7 @@ import Testing
     /// After a loss of power a clock may say what it said at the one before.
     @Test func eachTimeWhatTheDiskHadIsKept() throws {
         var random = SeededRandom(seed: 9)
-        let pair = try Pair(mode: .sync)
+        let pair = try RecoveryPair(mode: .sync)
         let startNs = pair.disk.now()
         for _ in 0..<2 {
             try pair.goOn { $0.hub.all[0].driver?.snapshot.state == .streaming }
@@ -322,7 +187,7 @@ import Testing
     /// A mirror that was promoted says so when it is asked: from then on nothing is changed here.
     @Test func whoWasReplacedServesNobody() throws {
         var random = SeededRandom(seed: 10)
-        let pair = try Pair(mode: .sync)
+        let pair = try RecoveryPair(mode: .sync)
         try write(pair, &random)
         try pair.untilLevel()
         pair.losePower(&random)
@@ -344,7 +209,7 @@ import Testing
     /// all of it is taken from, or waited for.
     @Test func whoKeptWhatItHadInMemoryIsTakenFrom() throws {
         var random = SeededRandom(seed: 11)
-        let pair = try Pair(mode: .semiSync)
+        let pair = try RecoveryPair(mode: .semiSync)
         pair.losePower(&random)
         let pull = try #require(try RecoveryPull(try pair.openStore()))
         let record = try #require(pull.sources.first)
@@ -360,5 +225,30 @@ import Testing
         #expect(pull.best(of: [torn], silent: [record]) == nil)
         #expect(pull.best(of: [torn], silent: []) == 0)
         #expect(pull.best(of: [whole], silent: [record]) == 0)
+    }
+
+    /// What one mirror promised more of is taken from there, and what another has does not undo it.
+    @Test func whatCameFromOneIsNotUndoneByAnother() throws {
+        var random = SeededRandom(seed: 12)
+        let pair = try RecoveryPair(mode: .flush, beside: .async)
+        let image = pair.images[0].id
+        try pair.hub.update(
+            TargetImageRecord(
+                targetID: RecoveryPair.second, imageID: image, mode: "semi-sync", onTimeout: nil))
+        try pair.goOn { $0.hub.all.allSatisfy(\.record.isWhole) }
+        for image in pair.images {
+            let bytes = pattern(9000, seed: 7)
+            _ = try bytes.withUnsafeBytes { try image.write($0, at: 40_000) }
+        }
+        // The first hears of what is flushed, the second of all.
+        try pair.untilLevel(RecoveryPair.second)
+        let had = try pair.contents()
+        pair.losePower(&random)
+        _ = try #require(try pair.recover())
+        try pair.open()
+        #expect(try pair.contents()[image] == had[image])
+        let other = try #require(pair.images.last)
+        let isAsBefore = try pair.contents()[other.id] != had[other.id]
+        #expect(isAsBefore, "nobody promised anything of what was not flushed")
     }
 }

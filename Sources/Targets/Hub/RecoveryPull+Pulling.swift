@@ -21,15 +21,41 @@ extension RecoveryPull {
         var blockCount: UInt64 { changes.reduce(0) { $0 + $1.blocks.count } }
     }
 
-    /// The pool becomes what the target has at its checkpoint, where that is ahead.
+    /// What is pulled from one of several.
+    private enum Part {
+        /// These images, and no names; there is more to pull from another after that.
+        case only(Set<ImageID>)
+        /// Names, and all images but those that came from others.
+        case rest(but: Set<ImageID>)
+
+        func contains(_ image: ImageID) -> Bool {
+            switch self {
+            case .only(let images): images.contains(image)
+            case .rest(let others): !others.contains(image)
+            }
+        }
+        var isLast: Bool { if case .rest = self { true } else { false } }
+    }
+
+    /// The pool becomes what the best of those that were asked has at its checkpoint, where that is ahead; but
+    /// images of which another promises more become what that one has, and stay so.
     /// - Parameters:
-    ///   - report: of the connection.
-    ///   - only: these images, and no names; there is more to pull from another after that.
-    ///   - progress: blocks done, and all of them.
+    ///   - progress: blocks done, and all of them, of the best one.
     package func pull(
-        from record: TargetRecord, _ target: PatientTarget, _ report: ReplicaReport,
-        only: Set<ImageID>? = nil, progress: (UInt64, UInt64) -> Void
+        from ahead: [Asked], best: Int, progress: (UInt64, UInt64) -> Void
     ) throws(TargetError) -> Summary {
+        let others = others(of: ahead.map { ($0.record, $0.report) }, beside: best)
+        for (index, images) in others {
+            _ = try pull(.only(images), from: ahead[index]) { _, _ in }
+        }
+        let taken = Set(others.flatMap(\.images))
+        return try pull(.rest(but: taken), from: ahead[best], progress)
+    }
+
+    private func pull(
+        _ part: Part, from asked: Asked, _ progress: (UInt64, UInt64) -> Void
+    ) throws(TargetError) -> Summary {
+        let (record, target) = (asked.record, asked.target)
         try look()
         let volume = try TargetError.volume { () throws(VolumeError) in
             try Volume(store: store, options: VolumeOptions(runsInBackground: false))
@@ -37,7 +63,7 @@ extension RecoveryPull {
         // Region marks stay, and nothing is settled (P3).
         defer { volume.abandon() }
         let shape = try target.call { (target) throws(TargetError) in try target.shape() }
-        let plan = try makePlan(record, target, report, shape, only, volume, progress)
+        let plan = try makePlan(part, asked, shape, volume, progress)
         var summary = Summary(
             blocks: plan.blockCount, images: plan.changes.count, hasNames: plan.names != nil)
         if !plan.isEmpty {
@@ -59,7 +85,7 @@ extension RecoveryPull {
                     try tx.apply(names)
                     try tx.setNamesSequence(shape.sequence)
                 }
-                if only == nil { try tx.setLostPower(nil) }
+                if part.isLast { try tx.setLostPower(nil) }
                 try tx.addEvent(event("recovery-pull", message))
             }
         }
@@ -79,10 +105,10 @@ extension RecoveryPull {
     // MARK: Comparing
 
     private func makePlan(
-        _ record: TargetRecord, _ target: PatientTarget, _ report: ReplicaReport,
-        _ shape: PoolShape, _ only: Set<ImageID>?, _ volume: Volume,
+        _ part: Part, _ asked: Asked, _ shape: PoolShape, _ volume: Volume,
         _ progress: (UInt64, UInt64) -> Void
     ) throws(TargetError) -> Plan {
+        let (record, target, report) = asked
         guard let names = shape.names.withUnsafeBytes(NamesCodec.decode) else {
             throw TargetError(.damaged, "the names of \(record.address) are no tree")
         }
@@ -91,7 +117,7 @@ extension RecoveryPull {
             if case .put(let node) = change { node } else { nil }
         }
         let isNewer = try isNewer(shape.sequence, than: volume)
-        let held = isNewer && only == nil && isPromised(nil, by: record, report)
+        let held = isNewer && part.isLast && isPromised(nil, by: record, report)
         if held, try differ(nodes, volume) { plan.names = names }
         let named = Set(nodes.compactMap(\.imageID))
         let left = try untouchable(at: shape.sequence)
@@ -103,7 +129,7 @@ extension RecoveryPull {
             let isTaken =
                 own == nil
                 || isPromised(image.id, by: record, report) && !left.contains(image.id)
-            guard isTaken, only?.contains(image.id) ?? true else { continue }
+            guard isTaken, own == nil || part.contains(image.id) else { continue }
             if let own {
                 let blocks = try differing(
                     own, suspects[image.id] ?? BlockSet(), target, image.sizeBytes)

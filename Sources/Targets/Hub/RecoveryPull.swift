@@ -86,6 +86,10 @@ package final class RecoveryPull {
     // MARK: Asking
 
     package typealias Source = (record: TargetRecord, report: ReplicaReport)
+    /// One that is ahead, connected.
+    package typealias Asked = (
+        record: TargetRecord, target: PatientTarget, report: ReplicaReport
+    )
 
     /// Whom to pull from, of those that answered; nil where one that promises more is silent still, or nobody
     /// has anything.
