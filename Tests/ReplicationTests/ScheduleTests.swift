@@ -13,14 +13,8 @@ import Testing
         options.intervalMs = 30_000
         var session = TargetSession(options: options, seed: 1)
         _ = session.apply(.start, now: 0)
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: Self.sequence(10), snapshots: [],
-            staging: nil)
-        let position = StreamPosition(
-            isSameIncarnation: true, holdsAllAfterCheckpoint: false, isDirty: false,
-            acknowledged: Self.sequence(10))
         // It is not known when the last run was: it begins with a look.
-        #expect(operation(session.apply(.connected(report, position), now: 0)) == .look)
+        #expect(operation(connect(&session, now: 0)) == .look)
         _ = session.apply(.looked(isLevel: true, through: Self.sequence(10)), now: 0)
         #expect(session.isInStep(nowNs: 0))
         return session
@@ -154,5 +148,29 @@ import Testing
         #expect(!session.isInStep(nowNs: 33 * Self.second))
         run(&session, from: 33 * Self.second, takesNs: 1)
         #expect(session.isInStep(nowNs: 34 * Self.second))
+    }
+
+    /// P2: nothing is left of the run that failed.
+    @Test func whoComesBackFromARunAndLacksNothingIsInStep() {
+        var session = session()
+        _ = session.apply(.tick, now: 30 * Self.second)
+        _ = session.apply(.failed(TargetError(.absent, "it is gone")), now: 31 * Self.second)
+        _ = session.apply(.disconnected, now: 31 * Self.second)
+        #expect(operation(session.apply(.tick, now: 33 * Self.second)) == .connect)
+        #expect(operation(connect(&session, now: 33 * Self.second)) == .look)
+        let level = session.apply(
+            .looked(isLevel: true, through: Self.sequence(10)), now: 33 * Self.second)
+        #expect(level.contains(.tell(kind: "target-in-step", message: "it is at a checkpoint")))
+        #expect(session.isInStep(nowNs: 33 * Self.second))
+    }
+
+    private func connect(_ session: inout TargetSession, now: Int64) -> [SessionEffect] {
+        let report = ReplicaReport(
+            incarnationID: "this", generation: nil, checkpoint: Self.sequence(10), snapshots: [],
+            staging: nil)
+        let position = StreamPosition(
+            isSameIncarnation: true, holdsAllAfterCheckpoint: false, isDirty: false,
+            acknowledged: Self.sequence(10))
+        return session.apply(.connected(report, position), now: now)
     }
 }

@@ -54,7 +54,9 @@ extension TargetSession {
         return .look
     }
 
-    mutating func look(_ isLevel: Bool, _ through: SequenceNumber) {
+    mutating func look(
+        _ isLevel: Bool, _ through: SequenceNumber, _ effects: inout [SessionEffect]
+    ) {
         // Who waits asks for a checkpoint.
         guard isLevel, !mustShip, resync == nil, flushWanted <= durable else {
             state = .resyncing
@@ -62,6 +64,7 @@ extension TargetSession {
         }
         levelThrough = through
         runSinceNs = nil
+        beAtCheckpoint(&effects)
     }
 
     mutating func endRun(_ now: Int64, _ effects: inout [SessionEffect]) {
