@@ -33,6 +33,8 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     /// Changes come in the middle of things.
     var isTracing = false
     var isBusy = true
+    /// Now and then more changes at once than the ring holds.
+    var comesInBursts = false
     var readCount = 0
 
     var hasStruck: Bool { faulty?.hasStruck ?? false }
@@ -88,6 +90,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
         driver.start(onThread: false)
         for _ in 0..<steps {
             nowNs += Int64(random.below(50)) * 1_000_000
+            if comesInBursts, random.chance(1) { for _ in 0..<60 { change() } }
             switch random.below(100) {
             case ..<30: change()
             case ..<93: driver.step()

@@ -12,6 +12,14 @@ import Testing
         do { try world.run(steps: 400) } catch { Issue.record("seed \(seed): \(error)") }
     }
 
+    /// The ring overflows at any moment, also when all that it held was just sent, and a barrier comes next.
+    @Test(arguments: Seeds.run(100))
+    func whatTheRingCouldNotHoldIsShipped(seed: UInt64) {
+        let world = DriverWorld(seed: seed)
+        world.comesInBursts = true
+        do { try world.run(steps: 400) } catch { Issue.record("seed \(seed): \(error)") }
+    }
+
     /// Worlds in which a block that the stream had before a cut was read after it. Few do: without
     /// `SessionDriver.stageBlocks` taking such blocks out of what is covered, these fail.
     @Test(arguments: [1644, 1820, 2905] as [UInt64])

@@ -217,6 +217,27 @@ import Testing
         }
         #expect(found, "\(bug) was not found in 1000 runs")
     }
+
+    /// What overflowed after it was sent is in the legs, with its cuts: the target has those.
+    @Test func aBarrierAfterAnOverflowGoesBackToNoCut() {
+        func sequence(_ number: UInt64) -> SequenceNumber { SequenceNumber(rawValue: number) }
+        var session = TargetSession(options: SessionOptions(), seed: 1)
+        _ = session.apply(.start, now: 0)
+        let report = ReplicaReport(
+            incarnationID: "this", generation: nil, checkpoint: sequence(10), snapshots: [],
+            staging: nil)
+        let position = StreamPosition(
+            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
+            acknowledged: sequence(10))
+        _ = session.apply(.connected(report, position), now: 0)
+        _ = session.apply(.sent(through: sequence(27), bytes: 1, isBarrierNext: false), now: 1)
+        let flush = session.apply(.sent(through: nil, isBarrierNext: true), now: 2)
+        #expect(flush.contains(.run(.flush)))
+        let effects = session.apply(.flushed(through: sequence(27), isStreamEmpty: true), now: 3)
+        let joined = effects.firstIndex(of: .joinLegs(through: sequence(27)))
+        let opened = effects.firstIndex { if case .run(.openLeg) = $0 { true } else { false } }
+        #expect(joined != nil && opened != nil && joined! < opened!)
+    }
 }
 
 extension SessionWorld {
