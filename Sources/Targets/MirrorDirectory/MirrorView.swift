@@ -42,8 +42,11 @@ package final class MirrorView: @unchecked Sendable {  // changed only before an
             try volume.openView(of: node.node.id, in: pin.id)
         }
         guard let view else {
+            let reason = volume.damagedImages.first { $0.id == image }?.error.message
             throw TargetError(
-                .damaged, "image \(image.rawValue) of \(pool.store.path) does not verify")
+                .damaged,
+                "image \(image.rawValue) of \(pool.store.path) cannot be shown: "
+                    + (reason ?? "it does not verify"))
         }
         return LeasedView(view, pool.lease)
     }
