@@ -181,10 +181,18 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
 
     package func count(
         _ target: TargetID, _ policy: TargetPolicy = TargetPolicy(AckPolicy(.flush)),
-        durable: SequenceNumber, as standing: AckTracker<PendingReply>.Standing = .counting
+        durable: SequenceNumber, as standing: AckTracker<PendingReply>.Standing = .counting,
+        isOnRecord: Bool = true
     ) {
-        change { $0.count(target, policy, durable: durable, as: standing) }
+        change {
+            $0.count(target, policy, durable: durable, as: standing, isOnRecord: isOnRecord)
+        }
         answer()
+    }
+
+    /// See ``AckTracker/setOnRecord(_:_:)``. Whose wait is over by that hears of it by ``answer()``.
+    package func setOnRecord(_ target: TargetID, _ isSo: Bool) {
+        lock.withLock { tracker.setOnRecord(target, isSo) }
     }
 
     /// Whose wait is over by that hears of it by ``answer()``.

@@ -54,6 +54,8 @@ struct SimulatedAnswer {
         var target: TargetID
         /// When it was answered: it may have been left behind, and counted again, by the time that one looks.
         var wasWaitedFor = false
+        /// As the catalog said of the target when the answer went.
+        var wasOnRecord = false
     }
     /// nil: nobody was waited for when it came.
     var sequence: SequenceNumber?
@@ -111,6 +113,12 @@ extension SimulatedSite {
             let now = session.policy.policy(for: answer.image).mode
             let mode = answer.promised(asked.mode, now)
             count("\(what).\(mode.rawValue)")
+            if !answer.isFlush, !asked.wasOnRecord {
+                // After a loss of power it is asked for what was answered on its strength.
+                throw Violation(
+                    "\(what) was answered on the strength of \(asked.site.path), and the catalog does "
+                        + "not say that it has everything")
+            }
             trace("\(what) up to \(sequence.rawValue) is answered for \(asked.site.path): \(mode)")
             return asked.site.promise(
                 sequence.rawValue, mode, isFlush: answer.isFlush, powerLosses: asked.powerLosses)
@@ -191,6 +199,8 @@ final class PendingAnswer {
                 let target = pending.answer.targets[index].target
                 pending.answer.targets[index].wasWaitedFor =
                     pending.site.primary?.volume.gate.isCounting(target) ?? false
+                let record = pending.site.attached(pending.answer.targets[index].site)?.record
+                pending.answer.targets[index].wasOnRecord = record?.isWhole ?? false
             }
             pending.site.answers.append(pending.answer)
         }

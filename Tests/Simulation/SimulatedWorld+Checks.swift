@@ -73,8 +73,10 @@ extension SimulatedWorld {
             count("check.mirror")
             mirror.checked.change = mirror.pool.disk.changeCount
         } catch let violation as Violation { throw violation } catch let error as TargetError {
-            // A mirror whose disk is full or failing says so, and shows nothing.
-            guard error.kind == .io || error.kind == .noSpace, mirror.isIll else {
+            // A mirror whose disk is full or failing says so, and shows nothing. An image of which a file could
+            // not be made durable is set aside as one that is damaged.
+            let isSetAside = error.kind == .damaged && mirror.failsSyncs
+            guard isSetAside || (error.kind == .io || error.kind == .noSpace) && mirror.isIll else {
                 throw Violation("\(mirror.path) cannot be read: \(error.message)")
             }
         }

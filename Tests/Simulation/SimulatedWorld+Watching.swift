@@ -114,7 +114,8 @@ extension SimulatedWorld {
             throw Violation(
                 "\(site.path) has content of generation \(id), which nobody began")
         }
-        let kept = try noteKept(site)
+        // What it had already, where nobody has looked yet, is of the story that it follows now.
+        let kept = try noteKept(site, of: site.content ?? new)
         guard let old = site.content, old !== new else { return site.content = new }
         let common = old.common(with: new)
         let known = max(site.floor, site.checked.sequence)
@@ -140,7 +141,9 @@ extension SimulatedWorld {
     }
 
     /// What it kept since it was looked at last.
-    private func noteKept(_ site: SimulatedSite) throws -> [SnapshotRecord] {
+    private func noteKept(
+        _ site: SimulatedSite, of story: SimulatedBranch
+    ) throws -> [SnapshotRecord] {
         let new = try site.pool.catalog.read { try $0.snapshots() }.filter {
             $0.name.hasPrefix("diverged-") && site.kept[$0.name] == nil
         }
@@ -148,7 +151,7 @@ extension SimulatedWorld {
             count("role.diverged")
             trace("\(site.path) keeps what it had alone as \(record.name)")
             let sequence = record.sequence.rawValue
-            guard let entry = site.content?.history.entry(at: sequence) else {
+            guard let entry = story.history.entry(at: sequence) else {
                 throw Violation("\(site.path) keeps what it never had as \(record.name)")
             }
             site.kept[record.name] = SimulatedKept(sequence: sequence, entry: entry)

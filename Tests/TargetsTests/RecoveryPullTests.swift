@@ -14,6 +14,11 @@ import Testing
 @Suite struct RecoveryPullTests {
     private static let target = RecoveryPair.first
 
+    private final class Answer: @unchecked Sendable {  // used by one thread
+        private(set) var value: Int32?
+        func set(_ errno: Int32) { value = errno }
+    }
+
     private func write(_ pair: RecoveryPair, _ random: inout SeededRandom) throws {
         let image = pair.images[random.below(2)]
         let offset = random.below(2048 * 4096 - 20_000)
@@ -31,6 +36,33 @@ import Testing
         #expect(!pair.hub.all[0].record.isWhole, "it was waited for less until now")
         try pair.goOn { $0.hub.all[0].record.isWhole }
         #expect(pair.hub.all[0].record.stale == nil)
+    }
+
+    /// Who is asked after a loss of power is on record before anybody relies on it.
+    @Test func aWriteIsAnsweredWhenItIsOnRecordWhoHasIt() throws {
+        let pair = try RecoveryPair(mode: .async)
+        try pair.hub.update(Self.target) { $0.mode = .sync }
+        let driver = try #require(pair.hub.all[0].driver)
+        for _ in 0..<100 where driver.snapshot.state != .streaming {
+            driver.tick()
+            while driver.step() {}
+        }
+        #expect(driver.snapshot.counts)
+        let image = pair.images[0]
+        let bytes = pattern(4096, seed: 3)
+        _ = try bytes.withUnsafeBytes { try image.write($0, at: 8192) }
+        let answer = Answer()
+        let last = pair.hub.stream.lastSequence
+        pair.volume.gate.finishWrite(last, of: image.id, PendingReply { answer.set($0) })
+        // The session goes on, and nobody writes down anything.
+        driver.wantFlush(last)
+        while driver.step() {}
+        #expect(pair.hub.stream.standing(Self.target)?.durable == last)
+        #expect(answer.value == nil)
+        #expect(try !pair.catalog.read { try $0.targets() }[0].isWhole)
+        pair.hub.keepHouse()
+        #expect(answer.value == 0)
+        #expect(try pair.catalog.read { try $0.targets() }[0].isWhole)
     }
 
     @Test(arguments: Seeds.run(2)) func powerGoesAnywhereAndAllComesBack(seed: UInt64) throws {

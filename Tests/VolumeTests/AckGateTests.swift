@@ -216,6 +216,23 @@ import Volume
         #expect(replies.all == [1, 2])
     }
 
+    /// What the local disk does not have either is answered when it is on record who has it.
+    @Test func aWriteWaitsUntilItIsOnRecordThatTheTargetHasAll() {
+        gate.count(target(1), policy(.sync), durable: sequence(0), isOnRecord: false)
+        gate.finishWrite(sequence(3), of: ImageID(rawValue: 1), replies.pending(1))
+        flush(3, 2)
+        acknowledge(target(1), sequence(5), .durable)
+        #expect(replies.all == [2], "what was flushed the local disk has, too")
+        gate.setOnRecord(target(1), true)
+        gate.answer()
+        #expect(replies.all == [2, 1])
+        gate.setOnRecord(target(1), false)
+        gate.finishWrite(sequence(4), of: ImageID(rawValue: 1), replies.pending(3))
+        #expect(replies.all == [2, 1])
+        gate.isLost(target(1))
+        #expect(replies.all == [2, 1, 3])
+    }
+
     @Test func manyThreadsGetEveryReplyOnce() {
         gate.count(target(1), durable: sequence(0))
         let flushers = (0..<4).map { thread in

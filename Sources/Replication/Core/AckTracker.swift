@@ -14,7 +14,9 @@
 //
 // Invariants
 //   A1 What a request waits for is decided by what was acknowledged, never by when it came.
-//   A2 Requests are in queues by what they wait for (their *class*); in a queue they are in the order of
+//   A2 Nobody is answered for a write on the strength of a target of which it is not on record that it has
+//      everything: after a loss of power such a target is not asked for what the local disk lost.
+//   A3 Requests are in queues by what they wait for (their *class*); in a queue they are in the order of
 //      their sequence, so that one look at its head tells whether anybody is done.
 
 import BlockCore
@@ -26,11 +28,15 @@ package struct AckTracker<Waiter: Sendable>: Sendable {
     private struct Target: Sendable {
         var policy: TargetPolicy
         var standing: Standing
+        /// It is written down that it lacks nothing that was answered (A2).
+        var isOnRecord: Bool
         /// By ``AckPoint``.
         var levels: (received: SequenceNumber, written: SequenceNumber, durable: SequenceNumber)
 
-        func level(_ point: AckPoint) -> SequenceNumber {
-            switch point {
+        /// How far requests are served. What is flushed the local disk has, too.
+        func level(_ point: AckPoint, _ kind: Kind) -> SequenceNumber {
+            guard isOnRecord || kind.isFlush else { return .zero }
+            return switch point {
             case .received: levels.received
             case .written: levels.written
             case .durable: levels.durable
@@ -190,7 +196,7 @@ package struct AckTracker<Waiter: Sendable>: Sendable {
     /// The target is waited for as `policy` says.
     package mutating func count(
         _ id: TargetID, _ policy: TargetPolicy, durable: SequenceNumber,
-        as standing: Standing = .counting
+        as standing: Standing = .counting, isOnRecord: Bool = true
     ) {
         for image in policy.images.keys where classes[image] == nil {
             classes[image] = queues.count
@@ -198,7 +204,8 @@ package struct AckTracker<Waiter: Sendable>: Sendable {
             queues.append(Queue(kind: Kind(isFlush: true, image: image)))
         }
         let new = Target(
-            policy: policy, standing: standing, levels: (durable, durable, durable))
+            policy: policy, standing: standing, isOnRecord: isOnRecord,
+            levels: (durable, durable, durable))
         if let index = targets.firstIndex(where: { $0.id == id }) {
             targets[index].target = new
         } else {
@@ -223,6 +230,11 @@ package struct AckTracker<Waiter: Sendable>: Sendable {
             target.levels.received = target.levels.durable
             target.levels.written = target.levels.durable
         }
+    }
+
+    /// It is written down that it lacks nothing that was answered, or is about to be no more.
+    package mutating func setOnRecord(_ id: TargetID, _ isSo: Bool) {
+        change(id) { $0.isOnRecord = isSo }
     }
 
     /// It made no progress for too long; that it is stale is written down where that was due.
@@ -262,7 +274,9 @@ package struct AckTracker<Waiter: Sendable>: Sendable {
             var agreed = SequenceNumber.last
             var isFailing = false
             for (_, target) in targets {
-                if let point = target.needed(kind) { agreed = min(agreed, target.level(point)) }
+                if let point = target.needed(kind) {
+                    agreed = min(agreed, target.level(point, kind))
+                }
                 if target.reaction(for: kind.image) == .fail { isFailing = true }
             }
             queues[index].agreed = agreed

@@ -55,7 +55,7 @@ package struct TargetSession: Sendable {
     /// How long it has to be in step before it counts; 0: it was not left behind yet.
     private var rearmDelayMs: Int64 = 0
     private var inStepSinceNs: Int64 = 0
-    package internal(set) var countsSinceNs: Int64 = 0
+    var countsSinceNs: Int64 = 0
     /// Why it is not streaming, and since when; kept while it resyncs.
     package internal(set) var outage: Outage?
     package internal(set) var resync: Resync?

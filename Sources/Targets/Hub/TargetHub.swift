@@ -12,7 +12,9 @@
 //   H2 What an unclean end left unknown stays in the region log until every target's dirty file has it.
 //   H3 Nobody is answered without a target that counted before the catalog says since when it is
 //      stale, and before every other target that can be reached holds that durably, too.
-//   H4 A target's place is never initialised again: only `add` lays out a mirror, in an empty folder.
+//   H4 A write is answered on the strength of a target only when the catalog says that it is *whole*: that
+//      it has all that was answered without it, too. Only such a one is asked after a loss of power.
+//   H5 A target's place is never initialised again: only `add` lays out a mirror, in an empty folder.
 
 import BlockCore
 import Logging
@@ -153,7 +155,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             volume.gate.count(
                 record.id, session.policy,
                 durable: stream.standing(record.id)?.durable ?? .zero,
-                as: counts ? .counting : .lost)
+                as: counts ? .counting : .lost, isOnRecord: record.isWhole)
         }
         let driver = SessionDriver(
             id: record.id, options: session, seed: sessionSeed, counts: counts,
@@ -246,6 +248,8 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     private func writeStale(_ target: AttachedTarget, _ stale: StaleWork) -> Bool {
         target.recording.lock()
         defer { target.recording.unlock() }
+        // H4, also for who comes back meanwhile.
+        volume.gate.setOnRecord(target.record.id, false)
         var record = target.record
         record.isWhole = false
         if record.stale == nil {
@@ -264,11 +268,18 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         return true
     }
 
-    /// It counts again: what the catalog says of it is over.
+    /// It counts again: what the catalog says of it is over. A full store is tried again at the next tick:
+    /// until then writes wait (H4).
     private func recordInStep(_ target: AttachedTarget) {
         do throws(TargetError) {
             if let new = try writeInStep(target) { _ = announce(new) }
-        } catch { log.error("target \(target.record.address): \(error)") }
+            volume.gate.answer()
+        } catch {
+            log.error(
+                "target \(target.record.address): that it is in step cannot be written down: \(error)"
+            )
+            if store.catalog.isFailed { volume.gate.fail() }
+        }
     }
 
     /// - Returns: nil where there is nothing to write.
@@ -281,16 +292,26 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
         guard isInStep,
             target.record.stale != nil || target.record.isArmed != isArmed
                 || !target.record.isWhole || target.record.keepsDiverged
-        else { return nil }
+        else {
+            if isInStep { noteOnRecord(target) }
+            return nil
+        }
         var record = target.record
         record.stale = nil
         record.isArmed = isArmed
         record.isWhole = true
         record.keepsDiverged = false
         let new = record
-        try writeOnce { try $0.updateTarget(new) }
+        try write { try $0.updateTarget(new) }
         target.update { $0 = new }
+        noteOnRecord(target)
         return new
+    }
+
+    /// Under `recording`: nobody writes down meanwhile that it is stale.
+    private func noteOnRecord(_ target: AttachedTarget) {
+        target.clearInStep()
+        volume.gate.setOnRecord(target.record.id, true)
     }
 
     /// What was answered before it counted may be on its way still: until it is there, the target is no
@@ -301,7 +322,6 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
             target.driver?.wantFlush(from)
             return false
         }
-        target.clearInStep()
         return true
     }
 
@@ -413,7 +433,8 @@ extension TargetHub: TargetKeeper {
 extension TargetHub {
     func counts(_ id: TargetID, _ policy: TargetPolicy, durable: SequenceNumber) {
         guard let target = target(id) else { return }
-        volume.gate.count(id, policy, durable: durable)
+        volume.gate.count(
+            id, policy, durable: durable, isOnRecord: target.record.isWhole)
         target.noteInStep(from: stream.lastSequence)
         wakeKeeper()
     }
