@@ -170,6 +170,32 @@ import Testing
         #expect(sameBytes(bytes[4096..<54_096], flushed[...]))
     }
 
+    /// What it lost it has lost until it was given all of it again, not only until somebody connects.
+    @Test func whoLostSomethingIsTrustedWhenItHasItAgain() throws {
+        var random = SeededRandom(seed: 13)
+        let pair = try RecoveryPair(mode: .semiSync)
+        try pair.untilLevel()
+        _ = try pattern(50_000, seed: 9).withUnsafeBytes { try pair.images[0].write($0, at: 4096) }
+        try pair.goOn { $0.hub.all[0].driver.map { !($0.step()) } ?? false }
+        pair.mirror.losePower(&random)
+        var hello = pair.hub.source.hello(for: Self.target, having: nil)
+        hello.givenThrough = pair.hub.stream.lastSequence
+        func keptAll() throws -> Bool {
+            let target = pair.mirror.open()
+            defer { target.disconnect() }
+            return try target.connect(hello).keptAllReceived
+        }
+        let driver = try #require(pair.hub.all[0].driver)
+        driver.pause()
+        try pair.goOn { _ in driver.snapshot.state == .paused }
+        for _ in 0..<2 { #expect(try !keptAll()) }
+        driver.resume()
+        try pair.untilLevel()
+        driver.pause()
+        try pair.goOn { _ in driver.snapshot.state == .paused }
+        #expect(try keptAll())
+    }
+
     /// A process that is killed leaves its writes to the machine. What goes down with that before the mirror
     /// is in step again is on the mirror.
     @Test func whatAKilledProcessWroteComesBack() throws {

@@ -5,9 +5,12 @@ import BlockCore
 extension SessionDriver {
     func performConnect(_ opened: any ReplicaTarget) throws(TargetError) -> SessionEvent {
         target = opened
+        let given = stream.lastSequence
         var hello = source.hello(for: id, having: nil)
+        hello.givenThrough = given
         var report = try opened.connect(hello)
-        let told = source.hello(for: id, having: report.incarnationID)
+        var told = source.hello(for: id, having: report.incarnationID)
+        told.givenThrough = given
         if told != hello {
             hello = told
             report = try opened.connect(hello)

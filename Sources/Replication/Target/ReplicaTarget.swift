@@ -19,6 +19,8 @@ package struct PrimaryHello: Sendable, Hashable {
     package var mirrorID: String?
     /// Where nothing is, the target's pool is laid out. Otherwise what is missing is absent.
     package var laysOut = false
+    /// All that the target was given before, on whichever connection, is up to here; nil where that is not known.
+    package var givenThrough: SequenceNumber?
 
     package init(
         poolID: String, generation: Generation, incarnation: UInt64, incarnationID: String,

@@ -35,8 +35,6 @@ extension MirrorTarget {
         try pool.update(also: { tx in
             guard isSame else { return }
             try tx.setHistory(hello.story)
-            // It lives, and gives again what was not durable.
-            try tx.setLostReceived(false)
         }) {
             $0.generation = hello.generation
             if isSame { $0.contentGenerationID = hello.generation.id }
@@ -44,8 +42,24 @@ extension MirrorTarget {
             $0.primaryAddress = hello.address ?? $0.primaryAddress
             $0.heardNs = pool.store.disk.now()
         }
+        // It lives, and gives again what was not durable.
+        let hasLost = try pool.rows { try $0.lostReceived() }
+        lostThrough = isSame && hasLost ? hello.givenThrough : nil
         if state.primaryPoolID != hello.poolID {
             try TargetError.system { () throws(SystemError) in try pool.store.writeRole() }
+        }
+    }
+
+    /// All that it had been given before its machine went down is durable now: nothing is lost any more.
+    func noteGivenAgain(_ durable: SequenceNumber, _ pool: MirrorPool) {
+        guard let given = lostThrough, durable >= given else { return }
+        do throws(TargetError) {
+            try pool.changeRows { try $0.setLostReceived(false) }
+            lostThrough = nil
+        } catch {
+            // Nobody is answered by that: it is tried again with what comes next.
+            pool.log.warning(
+                "\(path) has all that it was given again, and could not note it: \(error)")
         }
     }
 

@@ -38,6 +38,8 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
     private var failure: TargetError?
     private var openedCatalog: (device: UInt64, inode: UInt64)?
     private(set) var hello: PrimaryHello?
+    /// Its machine went down, and what it had been given may be lost up to here, until it has it again.
+    var lostThrough: SequenceNumber?
     /// Begun on this connection.
     var staging: Staging?
     /// The checkpoint under a staging that was not, for who compares it.
@@ -190,6 +192,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         endComparing()
         let isSound = failure == nil
         hello = nil
+        lostThrough = nil
         staging = nil
         failure = nil
         // Who reads the mirror goes on doing so, as long as nothing is wrong with it.
@@ -255,6 +258,9 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             }
             try pool.append(batch)
             syncer?.appended(batch.lengthBytes)
+            if lostThrough != nil, let durable = syncer?.durableThrough {
+                noteGivenAgain(durable, pool)
+            }
         }
     }
 
@@ -271,6 +277,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             if pool.state.staging != nil { return pool.checkpoint }
             let durable = try pool.flush()
             try requireInPlace()
+            noteGivenAgain(durable, pool)
             return durable
         }
     }

@@ -202,11 +202,13 @@ extension WireConnect {
         flags |= hello.address == nil ? 0 : 2
         flags |= hello.laysOut ? 4 : 0
         flags |= hello.mirrorID == nil ? 0 : 8
+        flags |= hello.givenThrough == nil ? 0 : 16
         writer.put(flags)
         if let address = hello.address {
             try writer.put(text: address, longestBytes: WireFormat.longestNameBytes, "address")
         }
         if let mirrorID = hello.mirrorID { try writer.put(id: mirrorID, "mirrorID") }
+        if let given = hello.givenThrough { writer.put(given.rawValue) }
         try writer.put(count: hello.history.entries.count, "history")
         for entry in hello.history.entries { try writer.put(entry) }
         return writer
@@ -222,11 +224,12 @@ extension WireConnect {
         let generation = try reader.takeGeneration("generation")
         let incarnation: UInt64 = try reader.take("incarnation")
         let incarnationID = try reader.takeID("incarnationID")
-        let flags = try reader.takeFlags(15, "flags")
+        let flags = try reader.takeFlags(31, "flags")
         let address =
             flags & 2 == 0
             ? nil : try reader.takeText(longestBytes: WireFormat.longestNameBytes, "address")
         let mirrorID = flags & 8 == 0 ? nil : try reader.takeID("mirrorID")
+        let given = flags & 16 == 0 ? nil : try reader.takeSequence("givenThrough")
         let count = try reader.takeCount(elementBytes: 34, "history")
         var entries: [GenerationHistory.Entry] = []
         entries.reserveCapacity(count)
@@ -245,6 +248,7 @@ extension WireConnect {
         hello.keepsDiverged = flags & 1 != 0
         hello.laysOut = flags & 4 != 0
         hello.mirrorID = mirrorID
+        hello.givenThrough = given
     }
 }
 
