@@ -372,6 +372,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     func acknowledged(_ target: TargetID, _ point: AckPoint, _ sequence: SequenceNumber) {}
     func answer() {}
     func retracted(_ target: TargetID) {}
+    func withhold(_ target: TargetID, _ isWithheld: Bool) {}
     func lost(_ target: TargetID) {}
     func found(_ target: TargetID) {}
     func counts(_ target: TargetID, _ policy: TargetPolicy, durable: SequenceNumber) {}

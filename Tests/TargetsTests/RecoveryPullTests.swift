@@ -190,7 +190,13 @@ import Testing
         try pair.goOn { _ in driver.snapshot.state == .paused }
         for _ in 0..<2 { #expect(try !keptAll()) }
         driver.resume()
+        for _ in 0..<100 where !pair.hub.all[0].isWithheld {
+            driver.tick()
+            driver.step()
+        }
+        #expect(pair.hub.all[0].isWithheld, "no write is answered for it")
         try pair.untilLevel()
+        #expect(!pair.hub.all[0].isWithheld)
         driver.pause()
         try pair.goOn { _ in driver.snapshot.state == .paused }
         #expect(try keptAll())

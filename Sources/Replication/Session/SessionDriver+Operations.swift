@@ -17,6 +17,10 @@ extension SessionDriver {
         }
         if let diverged = report.diverged { try enter(diverged) }
         let isSame = report.incarnationID == hello.incarnationID
+        // Before anything is acknowledged.
+        let isLacking = !report.keptAllReceived && report.checkpoint < given
+        givenThrough = isLacking ? given : nil
+        source.withhold(id, isLacking)
         let standing = stream.standing(id)
         let acknowledged = standing?.durable ?? .zero
         var holds = false
@@ -41,6 +45,7 @@ extension SessionDriver {
     func send() throws(TargetError) -> SessionEvent {
         if let batch = stream.takeBatch(id, limitBytes: 4 << 20) {
             try connected().append(batch)
+            noteGiven(batch.lastSequence)
             tally.sentBytes.add(UInt64(batch.lengthBytes), ordering: .relaxed)
             return .sent(
                 through: batch.lastSequence, bytes: batch.lengthBytes, isBarrierNext: false)
@@ -51,6 +56,12 @@ extension SessionDriver {
             throw TargetError(.io, "it fell behind further than the write stream reaches back")
         default: return .sent(through: nil, isBarrierNext: false)
         }
+    }
+
+    private func noteGiven(_ through: SequenceNumber) {
+        guard let given = givenThrough, through >= given else { return }
+        givenThrough = nil
+        source.withhold(id, false)
     }
 
     // MARK: Legs
@@ -199,6 +210,7 @@ extension SessionDriver {
         var snapshot: SnapshotInfo?
         if case .snapshot(let info) = end { snapshot = info }
         try connected().commitStaging(id: stagingID, at: sequence, snapshot: snapshot)
+        noteGiven(sequence)
         closeLeg()
         return .legCommitted
     }

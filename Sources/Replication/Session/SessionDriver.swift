@@ -37,6 +37,8 @@ package final class SessionDriver: @unchecked Sendable {
     private(set) var courtesy = Courtesy()
     /// What the blocks of the operation under way took; the stream beside them is nobody's to rest from.
     private var blockWorkNs: Int64 = 0
+    /// The target was not yet given again all that it had been given, up to here.
+    var givenThrough: SequenceNumber?
     /// Of the leg under way.
     var reads: ReadAhead?
     private(set) var hasThreads = true

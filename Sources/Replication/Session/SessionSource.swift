@@ -54,6 +54,9 @@ package protocol SessionSource: AnyObject, Sendable {
     func fence(_ target: TargetID, reason: String)
 
     /// Acknowledgements of the target, in order. Who waited for them hears of it by `answer`.
+    /// The target's machine went down, and it lacks some of what it was given: until it was given that again,
+    /// no write is answered on its strength, for after a crash of the primary it is not asked.
+    func withhold(_ target: TargetID, _ isWithheld: Bool)
     func acknowledged(_ target: TargetID, _ point: AckPoint, _ sequence: SequenceNumber)
     func answer()
     /// What it did not say is durable there it may have lost.

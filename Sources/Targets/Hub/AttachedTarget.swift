@@ -17,6 +17,8 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     private var isDirtyWorkDue = false
     /// It counts again. What was answered before that, and so without it, is up to here.
     private var inStepFrom: SequenceNumber?
+    /// It was not yet given again what it lost.
+    private var isLacking = false
     private var events: [EventRecord] = []
     private var fence: String?
     private var rate = RateMeter()
@@ -175,8 +177,11 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
             currentDriver = driver
             // That another session counted says nothing of this one.
             inStepFrom = nil
+            isLacking = false
         }
     }
+    var isWithheld: Bool { lock.withLock { isLacking } }
+    func setWithheld(_ isSo: Bool) { lock.withLock { isLacking = isSo } }
     /// What was done for it since the pool was opened.
     package var figures: SessionTally.Figures {
         lock.withLock { past + (currentDriver?.tally.figures ?? SessionTally.Figures()) }

@@ -263,6 +263,7 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
         volume.gate.acknowledge(target, point, sequence)
         if point == .durable { owner?.wakeKeeper() }
     }
+    func withhold(_ target: TargetID, _ isWithheld: Bool) { owner?.withhold(target, isWithheld) }
     func answer() { volume.gate.answer() }
     func retracted(_ target: TargetID) { volume.gate.retract(target) }
     func lost(_ target: TargetID) { volume.gate.isLost(target) }

@@ -311,7 +311,7 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     /// Under `recording`: nobody writes down meanwhile that it is stale.
     private func noteOnRecord(_ target: AttachedTarget) {
         target.clearInStep()
-        volume.gate.setOnRecord(target.record.id, true)
+        volume.gate.setOnRecord(target.record.id, !target.isWithheld)
     }
 
     /// What was answered before it counted may be on its way still: until it is there, the target is no
@@ -434,9 +434,19 @@ extension TargetHub {
     func counts(_ id: TargetID, _ policy: TargetPolicy, durable: SequenceNumber) {
         guard let target = target(id) else { return }
         volume.gate.count(
-            id, policy, durable: durable, isOnRecord: target.record.isWhole)
+            id, policy, durable: durable, isOnRecord: target.record.isWhole && !target.isWithheld)
         target.noteInStep(from: stream.lastSequence)
         wakeKeeper()
+    }
+
+    /// H4
+    func withhold(_ id: TargetID, _ isWithheld: Bool) {
+        guard let target = target(id), target.isWithheld != isWithheld else { return }
+        target.recording.withLock {
+            target.setWithheld(isWithheld)
+            volume.gate.setOnRecord(id, !isWithheld && target.record.isWhole)
+        }
+        volume.gate.answer()
     }
 
     func fence(_ id: TargetID, reason: String) {

@@ -164,7 +164,8 @@ extension MirrorPool {
                 }
             }
             try tx.setHistory(hello.story)
-            try tx.setLostReceived(false)
+            // Of a cut on the way that is not said yet.
+            if sequence >= hello.givenThrough ?? .zero { try tx.setLostReceived(false) }
             if !keepsHistory, sequence < before || diverged != nil {
                 // The primary went back, or is another: what was here is no part of its past.
                 for each in try tx.snapshots() where Self.isBase(each) {

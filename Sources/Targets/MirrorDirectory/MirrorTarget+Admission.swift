@@ -50,17 +50,12 @@ extension MirrorTarget {
         }
     }
 
-    /// All that it had been given before its machine went down is durable now: nothing is lost any more.
-    func noteGivenAgain(_ durable: SequenceNumber, _ pool: MirrorPool) {
-        guard let given = lostThrough, durable >= given else { return }
-        do throws(TargetError) {
-            try pool.changeRows { try $0.setLostReceived(false) }
-            lostThrough = nil
-        } catch {
-            // Nobody is answered by that: it is tried again with what comes next.
-            pool.log.warning(
-                "\(path) has all that it was given again, and could not note it: \(error)")
-        }
+    /// What it has now is all that it had been given before its machine went down: nothing is lost any more.
+    /// Whoever waits for what it is given hears of that only when this is durable.
+    func noteGiven(_ through: SequenceNumber, _ pool: MirrorPool) throws(TargetError) {
+        guard let given = lostThrough, through >= given else { return }
+        try pool.changeRows { try $0.setLostReceived(false) }
+        lostThrough = nil
     }
 
     /// - Throws: `.absent` where the pool is no mirror of this primary, `.fenced`, `.splitBrain`.

@@ -112,7 +112,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             try admit(hello, to: pool)
             self.hello = hello
             // What an earlier connection appended counts, too.
-            if pool.state.staging == nil { _ = try pool.flush() }
+            if pool.state.staging == nil { try noteGiven(try pool.flush(), pool) }
             if syncer == nil { startWorkers(pool) }
             worker?.wake()
             let state = pool.state
@@ -258,9 +258,7 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             }
             try pool.append(batch)
             syncer?.appended(batch.lengthBytes)
-            if lostThrough != nil, let durable = syncer?.durableThrough {
-                noteGivenAgain(durable, pool)
-            }
+            try noteGiven(batch.lastSequence, pool)
         }
     }
 
@@ -277,7 +275,6 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
             if pool.state.staging != nil { return pool.checkpoint }
             let durable = try pool.flush()
             try requireInPlace()
-            noteGivenAgain(durable, pool)
             return durable
         }
     }
