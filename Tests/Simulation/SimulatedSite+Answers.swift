@@ -52,6 +52,8 @@ struct SimulatedAnswer {
         /// Who does not go on without it does not.
         var isArmed: Bool
         var target: TargetID
+        /// It was waited for when the request came: who comes later keeps nobody waiting who was there before.
+        var counted: Bool
         /// When it was answered: it may have been left behind, and counted again, by the time that one looks.
         var wasWaitedFor = false
         /// As the catalog said of the target when the answer went.
@@ -113,7 +115,7 @@ extension SimulatedSite {
             let now = session.policy.policy(for: answer.image).mode
             let mode = answer.promised(asked.mode, now)
             count("\(what).\(mode.rawValue)")
-            if !answer.isFlush, !asked.wasOnRecord {
+            if !answer.isFlush, asked.counted, !asked.wasOnRecord {
                 // After a loss of power it is asked for what was answered on its strength.
                 throw Violation(
                     "\(what) was answered on the strength of \(asked.site.path), and the catalog does "
@@ -180,7 +182,7 @@ final class PendingAnswer {
                 site: other, policy: policy,
                 mode: (session?.policy ?? policy).policy(for: image).mode,
                 powerLosses: other.powerLosses, isArmed: target.record.isArmed,
-                target: target.record.id)
+                target: target.record.id, counted: session?.counts ?? false)
         }
         answer = SimulatedAnswer(
             sequence: sequence, place: place.rawValue, image: image, isFlush: isFlush,

@@ -135,9 +135,11 @@ extension SimulatedSite {
         count("recovery.skipped")
         try pull.goOnWithout("nobody answers")
         recovery.promises = []
-        recovery.skipped = pull.sources.compactMap { record in
-            world.sites.first { $0.path == record.address }?.number
+        let skipped = pull.sources.compactMap { record in
+            world.sites.first { $0.path == record.address }
         }
+        recovery.skipped = skipped.map(\.number)
+        for site in skipped { goneOnWithout[site.number] = site.liveFloor }
     }
 
     /// A target that nothing was answered without, and that has had power since, has all that it answered for.
@@ -151,7 +153,7 @@ extension SimulatedSite {
                 Dictionary(rows.map { ($0.imageID, $0) }, uniquingKeysWith: { $1 }))
             guard policy.hearsOfWrites,
                 let site = world.sites.first(where: { $0.path == record.address }),
-                site.content === branch, site.liveFloor > 0,
+                site.content === branch, site.liveFloor > goneOnWithout[site.number] ?? 0,
                 world.options.kind == .mirrors || site.generation.id == generation.id
             else { continue }
             recovery.promises.append(

@@ -87,6 +87,8 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
     var cloning: ModelImage?
     /// Its machine went down, and what a target has is being fetched, or was.
     var recovery = SimulatedPull()
+    /// Of those that it went on without: how far their promises went then. They are of before.
+    var goneOnWithout: [Int: UInt64] = [:]
     var deleted: Set<ImageID> = []
     /// It was promoted, and not opened since.
     var isNew = false
