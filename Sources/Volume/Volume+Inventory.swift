@@ -78,13 +78,13 @@ extension Volume {
         blocks.formUnion(contents.zero)
     }
 
-    /// All blocks of every live image and of those in snapshots, holes and all.
+    /// All blocks of every live image and of those in snapshots, holes and all; an empty set for an empty image.
     package func wholeImages() throws(VolumeError) -> [ImageID: BlockSet] {
         try structure.withLock { () throws(VolumeError) in
             var result: [ImageID: BlockSet] = [:]
             func insert(_ id: ImageID, _ sizeBytes: UInt64) {
                 let count = Geometry.blockCount(sizeBytes: sizeBytes)
-                result.insert(BlockRange(start: 0, count: count), of: id)
+                result[id, default: BlockSet()].insert(BlockRange(start: 0, count: count))
             }
             for image in allImages { insert(image.id, image.sizeBytes) }
             for (_, nodes) in try snapshotNodes() {

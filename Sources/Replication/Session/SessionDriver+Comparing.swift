@@ -10,11 +10,7 @@ extension SessionDriver {
     /// - Parameter everything: also what nobody doubted, for the target turned out to be another one
     ///   than it was.
     func performCompare(everything: Bool) throws(TargetError) -> SessionEvent {
-        if everything {
-            let all = try source.wholeImages()
-            _ = stream.withLegs(id) { $0.enterUnknown(all) }
-        }
-        try leaveOutWhatNobodyHas()
+        try everything ? enterEverything() : leaveOutWhatNobodyHas()
         let rottenBefore = tally.figures.rottenBlocks
         while try !compareWithFirst() {}
         tellRotten(tally.figures.rottenBlocks - rottenBefore)
@@ -50,11 +46,26 @@ extension SessionDriver {
         return true
     }
 
-    /// What neither side ever wrote is the same on both. Of much that is unknown, little may be there.
+    /// All that either side has, also what the target has behind an image's end: before a shape is taken that
+    /// would cut it off the image may have grown over it.
+    private func enterEverything() throws(TargetError) {
+        let all = try source.wholeImages()
+        _ = stream.withLegs(id) { $0.enterUnknown(all) }
+        let there = try connected().allocatedBlocks()
+        _ = stream.withLegs(id) { $0.enterUnknown(there.filter { all[$0.key] != nil }) }
+        try leaveOut(allBut: there)
+    }
+
+    /// Of much that is unknown, little may be there.
     private func leaveOutWhatNobodyHas() throws(TargetError) {
         let unknown: [ImageID: BlockSet]? = stream.withLegs(id) { $0.unknown }
         guard unknown?.isEmpty == false else { return }
-        var held = try connected().allocatedBlocks()
+        try leaveOut(allBut: try connected().allocatedBlocks())
+    }
+
+    /// What neither side ever wrote is the same on both.
+    private func leaveOut(allBut there: [ImageID: BlockSet]) throws(TargetError) {
+        var held = there
         held.formUnion(try source.allocatedBlocks())
         _ = stream.withLegs(id) { [held] in $0.keepUnknown(within: held) }
     }

@@ -37,7 +37,8 @@ package protocol SessionSource: AnyObject, Sendable {
         of image: ImageID, in range: BlockRange, of snapshot: SnapshotInfo?
     ) throws(TargetError) -> [UInt64]
 
-    /// All blocks of every live image and of those in snapshots, whether anything is there or not.
+    /// All blocks of every live image and of those in snapshots, whether anything is there or not; an empty set for
+    /// an empty image.
     func wholeImages() throws(TargetError) -> [ImageID: BlockSet]
 
     /// Every block that any live image or snapshot has.
