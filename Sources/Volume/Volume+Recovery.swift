@@ -5,7 +5,8 @@
 //   unsealed layer that nothing needs        made for a cut that never was: removed
 //   pending snapshot of a restore            completed: the image has its new head already, and
 //                                            what it had before must be kept (G5)
-//   other pending snapshot                   dropped, never shown; the heads stay
+//   other pending snapshot                   dropped, never shown; the heads stay. Targets may have its
+//                                            cut: they hear that it is none
 //   unsealed layer below others, or kept     a cut that was not settled: it is synced and sealed at
 //                                            what is durable of it, after the empty heads on top took
 //                                            its size durably: theirs was written before the cut
@@ -180,8 +181,13 @@ extension Volume {
     }
 
     private func drop(_ snapshot: SnapshotRecord) throws(VolumeError) {
+        // From before it was pending none was complete until now.
+        let cut = DroppedCut(after: snapshot.sequence, through: core.sequence)
         try commit { tx in
             try tx.deleteSnapshot(snapshot.id)
+            if !options.isReplica, snapshot.isOfWholePool {
+                try tx.setDroppedCuts(try tx.droppedCuts() + [cut])
+            }
             try tx.addEvent(
                 EventRecord(
                     atNs: disk.now(), kind: "recovery", subject: snapshot.name,

@@ -225,6 +225,7 @@ extension SimulatedSite {
         let state = branch.history.current
         let nodes = Array(state.names.values)
         underWay = (name, state)
+        branch.unfinished[name] = UnfinishedCut(state: state, after: volume.sequence.rawValue)
         let record = try volume.createSnapshot(name: name) { { nodes } }
         did(volume) { _ in }
         underWay = nil
@@ -234,6 +235,7 @@ extension SimulatedSite {
     func settleCut(_ record: SnapshotRecord, _ state: ModelPool, isWhole: Bool) {
         snapshots[record.name] = (record.sequence.rawValue, state, isWhole)
         branch.cuts[record.sequence.rawValue] = state
+        branch.unfinished[record.name] = nil
     }
 
     private func deleteSnapshot(_ volume: Volume) throws {

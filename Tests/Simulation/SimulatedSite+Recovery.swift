@@ -137,6 +137,9 @@ extension SimulatedSite {
             underWay = nil
             if let record = found.first(where: { $0.name == name }) {
                 settleCut(record, state, isWhole: true)
+            } else {
+                branch.unfinished[name]?.through = volume.sequence.rawValue
+                count("snapshot.dropped")
             }
         }
         let names = Set(found.map(\.name))

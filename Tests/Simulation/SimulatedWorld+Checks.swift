@@ -205,7 +205,7 @@ extension SimulatedWorld {
     private func checkSnapshots(_ mirror: SimulatedSite, _ pool: MirrorPool) throws {
         guard pool.state.staging == nil else { return }
         for record in try pool.volume.snapshots() where record.isOfWholePool {
-            guard let expected = mirror.content?.cuts[record.sequence.rawValue] else {
+            guard let expected = mirror.content?.cut(record, seenAt: pool.position.rawValue) else {
                 throw Violation("\(mirror.path) has a snapshot '\(record.name)' that nobody made")
             }
             let shown = try Self.snapshot(record, of: pool)

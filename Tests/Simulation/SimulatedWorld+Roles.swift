@@ -235,7 +235,9 @@ extension SimulatedWorld {
         site.snapshots = [:]
         for record in try site.pool.catalog.read({ try $0.snapshots() })
         where record.state == .complete && !record.isInternal && site.kept[record.name] == nil {
-            let cut = branch.cuts[record.sequence.rawValue]
+            // A cut that reached it is a snapshot for good, although its primary did not complete it.
+            let cut = branch.cut(record, seenAt: branch.fork)
+            if record.isOfWholePool { branch.cuts[record.sequence.rawValue] = cut }
             site.snapshots[record.name] = (
                 record.sequence.rawValue, cut ?? ModelPool(), cut != nil && record.isOfWholePool
             )

@@ -26,7 +26,7 @@ import Testing
         let first: UInt64
         switch bug {
         case .promotesStaleAsWhole: first = 7
-        case .dirtyFileUnsynced: first = 600
+        case .dirtyFileUnsynced: first = 200
         case .answersHeld: first = 13
         default: first = 1
         }

@@ -21,6 +21,8 @@ package struct PrimaryHello: Sendable, Hashable {
     package var laysOut = false
     /// All that the target was given before, on whichever connection, is up to here; nil where that is not known.
     package var givenThrough: SequenceNumber?
+    /// Snapshots that the primary never completed, although the target may have their cuts.
+    package var droppedCuts: [DroppedCut] = []
 
     package init(
         poolID: String, generation: Generation, incarnation: UInt64, incarnationID: String,

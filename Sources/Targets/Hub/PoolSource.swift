@@ -57,13 +57,15 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     }
 
     static func hello(of store: PoolStore) throws(TargetError) -> PrimaryHello {
-        let (state, history) = try TargetHub.read(store) {
-            (try $0.poolState(), try $0.history())
+        let (state, history, droppedCuts) = try TargetHub.read(store) {
+            (try $0.poolState(), try $0.history(), try $0.droppedCuts())
         }
-        return PrimaryHello(
+        var hello = PrimaryHello(
             poolID: store.identity.id, generation: state.generation,
             incarnation: state.incarnation, incarnationID: state.incarnationID, history: history,
             address: store.path)
+        hello.droppedCuts = droppedCuts
+        return hello
     }
 
     func attach(_ hub: TargetHub) { lock.withLock { self.hub = hub } }

@@ -121,6 +121,24 @@ extension MirrorPool {
                     + "`doppel snapshot diff` shows what it is"))
     }
 
+    /// Cuts of snapshots that the primary never completed: it may have lost what they show. They stay, as
+    /// something that it has not.
+    func markDropped(
+        _ cuts: [DroppedCut], through last: SequenceNumber, _ tx: CatalogTransaction
+    ) throws {
+        try tx.setDroppedCuts(cuts)
+        for var each in try tx.snapshots() where each.isOfWholePool && each.sequence <= last {
+            guard cuts.contains(where: { $0.contains(each.sequence) }) else { continue }
+            each.origin = SnapshotRecord.divergedOrigin
+            try tx.publishSnapshot(each)
+            try tx.addEvent(
+                EventRecord(
+                    atNs: store.disk.now(), kind: "diverged", subject: each.name,
+                    message: "its primary crashed before this snapshot was complete there, and "
+                        + "went on without it; what it shows is kept here"))
+        }
+    }
+
     /// Snapshots that were made after the stories parted are no moments of the one that is followed.
     func markDiverged(
         after common: SequenceNumber, through last: SequenceNumber, _ tx: CatalogTransaction

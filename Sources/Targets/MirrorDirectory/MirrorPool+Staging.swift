@@ -163,6 +163,7 @@ extension MirrorPool {
                     try tx.deleteSnapshot(old.id)
                 }
             }
+            try markDropped(hello.droppedCuts, through: before, tx)
             try tx.setHistory(hello.story)
             // Of a cut on the way that is not said yet.
             if sequence >= hello.givenThrough ?? .zero { try tx.setLostReceived(false) }

@@ -6,6 +6,7 @@ import TestSupport
 final class LogTarget: ReplicaTarget, @unchecked Sendable {  // one thread
     private(set) var log: [String] = []
     private(set) var isConnected = false
+    private(set) var hello: PrimaryHello?
     var checkpoint = sequence(40)
     private var written = sequence(40)
     /// Calls with this in their name fail so.
@@ -21,6 +22,7 @@ final class LogTarget: ReplicaTarget, @unchecked Sendable {  // one thread
 
     func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
         isConnected = true
+        self.hello = hello
         try note("connect \(hello.incarnationID)")
         checkpoint = max(checkpoint, written)
         var report = ReplicaReport(

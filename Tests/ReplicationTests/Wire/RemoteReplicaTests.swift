@@ -55,7 +55,14 @@ import Testing
     func everyCallTravels(seed: UInt64, bulk: Int) throws {
         let world = World(seed: seed)
         let replica = world.replica(bulk: bulk)
-        let report = try replica.connect(WireSamples.hello)
+        var hello = WireSamples.hello
+        hello.givenThrough = sequence(39)
+        hello.droppedCuts = [
+            DroppedCut(after: sequence(7), through: sequence(11)),
+            DroppedCut(after: sequence(20), through: sequence(1 << 40)),
+        ]
+        let report = try replica.connect(hello)
+        #expect(world.target.hello == hello)
         #expect(report.checkpoint == sequence(40) && report.keptAllReceived)
         try withTrims(41, count: 3, isSplit: true) { try replica.append($0) }
         #expect(world.target.taken == [41, 42, 43])

@@ -203,12 +203,20 @@ extension WireConnect {
         flags |= hello.laysOut ? 4 : 0
         flags |= hello.mirrorID == nil ? 0 : 8
         flags |= hello.givenThrough == nil ? 0 : 16
+        flags |= hello.droppedCuts.isEmpty ? 0 : 32
         writer.put(flags)
         if let address = hello.address {
             try writer.put(text: address, longestBytes: WireFormat.longestNameBytes, "address")
         }
         if let mirrorID = hello.mirrorID { try writer.put(id: mirrorID, "mirrorID") }
         if let given = hello.givenThrough { writer.put(given.rawValue) }
+        if !hello.droppedCuts.isEmpty {
+            try writer.put(count: hello.droppedCuts.count, "droppedCuts")
+            for cut in hello.droppedCuts {
+                writer.put(cut.after.rawValue)
+                writer.put(cut.through.rawValue)
+            }
+        }
         try writer.put(count: hello.history.entries.count, "history")
         for entry in hello.history.entries { try writer.put(entry) }
         return writer
@@ -224,12 +232,13 @@ extension WireConnect {
         let generation = try reader.takeGeneration("generation")
         let incarnation: UInt64 = try reader.take("incarnation")
         let incarnationID = try reader.takeID("incarnationID")
-        let flags = try reader.takeFlags(31, "flags")
+        let flags = try reader.takeFlags(63, "flags")
         let address =
             flags & 2 == 0
             ? nil : try reader.takeText(longestBytes: WireFormat.longestNameBytes, "address")
         let mirrorID = flags & 8 == 0 ? nil : try reader.takeID("mirrorID")
         let given = flags & 16 == 0 ? nil : try reader.takeSequence("givenThrough")
+        let droppedCuts = flags & 32 == 0 ? [] : try reader.takeDroppedCuts()
         let count = try reader.takeCount(elementBytes: 34, "history")
         var entries: [GenerationHistory.Entry] = []
         entries.reserveCapacity(count)
@@ -249,6 +258,20 @@ extension WireConnect {
         hello.laysOut = flags & 4 != 0
         hello.mirrorID = mirrorID
         hello.givenThrough = given
+        hello.droppedCuts = droppedCuts
+    }
+}
+
+extension WireReader {
+    fileprivate mutating func takeDroppedCuts() throws(WireError) -> [DroppedCut] {
+        let count = try takeCount(elementBytes: 16, "droppedCuts")
+        var cuts: [DroppedCut] = []
+        cuts.reserveCapacity(count)
+        for _ in 0..<count {
+            let after = try takeSequence("droppedCuts")
+            cuts.append(DroppedCut(after: after, through: try takeSequence("droppedCuts")))
+        }
+        return cuts
     }
 }
 
