@@ -251,9 +251,9 @@ package final class AckGate: @unchecked Sendable {  // all but the atomics is un
     }
     private static let readOnlyError: Int32 = 30
 
-    /// Whether what needs the target waits for it.
-    package func isCounting(_ target: TargetID) -> Bool {
-        lock.withLock { tracker.isCounting(target) }
+    /// See ``AckTracker/standing(of:)``.
+    package func standing(of target: TargetID) -> AckTracker<PendingReply>.Standing? {
+        lock.withLock { tracker.standing(of: target) }
     }
     package var waitingCount: Int { lock.withLock { tracker.waitingCount } }
 

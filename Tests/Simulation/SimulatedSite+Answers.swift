@@ -56,6 +56,8 @@ struct SimulatedAnswer {
         var counted: Bool
         /// When it was answered: it may have been left behind, and counted again, by the time that one looks.
         var wasWaitedFor = false
+        /// When it was answered: it was waited for, or held what is waited for.
+        var wasThere = false
         /// As the catalog said of the target when the answer went.
         var wasOnRecord = false
     }
@@ -129,7 +131,8 @@ extension SimulatedSite {
         let reaction = asked.policy.policy(for: answer.image).onTimeout
         guard reaction == .degrade else {
             let durable = primary?.stream.standing(target.record.id)?.durable ?? .zero
-            guard asked.isArmed, session?.isLost ?? false, durable < answer.sequence ?? .zero
+            guard asked.isArmed, !asked.wasThere, session?.isLost ?? false,
+                durable < answer.sequence ?? .zero
             else { return }
             throw Violation(
                 "\(what) was answered without \(asked.site.path), and nothing is to go on without it"
@@ -199,8 +202,10 @@ final class PendingAnswer {
             pending.answer.isAfterFence = pending.site.wasToldOfFence
             for index in pending.answer.targets.indices {
                 let target = pending.answer.targets[index].target
-                pending.answer.targets[index].wasWaitedFor =
-                    pending.site.primary?.volume.gate.isCounting(target) ?? false
+                let standing = pending.site.primary?.volume.gate.standing(of: target)
+                pending.answer.targets[index].wasWaitedFor = standing == .counting
+                pending.answer.targets[index].wasThere =
+                    standing == .counting || standing == .inStep
                 let record = pending.site.attached(pending.answer.targets[index].site)?.record
                 pending.answer.targets[index].wasOnRecord = record?.isWhole ?? false
             }

@@ -169,8 +169,9 @@ package struct AckTracker<Waiter: Sendable>: Sendable {
 
     /// All that are waited for by somebody, or would be if they were in step.
     package var known: [TargetID] { targets.map(\.id).sorted() }
-    package func isCounting(_ id: TargetID) -> Bool {
-        targets.contains { $0.id == id && $0.target.standing == .counting }
+    /// nil: nobody waits for it.
+    package func standing(of id: TargetID) -> Standing? {
+        targets.first { $0.id == id }?.target.standing
     }
     package var waitingCount: Int { queues.reduce(0) { $0 + $1.count } }
     /// A write may have to wait.
