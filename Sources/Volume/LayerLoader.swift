@@ -68,8 +68,9 @@ extension Volume {
                 ?? (head.parentID == nil ? data?.sizeBytes : nil) ?? 0
         }
         var error = error
+        let mayBeSound = error.isOfTheDisk
         (error.kind, error.image) = (.damaged, id)
-        put(DamagedImage(id: id, error: error, sizeBytes: sizeBytes))
+        put(DamagedImage(id: id, error: error, sizeBytes: sizeBytes, mayBeSound: mayBeSound))
         log.error("\(error): the image is set aside, the others are served")
         let event = EventRecord(
             atNs: disk.now(), kind: "damaged", subject: "image \(id.rawValue)",

@@ -113,6 +113,8 @@ package final class Volume: @unchecked Sendable {  // tables are under `state`
         package var error: VolumeError
         /// As the last commit that verifies has it; 0 where none does.
         package var sizeBytes: UInt64
+        /// Its files could not be read, or not be made durable: they may be sound all the same.
+        package var mayBeSound: Bool
     }
     package var damagedImages: [DamagedImage] {
         state.withLock { damaged.values.sorted { $0.id < $1.id } }

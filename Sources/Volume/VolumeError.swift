@@ -58,6 +58,8 @@ package struct VolumeError: Error, CustomStringConvertible, Sendable {
         default: false
         }
     }
+    /// The disk did not give something back, or did not make it durable; the next time it may.
+    var isOfTheDisk: Bool { kind == .io && errno == Self.ioErrno }
     private static var notFoundErrno: Int32 { 2 }  // ENOENT: a file that must be there
     private static var ioErrno: Int32 { 5 }  // EIO: a disk that does not give it back
 

@@ -182,6 +182,28 @@ import Volume
         try world.check()
     }
 
+    /// What the journal has for an image that does not open for a moment would be passed over for good.
+    @Test func whatCannotBeOpenedForAMomentIsNotLeftBehind() throws {
+        var random = SeededRandom(seed: 3)
+        let fixture = try MirrorFixture()
+        let world = try streaming(fixture)
+        var durable = try world.target!.flush()
+        for _ in 0..<50 where (world.target as! MirrorTarget).unappliedBytes == 0 {
+            try send(world, 3)
+            durable = try world.target!.flush()
+        }
+        #expect((world.target as! MirrorTarget).unappliedBytes > 0)
+        fixture.losePower(&random)
+        fixture.disk.failOpens { $0.hasPrefix("/mirror/images/") && $0.hasSuffix(".data") }
+        let failure = error { _ = try fixture.showAlone() }
+        #expect(failure?.kind == .io, "\(String(describing: failure))")
+        fixture.disk.failOpens { _ in false }
+        let shown = try #require(try fixture.showAlone())
+        #expect(shown.sequence >= durable)
+        let model = try #require(world.primary.history[shown.sequence])
+        try shown.check(against: model, "once its disk is well")
+    }
+
     // MARK: Who has it
 
     @Test func aMirrorOfAnotherPoolAndAnotherMirrorAreAbsent() throws {

@@ -61,6 +61,7 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
     private var syncsUntilOff: Int?
     private var syncs = 0
     private var failingSyncs: @Sendable (String) -> Bool = { _ in false }
+    private var failingOpens: @Sendable (String) -> Bool = { _ in false }
     private var beforeSync: ((String) -> Void)?
     private var freeBytes = Int.max
     private var shownFreeBytes: Int?
@@ -103,6 +104,10 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
 
     package func failSyncs(_ matching: @escaping @Sendable (String) -> Bool) {
         lock.withLock { failingSyncs = matching }
+    }
+    /// Files that are there, and cannot be opened.
+    package func failOpens(_ matching: @escaping @Sendable (String) -> Bool) {
+        lock.withLock { failingOpens = matching }
     }
     /// Space left for pages that have none yet; what is freed counts again.
     /// - Parameter shown: what the disk says it has; others may take it in the next moment.
@@ -287,6 +292,7 @@ package final class SimulatedDisk: Disk, @unchecked Sendable {  // all state is 
         let (parent, name) = try place("open", path)
         if let node = parent.entries[name] {
             if node.isDirectory { throw failure("open", path, EISDIR) }
+            if failingOpens(path) { throw failure("open", path, EIO) }
             if options.contains(.exclusive) { throw failure("open", path, EEXIST) }
             let file = SimulatedFile(disk: self, node: node, path: path)
             if options.contains(.truncate) { file.truncateLocked(to: 0) }

@@ -40,7 +40,10 @@ package final class RecoveredMirror: Sendable {
         options.toleratesDamage = true
         pool = try MirrorPool(
             store: store, record: record, options: options)
-        do throws(TargetError) { try settle() } catch {
+        do throws(TargetError) {
+            try requireAllThatMayBeSound()
+            try settle()
+        } catch {
             pool.volume.abandon()
             throw error
         }
@@ -75,6 +78,19 @@ package final class RecoveredMirror: Sendable {
                 }
             }
         }
+    }
+
+    /// What is in the journal for an image that is set aside is passed over. One that is sound, and opens the next
+    /// time, would lack it then, and nobody would know.
+    private func requireAllThatMayBeSound() throws(TargetError) {
+        guard pool.unappliedBytes > 0,
+            let image = pool.volume.damagedImages.first(where: \.mayBeSound)
+        else { return }
+        throw TargetError(
+            .io,
+            "\(pool.store.path) cannot be brought to its last checkpoint: \(image.error.message). Check the "
+                + "disk, then try again; an image whose files were taken away is given up, the others are "
+                + "shown")
     }
 
     /// On a full disk the history goes first, then the reserve.
