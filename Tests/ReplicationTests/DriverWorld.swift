@@ -324,7 +324,9 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
         content: (Int, Int) -> UInt64, between: () -> Void = {}
     ) {
         for range in chunk.ranges {
-            for block in range.start..<range.end {
+            // What a target says that it has may lie behind an image's end: there is nothing to be read.
+            let end = min(range.end, UInt64(Self.blockCount))
+            for block in range.start..<max(range.start, end) {
                 let stamp = content(Self.index(chunk.image), Int(block))
                 let record = StreamRecord(
                     stamp == 0 ? .zero : .data, sequence: sequence, image: chunk.image,
