@@ -1,5 +1,4 @@
 import BlockCore
-import GRDB
 import Replication
 import SystemIO
 import TestSupport
@@ -150,14 +149,4 @@ final class RecoveryPair {
 private final class Shared: @unchecked Sendable {  // used by one thread
     var fixtures: [String: MirrorFixture]
     init(_ fixtures: [String: MirrorFixture]) { self.fixtures = fixtures }
-}
-
-private final class CommitPower: TransactionObserver {
-    var disk: SimulatedDisk
-    init(disk: SimulatedDisk) { self.disk = disk }
-    func observes(eventsOfKind eventKind: DatabaseEventKind) -> Bool { false }
-    func databaseDidChange(with event: DatabaseEvent) {}
-    func databaseWillCommit() throws { try disk.commit("catalog") }
-    func databaseDidCommit(_ db: Database) {}
-    func databaseDidRollback(_ db: Database) {}
 }

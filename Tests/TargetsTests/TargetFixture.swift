@@ -201,7 +201,7 @@ final class MirrorFixture: TargetFixture {
 }
 
 /// Makes each commit of a catalog in memory a place where the power may go (`SimulatedDisk` D3).
-private final class CommitPower: TransactionObserver {
+final class CommitPower: TransactionObserver {
     var disk: SimulatedDisk
     init(disk: SimulatedDisk) { self.disk = disk }
     func observes(eventsOfKind eventKind: DatabaseEventKind) -> Bool { false }
