@@ -5,6 +5,7 @@
 //   <- {"return":{...},"id":1}   or   {"error":{"class":"InUse","message":"...","exitCode":3},"id":1}
 
 import Foundation
+import Identity
 import Pool
 
 package enum ControlCommand: String, Codable, Sendable, CaseIterable {
@@ -34,6 +35,14 @@ package enum ControlCommand: String, Codable, Sendable, CaseIterable {
         switch self {
         case .status, .list, .snapshotList, .events, .jobList: true
         default: false
+        }
+    }
+
+    /// What somebody on another machine has to be allowed to ask for it; nil: nobody there can.
+    var remoteRight: Right? {
+        switch self {
+        case .status, .list, .snapshotList: .read
+        default: nil
         }
     }
 }
@@ -96,6 +105,18 @@ package struct ControlFailure: Error, Codable, Sendable, Hashable, CustomStringC
         failure.kind = "draining"
         return failure
     }()
+
+    /// - Parameter verb: as on the command line.
+    package static func notPermitted(_ verb: String, _ right: Right, pool: String) -> ControlFailure
+    {
+        var failure = ControlFailure(
+            .failed,
+            "this host may not ask for '\(verb)' of '\(pool)' there: that takes the right "
+                + "'\(right.rawValue)' (doppel pair --accept LINE --pools ... --right \(right.rawValue))"
+        )
+        failure.kind = "notPermitted"
+        return failure
+    }
 
     /// What was asked for is the business of the pool that took this one's place.
     package static func handedOver(_ pool: String, to primary: String) -> ControlFailure {

@@ -247,7 +247,7 @@ extension PoolSession {
 }
 
 /// Paths of names that no file system shows.
-private struct NameTreePaths {
+struct NameTreePaths {
     private let nodes: [NodeID: NodeRecord]
     init(_ records: [NodeRecord]) {
         nodes = Dictionary(records.map { ($0.id, $0) }, uniquingKeysWith: { a, _ in a })

@@ -132,6 +132,9 @@ package enum PoolAccess {
         _ request: ControlRequest, on path: String,
         listener: @escaping @Sendable (JobInfo) -> Void = { _ in }
     ) throws -> ControlResult {
+        if let remote = try RemotePool.address(path) {
+            return try RemotePool.perform(request, at: remote)
+        }
         let location = try PoolLocation.find(path)
         if let owner = location.owner, owner.writesMirror ?? false {
             throw ControlFailure(

@@ -38,7 +38,8 @@ extension PoolSession {
             pool: store.path, id: store.identity.id,
             state: !damaged.isEmpty ? "damaged" : problems.isEmpty ? "healthy" : "degraded",
             mountPoint: options.mountPoint, ownerPID: ProcessControl.processID,
-            generation: state?.generation.number ?? 0, incarnation: state?.incarnation ?? 0,
+            generation: mirror?.recovered.record.generation?.number ?? state?.generation.number
+                ?? 0, incarnation: state?.incarnation ?? 0,
             sequence: volume.sequence.rawValue, images: entries.count,
             snapshots: (try? volume.snapshots().count) ?? 0,
             sizeBytes: entries.reduce(0) { $0 + $1.sizeBytes },
@@ -59,6 +60,9 @@ extension PoolSession {
         info.checkpointSequence = mirror.view.sequence.rawValue
         info.shownNs = mirror.view.atNs
         info.reachFromNs = (try? mirror.recovered.reachNs()) ?? nil
+        info.heardNs = mirror.recovered.record.heardNs
+        let peers = (try? store.catalog.read { try $0.peers() }) ?? []
+        info.copies = peers.filter { $0.poolID != store.identity.id }.map(CopyInfo.init)
         return info
     }
 

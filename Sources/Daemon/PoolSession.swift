@@ -312,7 +312,7 @@ package final class PoolSession: Sendable {
         return failure
     }
 
-    private static func info(_ record: SnapshotRecord) -> SnapshotInfo {
+    static func info(_ record: SnapshotRecord) -> SnapshotInfo {
         SnapshotInfo(
             name: record.name, createdNs: record.createdNs, sequence: record.sequence.rawValue,
             origin: record.origin)

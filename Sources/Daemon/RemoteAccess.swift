@@ -47,11 +47,29 @@ final class RemoteAccess: @unchecked Sendable {  // `known` is under `lock`
         options.mirrorID = mirrorID
         options.laysOut = laysOut
         options.primaryAddress = "\(HostSystem.hostName):\(store.path)"
-        options.connection.timing.timeoutMs = timeoutMs
-        options.connection.timing.suspectMs = min(2000, timeoutMs / 2)
-        options.connection.timing.heartbeatMs = min(500, max(timeoutMs / 10, 20))
+        options.connection.timing = Self.timing(timeoutMs)
         return RemoteReplica(
             TransportClient(line), options: options, client: client, attempts: attempts)
+    }
+
+    /// A control connection to a pool there.
+    /// - Parameter timeoutMs: of the line: without a sign of life it is given up.
+    func control(
+        _ place: RemoteAddress, timeoutMs: Int64 = 5000
+    ) throws(TargetError) -> RemoteControl {
+        var line = try clientOptions(for: place.server)
+        line.connectTimeoutMs = timeoutMs
+        var options = ClientConnection.Options()
+        options.timing = Self.timing(timeoutMs)
+        return try RemoteControl(TransportClient(line), pool: place.pool, options: options)
+    }
+
+    private static func timing(_ timeoutMs: Int64) -> WireTiming {
+        var timing = WireTiming()
+        timing.timeoutMs = timeoutMs
+        timing.suspectMs = min(2000, timeoutMs / 2)
+        timing.heartbeatMs = min(500, max(timeoutMs / 10, 20))
+        return timing
     }
 
     /// Which keys a server may have may have changed.

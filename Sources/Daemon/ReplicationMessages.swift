@@ -114,8 +114,34 @@ package struct ReplicaInfo: Codable, Sendable, Hashable {
     package var shownNs: Int64?
     /// From when on every moment can be mounted; nil where none can.
     package var reachFromNs: Int64?
+    /// Its primary writes to it just now, and what is shown goes on. Missing where nobody holds the mirror.
+    package var isConnected: Bool?
+    /// A resync is under way: what is shown is the checkpoint before it.
+    package var isResyncing: Bool?
+    /// When it heard of its primary last.
+    package var heardNs: Int64?
+    /// Other copies that it heard of.
+    package var copies: [CopyInfo]?
 
     package init(role: String) { self.role = role }
+}
+
+/// What a mirror was told of another copy of the same pool.
+package struct CopyInfo: Codable, Sendable, Hashable {
+    package var pool: String
+    package var address: String
+    /// Something was answered without it; missing while it was in step.
+    package var staleSinceNs: Int64?
+    package var reason: String?
+}
+
+extension CopyInfo {
+    init(_ peer: PeerRecord) {
+        pool = peer.poolID
+        address = peer.address
+        staleSinceNs = peer.stale?.sinceNs
+        reason = peer.stale?.reason
+    }
 }
 
 /// What `--mirror` and `target add` say of a target.

@@ -86,8 +86,10 @@ package enum ServeDaemon {
                 options,
                 TransportHost(
                     admits: { _ in false },
-                    find: { (_, name) throws(TargetError) in try pools.find(name) },
-                    mayStay: { _, _ in true }, tell: { teller.tell($0) }))
+                    find: { (_, name) throws(TargetError) in try pools.find(name).replica },
+                    visitor: { (_, name) throws(TargetError) in
+                        try ServedVisitor(name, pools) { _ in true }
+                    }, mayStay: { _, _, _ in true }, tell: { teller.tell($0) }))
             return (server, nil)
         }
         let state = StateDirectory(path: identity.stateDirectory)
@@ -108,10 +110,22 @@ package enum ServeDaemon {
                         throw TargetError(
                             .absent, "this host may not replicate to a pool '\(name)' there")
                     }
-                    return try pools.find(name)
+                    return try pools.find(name).replica
                 },
-                mayStay: { peer, name in
-                    peer.flatMap { peers.rights(of: $0) }?.allows(.replicate, pool: name) ?? false
+                visitor: { (peer, name) throws(TargetError) in
+                    // Asked anew for each request: rights may be taken back, or given.
+                    let allows: @Sendable (Right) -> Bool = { right in
+                        peer.flatMap { peers.rights(of: $0) }?.allows(right, pool: name) ?? false
+                    }
+                    guard allows(.read) else {
+                        throw TargetError(.absent, "this host may not read a pool '\(name)' there")
+                    }
+                    return try ServedVisitor(name, pools, allows)
+                },
+                mayStay: { peer, name, use in
+                    let needed: Right = use == .replica ? .replicate : .read
+                    return peer.flatMap { peers.rights(of: $0) }?.allows(needed, pool: name)
+                        ?? false
                 }, tell: { teller.tell($0) }))
         peers.onChange { [weak server] in server?.recheck() }
         log.notice("this host is \(keys.fingerprint)")

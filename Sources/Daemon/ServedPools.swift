@@ -1,4 +1,6 @@
 // The pools below a folder, by name: each has a replica while somebody uses it.
+//
+// Visitors (`ServedVisitor`) look at pools, or change their role; none is left when the pools are closed.
 
 import BlockCore
 import Pool
@@ -13,8 +15,17 @@ final class ServedPools: @unchecked Sendable {  // fields are under `lock`
     private let mostPools: Int
     private let disk = LinuxDisk()
     private let lock = Lock()
-    private var open: [String: ReplicaPerformer] = [:]
+    private var open: [String: Served] = [:]
     private var isClosed = false
+    private var visitors = 0
+    private let visitorLeft = Condition()
+
+    /// A pool that somebody uses.
+    struct Served {
+        fileprivate var performer: ReplicaPerformer
+        var mirror: ServedMirror
+        var replica: ServedReplica { performer.replica }
+    }
 
     init(root: String, historyMs: Int64, mostPools: Int) {
         self.root = root
@@ -24,37 +35,64 @@ final class ServedPools: @unchecked Sendable {  // fields are under `lock`
 
     /// Quick: the pool itself is opened when somebody connects to it.
     /// - Throws: `.absent`.
-    func find(_ name: String) throws(TargetError) -> ServedReplica {
+    func find(_ name: String) throws(TargetError) -> Served {
         guard RemoteAddress.isPoolName(name) else {
             throw TargetError(.absent, "'\(name)' can be no pool's name")
         }
-        var retired: [ReplicaPerformer] = []
-        defer { for each in retired { each.stop() } }
+        var retired: [Served] = []
+        defer { for each in retired { each.performer.stop() } }
         return try lock.withLock { () throws(TargetError) in
             guard !isClosed else { throw TargetError(.absent, "the server shuts down") }
-            if let found = open[name] { return found.replica }
+            if let found = open[name] { return found }
             if open.count >= mostPools { retired = retireIdle() }
             guard open.count < mostPools else {
                 throw TargetError(
                     .absent, "\(open.count) pools are in use there already, as many as may be")
             }
-            let new = ReplicaPerformer(name: name, target: target(name))
+            let mirror = target(name)
+            let new = Served(
+                performer: ReplicaPerformer(name: name, target: mirror), mirror: mirror)
             open[name] = new
-            return new.replica
+            return new
         }
     }
 
     /// Under the lock.
-    private func retireIdle() -> [ReplicaPerformer] {
+    private func retireIdle() -> [Served] {
         let idle = open.filter { $0.value.replica.retire() }
         for name in idle.keys { open[name] = nil }
         return Array(idle.values)
     }
 
+    /// Where a pool of that name is, or would be.
+    func path(_ name: String) -> String { "\(root)/\(name)" }
+
+    // MARK: Visitors
+
+    /// - Throws: `.absent` where the server shuts down.
+    func visitorCame() throws(TargetError) {
+        try lock.withLock { () throws(TargetError) in
+            guard !isClosed else { throw TargetError(.absent, "the server shuts down") }
+            visitors += 1
+        }
+    }
+    func visitorWent() {
+        lock.withLock {
+            visitors -= 1
+            visitorLeft.broadcast()
+        }
+    }
+    private func waitForVisitors() {
+        lock.lock()
+        defer { lock.unlock() }
+        isClosed = true
+        while visitors > 0 { visitorLeft.wait(lock) }
+    }
+
     private func target(_ name: String) -> ServedMirror {
         var options = MirrorOptions()
         options.historyMs = historyMs
-        let (path, disk) = ("\(root)/\(name)", disk)
+        let (path, disk) = (path(name), disk)
         var owner = PoolOwner.current()
         owner.writesMirror = true
         return ServedMirror(path: path, below: root, disk: disk, options: options) {
@@ -66,11 +104,11 @@ final class ServedPools: @unchecked Sendable {  // fields are under `lock`
 
     /// Returns when all that came is done and every pool is closed. No connection is left.
     func close() {
+        waitForVisitors()
         let all = lock.withLock {
-            isClosed = true
             defer { open = [:] }
             return Array(open.values)
         }
-        for each in all { each.stop() }
+        for each in all { each.performer.stop() }
     }
 }

@@ -31,6 +31,8 @@ public final class WorkerThread: @unchecked Sendable {  // `handle` is written b
     }
 
     public func join() { pthread_join(handle, nil) }
+    /// Instead of ``join()``: somebody else knows when it is over.
+    public func detach() { pthread_detach(handle) }
 }
 
 /// How the calling thread stands beside the others of the machine. Work in bulk must not take the

@@ -29,7 +29,7 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
     private var context: ChannelHandlerContext?
     private var connection: ServedConnection?
     private var peer: PeerFingerprint?
-    private var pool: String?
+    private var pool: (name: String, use: PoolUse)?
     /// It is turned away for this, once it has said something.
     private var refusal: WireError?
     private var sending = OutgoingBytes()
@@ -109,7 +109,12 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
             machine, now: { WakeTimer.nowNs },
             find: { [self] (name) throws(TargetError) in
                 let found = try server.host.find(peer, name)
-                pool = name
+                pool = (name, .replica)
+                return found
+            },
+            visitor: { [self] (name) throws(TargetError) in
+                let found = try server.host.visitor(peer, name)
+                pool = (name, .visit)
                 return found
             }, kick: { [self] in kick() })
         arm()
@@ -198,7 +203,8 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
         loop.execute { [self] in
             guard let peer, let connection else { return }
             let mayStay =
-                server.host.admits(peer) && (pool.map { server.host.mayStay(peer, $0) } ?? true)
+                server.host.admits(peer)
+                && (pool.map { server.host.mayStay(peer, $0.name, $0.use) } ?? true)
             guard !mayStay else { return }
             tell(.ended, peer, "what it may do was taken back")
             connection.close(.sessionEnded, "what this host may do there was taken back")

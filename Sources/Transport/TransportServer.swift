@@ -34,24 +34,37 @@ package struct TransportNotice: Sendable, Hashable {
     package var reason: String
 }
 
+/// What a connection is there for.
+package enum PoolUse: Sendable {
+    /// Writing to it as its primary.
+    case replica
+    /// Asking; what is asked for is judged each time.
+    case visit
+}
+
 /// What a server asks of whoever runs it. All of it is quick: it is asked on the threads of connections.
 package struct TransportHost: Sendable {
     /// Whether this key is known at all.
     package var admits: @Sendable (PeerFingerprint) -> Bool
     /// The replica of a pool's name, for this peer. No key is asked for where there is none.
     package var find: @Sendable (PeerFingerprint?, String) throws(TargetError) -> ServedReplica
-    /// Whether the peer may still do with the pool what it does.
-    package var mayStay: @Sendable (PeerFingerprint?, String) -> Bool
+    /// Who answers for a pool on a control connection of this peer.
+    package var visitor: @Sendable (PeerFingerprint?, String) throws(TargetError) -> any PoolVisitor
+    /// Whether the peer may still do with the pool what it does, the one or the other.
+    package var mayStay: @Sendable (PeerFingerprint?, String, PoolUse) -> Bool
     package var tell: @Sendable (TransportNotice) -> Void
 
     package init(
         admits: @escaping @Sendable (PeerFingerprint) -> Bool,
         find: @escaping @Sendable (PeerFingerprint?, String) throws(TargetError) -> ServedReplica,
-        mayStay: @escaping @Sendable (PeerFingerprint?, String) -> Bool,
+        visitor:
+            @escaping @Sendable (PeerFingerprint?, String) throws(TargetError) -> any PoolVisitor,
+        mayStay: @escaping @Sendable (PeerFingerprint?, String, PoolUse) -> Bool,
         tell: @escaping @Sendable (TransportNotice) -> Void
     ) {
         self.admits = admits
         self.find = find
+        self.visitor = visitor
         self.mayStay = mayStay
         self.tell = tell
     }

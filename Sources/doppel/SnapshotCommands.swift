@@ -115,6 +115,7 @@ struct SnapshotList: ParsableCommand {
             EXAMPLES
               doppel snapshot list /mnt/vms
               doppel snapshot list /srv/vms --json | jq -r '.[].name'
+              doppel snapshot list doppel://backup1.example:7420/vms
             """)
     @OptionGroup var pool: PoolArgument
     @OptionGroup var output: JSONFlag

@@ -16,6 +16,7 @@ struct List: ParsableCommand {
               doppel list
               doppel list /mnt/vms
               doppel list /srv/vms --json | jq -r '.[].path'
+              doppel list doppel://backup1.example:7420/vms
             """)
     @Argument(help: "The pool's directory, or where it is mounted.", completion: .directory)
     var pool: String?
@@ -68,6 +69,7 @@ struct Status: ParsableCommand {
               doppel status
               doppel status /mnt/vms --json
               doppel status /mnt/vms --watch
+              doppel status doppel://backup1.example:7420/vms
 
             EXIT CODES
               0  every pool shown is healthy   4  one is degraded   5  one is damaged

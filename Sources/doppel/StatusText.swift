@@ -25,8 +25,25 @@ enum StatusText {
                     + "\(Output.size(job.totalBytes))")
         }
         lines.append("  sequence     \(status.sequence), incarnation \(status.incarnation)")
+        lines += standing(status.replica)
         for target in status.targets { lines += TargetText.lines(target) }
         for problem in status.problems { lines.append("  PROBLEM      \(problem)") }
+        return lines
+    }
+
+    /// What a mirror knows of its primary, and of other copies.
+    private static func standing(_ replica: ReplicaInfo) -> [String] {
+        guard replica.primaryPool != nil else { return [] }
+        let heard = replica.heardNs.map { ", heard of last at \(Output.time($0))" } ?? ""
+        let connection = replica.isConnected == true ? "connected" : "not connected\(heard)"
+        var lines = ["  primary      " + connection]
+        if replica.isResyncing == true {
+            lines.append("  resync       under way: it shows the checkpoint before it")
+        }
+        for copy in replica.copies ?? [] {
+            let since = copy.staleSinceNs.map { "stale since \(Output.time($0))" } ?? "in step"
+            lines.append("  copy         \(copy.address): \(since)")
+        }
         return lines
     }
 

@@ -32,7 +32,8 @@ final class SocketFixture: TargetFixture {
                 TransportHost(
                     admits: { $0 == Self.clientIdentity.fingerprint },
                     find: { (_, _) throws(TargetError) in performer.replica },
-                    mayStay: { _, _ in true }, tell: { _ in }))
+                    visitor: { (_, _) throws(TargetError) in throw TargetError(.absent, "") },
+                    mayStay: { _, _, _ in true }, tell: { _ in }))
             run = (server, performer, target)
             let link = TransportClient(
                 .init(

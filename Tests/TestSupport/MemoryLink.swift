@@ -68,6 +68,9 @@ package final class MemoryLink: WireLink, @unchecked Sendable {  // one thread
                     throw TargetError(.absent, "there is no pool '\(name)'")
                 }
                 return found
+            },
+            visitor: { (_) throws(TargetError) in
+                throw TargetError(.absent, "nobody answers here")
             }, kick: {})
         pipes.append(pipe)
         return pipe

@@ -16,6 +16,7 @@ final class TransportPair {
     let isEncrypted: Bool
     let server: TransportServer
     let known: Known
+    let visitor = EchoVisitor()
     private let performer: ReplicaPerformer
     private var clients: UInt64 = 0
     private var isOpen = true
@@ -51,6 +52,7 @@ final class TransportPair {
         self.target = target
         let performer = ReplicaPerformer(name: "vms", target: target)
         let known = Known()
+        let visitor = visitor
         var options = TransportServer.Options(
             listen: [HostPort(host: "127.0.0.1", port: port)],
             keys: isEncrypted ? try TransportKeys(Self.serverIdentity) : nil)
@@ -67,7 +69,8 @@ final class TransportPair {
                     }
                     return performer.replica
                 },
-                mayStay: { _, pool in known.allows(pool) },
+                visitor: { (_, _) throws(TargetError) in visitor },
+                mayStay: { _, pool, _ in known.allows(pool) },
                 tell: { known.note($0.kind.rawValue) }))
         self.performer = performer
         self.known = known
@@ -91,6 +94,16 @@ final class TransportPair {
         return RemoteReplica(link, options: options, client: clients)
     }
 
+    func control(identity: HostIdentity = clientIdentity) throws -> RemoteControl {
+        var options = ClientConnection.Options()
+        options.timing = Self.timing
+        return try RemoteControl(
+            TransportClient(
+                .init(
+                    server: address, keys: isEncrypted ? try TransportKeys(identity) : nil,
+                    pinned: [Self.serverIdentity.fingerprint])), pool: "vms", options: options)
+    }
+
     func close() {
         guard isOpen else { return }
         isOpen = false
@@ -112,8 +125,34 @@ final class TransportPair {
         ]))
 }
 
+/// Answers with what it was asked, and counts.
+final class EchoVisitor: PoolVisitor {
+    let asked = Atomic(0)
+    let ended = Atomic(0)
+
+    func answer(_ query: WireQuery) throws(TargetError) -> WireReply {
+        asked.wrappingAdd(1, ordering: .sequentiallyConsistent)
+        guard case .control(let text) = query else { throw TargetError(.io, "what is that?") }
+        if text.isEmpty { throw TargetError(.fenced, "nothing was asked") }
+        // One that is long comes in several frames.
+        return .answered(text.count == 1 ? [UInt8](repeating: text[0], count: 3 << 20) : text)
+    }
+    func end() { ended.wrappingAdd(1, ordering: .sequentiallyConsistent) }
+}
+
 /// What a call fails with.
 func failure(_ body: () throws -> Void) -> TargetError? {
     do { try body() } catch { return error as? TargetError }
     return nil
+}
+
+/// Returns when it is so.
+/// - Throws: after half a minute.
+func eventually(_ isSo: () throws -> Bool) throws {
+    struct NotSo: Error {}
+    for _ in 0..<3000 {
+        if try isSo() { return }
+        Pause.microseconds(10_000)
+    }
+    throw NotSo()
 }

@@ -154,11 +154,70 @@ import Testing
         #expect(pair.target.last == last)
     }
 
+    // MARK: Who asks, and is no primary
+
+    @Test func questionsAreAnsweredBesideASession() throws {
+        let pair = try TransportPair()
+        defer { pair.close() }
+        let replica = try pair.replica()
+        _ = try replica.connect(TransportPair.hello)
+        // The session hangs, and what is asked is answered all the same.
+        pair.target.hang(true)
+        let control = try pair.control()
+        #expect(try control.control([1, 2, 3]) == [1, 2, 3])
+        let many = (1...60).map { WireQuery.control([UInt8($0), 0]) }
+        let answers = try control.ask(many).map { reply -> [UInt8] in
+            guard case .answered(let text) = reply else { return [] }
+            return text
+        }
+        #expect(answers == (1...60).map { [UInt8($0), 0] }, "each has its own")
+        // Long ones, more of them than may wait to be sent.
+        let long = try control.ask((1...6).map { WireQuery.control([UInt8($0)]) })
+        for (index, reply) in long.enumerated() {
+            guard case .answered(let text) = reply else {
+                Issue.record("\(reply)")
+                continue
+            }
+            #expect(text == [UInt8](repeating: UInt8(index + 1), count: 3 << 20))
+        }
+        // What fails is typed, and the connection goes on.
+        #expect(failure { _ = try control.control([]) }?.kind == .fenced)
+        #expect(try control.control([9, 9]) == [9, 9])
+        control.leave()
+        try eventually { pair.visitor.ended.load(ordering: .sequentiallyConsistent) == 1 }
+        // One that is cut off is let go of, too.
+        let other = try pair.control()
+        #expect(try other.control([4, 4]) == [4, 4])
+        other.drop()
+        try eventually { pair.visitor.ended.load(ordering: .sequentiallyConsistent) == 2 }
+        pair.target.hang(false)
+        try withBlocks(1) { try replica.append($0) }
+        #expect(pair.target.last == 1)
+    }
+
+    @Test func whoMayNotAskAnyMoreIsSentAway() throws {
+        let pair = try TransportPair()
+        defer { pair.close() }
+        #expect(failure { _ = try pair.control(identity: TransportPair.otherIdentity) } != nil)
+        let control = try pair.control()
+        #expect(try control.control([1, 1]) == [1, 1])
+        pair.known.remove(pool: "vms")
+        pair.server.recheck()
+        try eventually {
+            failure { _ = try control.control([2, 2]) }?.kind == .absent
+        }
+        #expect(pair.known.notes.contains("peer-ended"))
+        let asked = pair.visitor.asked.load(ordering: .sequentiallyConsistent)
+        #expect(failure { _ = try control.control([3, 3]) } != nil)
+        #expect(pair.visitor.asked.load(ordering: .sequentiallyConsistent) == asked)
+    }
+
     @Test func withoutKeysItStaysOnTheLoopback() throws {
         let host = TransportHost(
             admits: { _ in true },
             find: { (_, _) throws(TargetError) in throw TargetError(.absent, "") },
-            mayStay: { _, _ in true }, tell: { _ in })
+            visitor: { (_, _) throws(TargetError) in throw TargetError(.absent, "") },
+            mayStay: { _, _, _ in true }, tell: { _ in })
         for place in ["0.0.0.0:0", "192.0.2.1:0", "localhost:0", "[::1]:0"] {
             do {
                 _ = try TransportServer.start(

@@ -1,7 +1,7 @@
 // Bytes from anywhere, given to either side of a connection in any state. Both a fuzzer that looks for new paths
 // (`wire-fuzzer`) and an ordinary test over what it found run this.
 //
-//   byte 0   which side, in which state; bit 7: the rest is taken as it is
+//   byte 0   bits 0 to 3: which side, in which state; bit 7: the rest is taken as it is
 //   byte 1   the longest piece that is given at once; 0: all of it
 //   then     frames: kind (1), flags (1), what is added to the next number (1), length of the body (2), the body.
 //            Lengths and checks are made right: no fuzzer guesses a hash.
@@ -14,6 +14,7 @@ package enum WireHarness {
     package enum Side: UInt8, CaseIterable {
         case serverWaiting, serverGreeted, serverOrdered, serverBulk
         case clientGreeting, clientGreeted, clientAdmitting, clientOrdered
+        case serverControl, clientControl
     }
     private static let nowNs: Int64 = 1_000_000_000
     private static let challenge: UInt64 = 0x1122_3344_5566_7788
@@ -23,10 +24,10 @@ package enum WireHarness {
     package static func run(_ input: some Collection<UInt8>) -> Int {
         var input = Array(input)[...]
         guard let first = input.popFirst(), let piece = input.popFirst() else { return 0 }
-        let side = Side.allCases[Int(first & 7)]
+        let side = Side.allCases[Int(first & 15) % Side.allCases.count]
         let bytes = first & 0x80 == 0 ? forge(&input, side) : Array(input)
         return switch side {
-        case .serverWaiting, .serverGreeted, .serverOrdered, .serverBulk:
+        case .serverWaiting, .serverGreeted, .serverOrdered, .serverBulk, .serverControl:
             runServer(side, bytes, piece)
         default: runClient(side, bytes, piece)
         }
@@ -34,14 +35,15 @@ package enum WireHarness {
 
     private static func forge(_ input: inout ArraySlice<UInt8>, _ side: Side) -> [UInt8] {
         var bytes: [UInt8] = []
-        var next: UInt64 = side == .serverOrdered || side == .serverBulk ? 2 : 1
+        let isOpen = [.serverOrdered, .serverBulk, .serverControl].contains(side)
+        var next: UInt64 = isOpen ? 2 : 1
         while input.count >= 5 {
             let head = Array(input.prefix(5))
             input = input.dropFirst(5)
             let body = Array(input.prefix(Int(head[3]) | Int(head[4]) << 8))
             input = input.dropFirst(body.count)
             let kind = WireKind(rawValue: head[0])
-            let isNumbered = kind.map { $0.isRequest || (32...40).contains($0.rawValue) } ?? true
+            let isNumbered = kind.map { $0.isRequest || $0.isReply } ?? true
             let number = isNumbered ? next &+ UInt64(head[2]) : UInt64(head[2])
             if kind?.isRequest == true { next &+= 1 }
             bytes += WireForge.frame(kind: head[0], flags: head[1], number: number, body: body)
@@ -87,7 +89,8 @@ package enum WireHarness {
         var machine = ServerConnection(
             options: options, instance: 1, challenge: challenge, now: nowNs)
         if side != .serverWaiting {
-            let role: WireRole = side == .serverBulk ? .bulk : .ordered
+            let role: WireRole =
+                side == .serverBulk ? .bulk : side == .serverControl ? .control : .ordered
             greeting(role).withUnsafeBytes { _ = machine.receive($0, now: nowNs) }
             if side != .serverGreeted { open(&machine, role) }
         }
@@ -103,7 +106,10 @@ package enum WireHarness {
 
     private static func open(_ machine: inout ServerConnection, _ role: WireRole) {
         var output = WireOutput()
-        if role == .bulk {
+        if role == .control {
+            let request = WireEnter(challenge: challenge, pool: "p")
+            try! output.send(.enter, number: 1, try! request.encoded())
+        } else if role == .bulk {
             let request = WireAttach(challenge: challenge, epoch: 1, token: 2, pool: "p")
             try! output.send(.attach, number: 1, try! request.encoded())
         } else {
@@ -117,7 +123,9 @@ package enum WireHarness {
             try! output.send(.connect, number: 1, try! request.encoded())
         }
         joined(output.take()).withUnsafeBytes { _ = machine.receive($0, now: nowNs) }
-        if role == .bulk {
+        if role == .control {
+            try! machine.entered(now: nowNs)
+        } else if role == .bulk {
             try! machine.attached(now: nowNs)
         } else {
             try! machine.admitted(
@@ -150,6 +158,10 @@ package enum WireHarness {
             return Int(request.kind.rawValue)
         case .connect: return 1
         case .attach: return 2
+        case .enter: return 4
+        case .query(let number, let query):
+            machine.reply(number, .answered([1, 2, 3]), now: nowNs)
+            return 60 + Int(query.kind.rawValue)
         case .leaving:
             _ = machine.finish(now: nowNs)
             return 3
@@ -162,12 +174,13 @@ package enum WireHarness {
     private static func runClient(_ side: Side, _ bytes: [UInt8], _ piece: UInt8) -> Int {
         var options = ClientConnection.Options()
         options.longestMessageBytes = 1 << 20
-        var machine = ClientConnection(.ordered, options: options, now: nowNs)
+        let role: WireRole = side == .clientControl ? .control : .ordered
+        var machine = ClientConnection(role, options: options, now: nowNs)
         machine.begin(now: nowNs)
         if side != .clientGreeting {
             var server = ServerConnection(
                 options: .init(), instance: 1, challenge: challenge, now: nowNs)
-            greeting(.ordered).withUnsafeBytes { _ = server.receive($0, now: nowNs) }
+            greeting(role).withUnsafeBytes { _ = server.receive($0, now: nowNs) }
             joined(server.takeOutput(now: nowNs)).withUnsafeBytes {
                 _ = machine.receive($0, now: nowNs)
             }
@@ -184,6 +197,7 @@ package enum WireHarness {
                 now: nowNs)
         }
         if side == .clientOrdered { open(&machine) }
+        if side == .clientControl { enter(&machine) }
         _ = machine.takeOutput()
         var seen = 0
         give(bytes, piece) { raw in
@@ -208,6 +222,16 @@ package enum WireHarness {
             .read(after: 0, range, of: image), .shape(after: 0), .syncStaging(order: 1),
         ]
         for request in requests { _ = try! machine.ask(request, now: nowNs) }
+        precondition(machine.state == .open)
+    }
+
+    /// Open, with two requests waiting.
+    private static func enter(_ machine: inout ClientConnection) {
+        try! machine.enter(WireEnter(challenge: challenge, pool: "p"), now: nowNs)
+        var output = WireOutput()
+        try! output.send(.entered, number: 1, WireWriter("entered"))
+        joined(output.take()).withUnsafeBytes { _ = machine.receive($0, now: nowNs) }
+        for _ in 0..<2 { _ = try! machine.ask(.control([1]), now: nowNs) }
         precondition(machine.state == .open)
     }
 

@@ -68,6 +68,9 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
     var unapplied: UInt64 = 0
     var applyFailure: TargetError?
     private var openViews = 0
+    private var lookers = 0
+    private var isEnding = false
+    private let lookerLeft = Condition()
     private var whenViewless: (@Sendable () -> Void)?
     /// What it has that the primary which is connected has not.
     var divergence: Divergence?
@@ -239,10 +242,37 @@ final class MirrorPool: @unchecked Sendable {  // see the locks above
         }
     }
 
+    // MARK: Looking
+
+    /// Runs `body` while the pool stays open; it is to be short.
+    /// - Returns: nil where the pool is being closed.
+    func look<T>(_ body: () throws -> T) rethrows -> T? {
+        let isOpen = countLock.withLock {
+            lookers += isEnding ? 0 : 1
+            return !isEnding
+        }
+        guard isOpen else { return nil }
+        defer {
+            countLock.withLock {
+                lookers -= 1
+                lookerLeft.broadcast()
+            }
+        }
+        return try body()
+    }
+
+    private func waitForLookers() {
+        countLock.lock()
+        defer { countLock.unlock() }
+        isEnding = true
+        while lookers > 0 { lookerLeft.wait(countLock) }
+    }
+
     // MARK: Ending
 
     /// - Parameter isSound: all went well; otherwise everything is left to the next open.
     func close(isSound: Bool) {
+        waitForLookers()
         lease.end()
         guard isSound else {
             volume.abandon()

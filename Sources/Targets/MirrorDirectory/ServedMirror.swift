@@ -1,5 +1,6 @@
 // A mirror directory behind a server: whichever primary connects, the mirror's own records say whether it may.
-// Nothing of it is remembered here; while nobody is connected the pool is closed.
+// Nothing of it is remembered here; while nobody is connected the pool is closed. From any thread, beside the one
+// caller, it can be looked into (`look`).
 
 import BlockCore
 import Pool
@@ -13,7 +14,13 @@ package final class ServedMirror: ReplicaTarget, @unchecked Sendable {  // one c
     private let disk: Disk
     private let options: MirrorOptions
     private let openStore: @Sendable () throws(PoolError) -> PoolStore
-    private var mirror: MirrorTarget?
+    private let lock = Lock()
+    /// Under `lock`, for those who look; changed by the one caller alone.
+    private var shared: MirrorTarget?
+    private var mirror: MirrorTarget? {
+        get { lock.withLock { shared } }
+        set { lock.withLock { shared = newValue } }
+    }
 
     package init(
         path: String, below root: String, disk: Disk, options: MirrorOptions,
@@ -88,6 +95,14 @@ package final class ServedMirror: ReplicaTarget, @unchecked Sendable {  // one c
     package func disconnect() {
         mirror?.disconnect()
         mirror = nil
+    }
+
+    /// What is open now, for somebody who only looks: nothing of the session waits for him, but for the pool's closing,
+    /// and that as long as `body` runs.
+    /// - Returns: nil where nothing is open.
+    package func look<T>(_ body: (OpenMirror) throws -> T) rethrows -> T? {
+        guard let mirror, let pool = mirror.pool else { return nil }
+        return try pool.look { try body(OpenMirror(pool)) }
     }
 
     private func connected() throws(TargetError) -> MirrorTarget {

@@ -113,7 +113,9 @@ import Testing
                 ServerConnection(
                     options: .init(), instance: 1, challenge: challenge, now: nowNs),
                 now: { [self] in nowNs },
-                find: { (_) throws(TargetError) in replica }, kick: { output.ring() })
+                find: { (_) throws(TargetError) in replica },
+                visitor: { (_) throws(TargetError) in throw TargetError(.absent, "") },
+                kick: { output.ring() })
             let reads = WorkerThread.start("server reads") {
                 while let bytes = channel.up.take(5000), !server.hasEnded {
                     bytes.withUnsafeBytes { if !$0.isEmpty { server.receive($0) } }

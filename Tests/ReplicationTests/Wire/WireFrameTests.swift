@@ -48,6 +48,11 @@ import WireHarness
             try output.send(kind, number: number, try WireConnect(decoding: body).encoded())
         case .attach:
             try output.send(kind, number: number, try WireAttach(decoding: body).encoded())
+        case .enter:
+            try output.send(kind, number: number, try WireEnter(decoding: body).encoded())
+        case .control:
+            try output.send(kind, number: number, try WireQuery(frame).encoded())
+        case .entered: try output.send(kind, number: number, WireWriter("entered"))
         case .connected:
             try output.send(kind, number: number, try WireConnected(decoding: body).encoded())
         case .attached: try output.send(kind, number: number, WireWriter("attached"))
@@ -214,7 +219,10 @@ import WireHarness
         expect("flush", "frame.number", 8, .malformed) { $0[8] = 0 }
         expect("hello", "hello.magic", 0, .unknown) { $0[body] = 0 }
         expect("hello", "hello.versions", 8, .malformed) { $0[body + 8] = 9 }
-        expect("hello", "hello.role", 12, .unknown) { $0[body + 12] = 3 }
+        expect("hello", "hello.role", 12, .unknown) { $0[body + 12] = 4 }
+        expect("enter", "enter.pool", 12, .length) { $0[body + 8] = 4 }
+        expect("enter", "enter.end", 14, .length) { $0[body + 8] = 2 }
+        expect("control", "frame.length", 0, .length) { $0[2] = 2 }
         expect("hello", "hello.heartbeat", 28, .malformed) { $0[body + 28...body + 29] = [1, 0] }
         expect("hello", "hello.software", 40, .length) { $0[body + 40] = 65 }
         expect("hello", "hello.software", 44, .length) { $0[body + 40] = 7 }

@@ -106,12 +106,14 @@ import WireHarness
             case .welcome: writer = try WireWelcome(decoding: body).encoded()
             case .connect: writer = try WireConnect(decoding: body).encoded()
             case .attach: writer = try WireAttach(decoding: body).encoded()
+            case .enter: writer = try WireEnter(decoding: body).encoded()
+            case .control: writer = try WireQuery(frame).encoded()
             case .connected: writer = try WireConnected(decoding: body).encoded()
             case .acknowledged: writer = try WireAcknowledgement(decoding: body).encoded()
             case .ping, .pong: writer = try WireBeat(decoding: body).encoded()
             case .goodbye: writer = try WireGoodbye(decoding: body).encoded()
             case .refused: writer = try WireError(decoding: body).encoded()
-            case .append, .stage, .content, .attached: return nil
+            case .append, .stage, .content, .attached, .entered: return nil
             case let kind where kind.isRequest: writer = try WireRequest(frame).encoded()
             default: writer = try WireReply(frame).encoded()
             }

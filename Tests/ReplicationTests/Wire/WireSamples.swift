@@ -109,6 +109,8 @@ enum WireSamples {
         .shape(after: 4),
     ]
 
+    static let queries: [WireQuery] = [.control(Array(#"{"execute":"status"}"#.utf8))]
+
     static let errors: [TargetError] = [
         TargetError(.absent, "not there"), TargetError(.fenced, "replaced"),
         TargetError(.splitBrain, "both"), TargetError(.noSpace, "full", errno: 28),
@@ -118,7 +120,7 @@ enum WireSamples {
     static var replies: [WireReply] {
         [
             .flushed(sequence(42)), .done, .hashes([1, .max, 0]), .blocks(blocks), .shape(shape),
-            content,
+            content, .answered(Array(#"{"return":{}}"#.utf8)),
         ] + errors.map { .failed($0) }
     }
 
@@ -189,7 +191,14 @@ enum WireSamples {
                     try! WireAttach(challenge: challenge, epoch: 1, token: 0x55, pool: "vms")
                         .encoded())
             ),
+            (
+                "enter",
+                frame(.enter, 1, try! WireEnter(challenge: challenge, pool: "vms").encoded())
+            ),
         ]
+        for query in queries {
+            all.append(("\(query.kind)", frame(query.kind, 2, try! query.encoded())))
+        }
         for (index, request) in requests.enumerated() {
             all.append(
                 (
@@ -216,6 +225,7 @@ enum WireSamples {
                     try! WireConnected(epoch: 1, token: 0x55, report: report).encoded())
             ))
         all.append(("attached", frame(.attached, 1, WireWriter("attached"))))
+        all.append(("entered", frame(.entered, 1, WireWriter("entered"))))
         for reply in replies {
             if case .content(let content) = reply {
                 var output = WireOutput()

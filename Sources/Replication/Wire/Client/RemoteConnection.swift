@@ -13,6 +13,7 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
     private var welcome: WireWelcome?
     private var connected: WireConnected?
     private var isAttached = false
+    private var hasEntered = false
     /// Of records that the target did not take: nothing after them is done.
     private var failure: TargetError?
     private var end: WireEnd?
@@ -61,6 +62,7 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
         case .welcomed(let welcome): self.welcome = welcome
         case .connected(let connected): self.connected = connected
         case .attached: isAttached = true
+        case .entered: hasEntered = true
         case .reply(let number, let reply):
             if case .failed(let error) = reply, !asked.contains(number) {
                 failure = failure ?? error
@@ -118,8 +120,30 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
         try wait { () throws(TargetError) -> Void? in isAttached ? () : nil }
     }
 
+    func enter(_ request: WireEnter) throws(TargetError) {
+        lock.lock()
+        defer { lock.unlock() }
+        try sending { () throws(WireError) in try machine.enter(request, now: link.nowNs) }
+        try wait { () throws(TargetError) -> Void? in hasEntered ? () : nil }
+    }
+
+    /// Asks all of it at once, as far as may be, and waits for the answers.
+    func ask(_ queries: [WireQuery]) throws(TargetError) -> [WireReply] {
+        try ask(count: queries.count) { (machine, index, now) throws(WireError) in
+            try machine.ask(queries[index], now: now)
+        }
+    }
+
     /// Asks all of it at once, as far as may be, and waits for the answers.
     func ask(_ requests: [WireRequest]) throws(TargetError) -> [WireReply] {
+        try ask(count: requests.count) { (machine, index, now) throws(WireError) in
+            try machine.ask(requests[index], now: now)
+        }
+    }
+
+    private func ask(
+        count: Int, _ next: (inout ClientConnection, Int, Int64) throws(WireError) -> UInt64
+    ) throws(TargetError) -> [WireReply] {
         lock.lock()
         defer { lock.unlock() }
         var (numbers, answers): ([UInt64], [WireReply]) = ([], [])
@@ -129,11 +153,10 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
                 replies[number] = nil
             }
         }
-        while answers.count < requests.count {
-            while numbers.count < requests.count, machine.mayAsk {
-                let request = requests[numbers.count]
+        while answers.count < count {
+            while numbers.count < count, machine.mayAsk {
                 try sending { () throws(WireError) in
-                    let number = try machine.ask(request, now: link.nowNs)
+                    let number = try next(&machine, numbers.count, link.nowNs)
                     numbers.append(number)
                     asked.insert(number)
                 }
@@ -142,8 +165,10 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
                 try wait { () throws(TargetError) -> Void? in machine.mayAsk ? () : nil }
                 continue
             }
-            let next = numbers[answers.count]
-            let reply = try wait { () throws(TargetError) in replies.removeValue(forKey: next) }
+            let number = numbers[answers.count]
+            let reply = try wait { () throws(TargetError) in
+                replies.removeValue(forKey: number)
+            }
             if case .failed(let error) = reply { throw error }
             answers.append(reply)
         }

@@ -1,8 +1,8 @@
 // The client's side of one connection, without I/O: bytes and time in; bytes and events out.
 //
-//   idle ── begin ──► greeting ── takeWelcome ──► greeted ── connect, attach ──► admitting
-//                                                                                   │ takeAdmission
-//                            ended ◄── the server's goodbye ── leaving ◄── leave ── open ◄┘
+//   idle ── begin ──► greeting ── takeWelcome ──► greeted ── connect, attach, enter ──► admitting
+//                                                                                          │ takeAdmission
+//                                   ended ◄── the server's goodbye ── leaving ◄── leave ── open ◄┘
 //
 //   anything ── end: a refusal, a goodbye, silence, what is not understood, `lost` ──► ended
 //
@@ -23,6 +23,7 @@ package struct ClientConnection: LinkMachine {
         case welcomed(WireWelcome)
         case connected(WireConnected)
         case attached
+        case entered
         case reply(UInt64, WireReply)
         case acknowledged(WireAcknowledgement)
         case suspected
@@ -112,6 +113,13 @@ package struct ClientConnection: LinkMachine {
         admit(.attached)
     }
 
+    /// greeted → admitting; for a control connection.
+    package mutating func enter(_ request: WireEnter, now: Int64) throws(WireError) {
+        try require(state == .greeted && role == .control, .enter)
+        try send(.enter, try request.encoded(), now: now)
+        admit(.entered)
+    }
+
     private mutating func admit(_ reply: WireKind) {
         state = .admitting
         link.decoder.accepts = WireKinds(LinkCore.notices + [reply, .failed])
@@ -130,6 +138,10 @@ package struct ClientConnection: LinkMachine {
                     }))
         }
         state = .open
+        guard role != .control else {
+            link.decoder.accepts = WireKinds(LinkCore.notices + [.answered, .failed])
+            return .entered
+        }
         link.decoder.accepts = WireKinds(
             LinkCore.notices + [
                 .flushed, .done, .hashes, .blocks, .content, .poolShape, .failed, .acknowledged,
@@ -185,8 +197,19 @@ package struct ClientConnection: LinkMachine {
         return lastNumber
     }
 
+    /// As ``ask(_:now:)-(WireRequest,_)``, on a control connection.
+    package mutating func ask(_ query: WireQuery, now: Int64) throws(WireError) -> UInt64 {
+        try require(mayAsk && mayCarry(query.kind), query.kind)
+        try send(query.kind, try query.encoded(), now: now)
+        return lastNumber
+    }
+
     private func mayCarry(_ kind: WireKind) -> Bool {
-        (role == .ordered ? WireRequest.orderedKinds : WireRequest.bulkKinds).contains(kind)
+        switch role {
+        case .ordered: WireRequest.orderedKinds.contains(kind)
+        case .bulk: WireRequest.bulkKinds.contains(kind)
+        case .control: WireQuery.kinds.contains(kind)
+        }
     }
 
     /// - Parameter batch: its memory is in the output: that has to be taken, and sent or copied, before the
@@ -268,6 +291,7 @@ package struct ClientConnection: LinkMachine {
         case .allocatedBlocks: .blocks
         case .read: .content
         case .shape: .poolShape
+        case .control: .answered
         default: .done
         }
     }

@@ -1,9 +1,9 @@
 // The server's side of one connection, without I/O: bytes and time in; bytes and events out.
 //
-//   waiting ── takeHello ──► greeted ── takeAdmission ──► admitting ── admitted, attached ──► open
-//      │                        │                             │ refuseAdmission              │ the client's goodbye
-//      │ no version             │ nothing asked for in time   │                              ▼
-//      └────────────────────────┴──────────────► ended ◄──────┴────────────── finish ──── leaving
+//   waiting ── takeHello ──► greeted ── takeAdmission ──► admitting ── admitted, attached, entered ──► open
+//      │                        │                             │ refuseAdmission                       │ the client's goodbye
+//      │ no version             │ nothing asked for in time   │                                       ▼
+//      └────────────────────────┴──────────────► ended ◄──────┴─────────────────────── finish ──── leaving
 //
 //   anything ── end: a refusal, silence, what is not understood, `lost`, `sayGoodbye` ──► ended
 //
@@ -23,8 +23,11 @@ package struct ServerConnection: LinkMachine {
     package enum Event: Sendable, LinkEvent {
         case connect(WireConnect)
         case attach(WireAttach)
+        case enter(WireEnter)
         /// - Parameter cost: credit that it took, to be given back when it is done.
         case request(UInt64, WireRequest, cost: UInt64)
+        /// Of a control connection.
+        case query(UInt64, WireQuery)
         /// Nothing more comes: ``finish(now:)`` when everything before is done.
         case leaving
         case suspected
@@ -117,18 +120,32 @@ package struct ServerConnection: LinkMachine {
         link.sendFixed(.welcome, welcome.encoded(), now: now)
         state = .greeted
         link.decoder.accepts = WireKinds(
-            LinkCore.notices + [role == .ordered ? .connect : .attach])
+            LinkCore.notices + [Self.admission(of: role)])
+    }
+
+    private static func admission(of role: WireRole) -> WireKind {
+        switch role {
+        case .ordered: .connect
+        case .bulk: .attach
+        case .control: .enter
+        }
     }
 
     /// greeted → admitting
     private mutating func takeAdmission(_ frame: WireFrame) throws(WireError) -> Event {
         let (event, shown): (Event, UInt64)
-        if frame.head.kind == .connect {
+        switch frame.head.kind {
+        case .connect:
             let request = try frame.read { (body) throws(WireError) in
                 try WireConnect(decoding: body)
             }
             (event, shown) = (.connect(request), request.challenge)
-        } else {
+        case .enter:
+            let request = try frame.read { (body) throws(WireError) in
+                try WireEnter(decoding: body)
+            }
+            (event, shown) = (.enter(request), request.challenge)
+        default:
             let request = try frame.read { (body) throws(WireError) in
                 try WireAttach(decoding: body)
             }
@@ -163,6 +180,13 @@ package struct ServerConnection: LinkMachine {
         try link.send(
             .attached, number: lastNumber, WireWriter("attached", capacity: 0), now: now)
         open(WireRequest.bulkKinds)
+    }
+
+    /// admitting → open
+    package mutating func entered(now: Int64) throws(WireError) {
+        guard state == .admitting, role == .control else { return }
+        try link.send(.entered, number: lastNumber, WireWriter("entered", capacity: 0), now: now)
+        open(WireQuery.kinds)
     }
 
     private mutating func open(_ kinds: [WireKind]) {
@@ -216,6 +240,7 @@ package struct ServerConnection: LinkMachine {
             unanswered.insert(lastNumber)
         }
         if state == .greeted { return try takeAdmission(frame) }
+        if role == .control { return .query(lastNumber, try WireQuery(frame)) }
         let cost = frame.head.kind.takesCredit ? UInt64(frame.head.totalBytes) : 0
         return .request(lastNumber, try WireRequest(frame), cost: cost)
     }

@@ -30,6 +30,8 @@ package enum WireKind: UInt8, Sendable, CaseIterable {
     case allocatedBlocks = 12
     case read = 13
     case shape = 14
+    case enter = 15
+    case control = 16
     // Replies.
     case connected = 32
     case attached = 33
@@ -42,6 +44,8 @@ package enum WireKind: UInt8, Sendable, CaseIterable {
     case failed = 40
     /// Belongs to no request: cumulative.
     case acknowledged = 41
+    case entered = 42
+    case answered = 43
     // From either side, belonging to no request.
     case ping = 48
     case pong = 49
@@ -57,8 +61,10 @@ package enum WireKind: UInt8, Sendable, CaseIterable {
         case .attach: 28...28 + WireFormat.longestNameBytes
         case .append: 24 + StreamRecord.headerBytes...WireFormat.longestBodyBytes
         case .stage: 32 + StreamRecord.headerBytes...WireFormat.longestBodyBytes
-        case .flush, .done, .attached: 0...0
-        case .beginStaging, .connected, .blocks, .poolShape:
+        case .enter: 12...12 + WireFormat.longestNameBytes
+        case .control: 0...WireFormat.longestControlBytes
+        case .flush, .done, .attached, .entered: 0...0
+        case .beginStaging, .connected, .blocks, .poolShape, .answered:
             0...WireFormat.longestFragmentBytes
         case .syncStaging, .allocatedBlocks, .shape, .flushed: 8...8
         case .commitStaging: 25...8192
@@ -76,12 +82,14 @@ package enum WireKind: UInt8, Sendable, CaseIterable {
     /// A message of this kind may need several frames.
     var mayGoOn: Bool {
         switch self {
-        case .beginStaging, .connected, .blocks, .poolShape: true
+        case .beginStaging, .connected, .blocks, .poolShape, .answered: true
         default: false
         }
     }
 
-    var isRequest: Bool { (WireKind.connect.rawValue...WireKind.shape.rawValue) ~= rawValue }
+    var isRequest: Bool { (WireKind.connect.rawValue...WireKind.control.rawValue) ~= rawValue }
+    /// It has the number of its request.
+    var isReply: Bool { (32...47).contains(rawValue) && self != .acknowledged }
     /// It carries records: what may be under way of it is limited by credit.
     var takesCredit: Bool { self == .append || self == .stage }
     var isBeat: Bool { self == .ping || self == .pong }
@@ -110,6 +118,7 @@ package enum WireFormat {
     package static let mostReadBlocks = 1 << 10
     package static let longestNameBytes = 1024
     package static let longestIDBytes = 128
+    package static let longestControlBytes = 64 << 10
 }
 
 struct WireHead: Equatable {
@@ -169,8 +178,7 @@ struct WireHead: Equatable {
             throw WireError(.malformed, "frame.zero", at: 6, "it is not zero")
         }
         let number = load(UInt64.self, at: 8)
-        let needsNumber = kind.isRequest || (32...40).contains(kind.rawValue)
-        guard needsNumber == (number != 0) else {
+        guard (kind.isRequest || kind.isReply) == (number != 0) else {
             throw WireError(.malformed, "frame.number", at: 8, "\(number) for '\(kind)'")
         }
         self.init(

@@ -8,6 +8,8 @@ package enum WireRole: UInt8, Sendable, CaseIterable {
     case ordered = 1
     /// Carries batches of a staging, and what is read, for a session that there is.
     case bulk = 2
+    /// Asks about a pool, or has it changed, without being its primary.
+    case control = 3
 }
 
 /// What a side is able to. None is defined: a bit that is not known to both is not in force.
@@ -69,6 +71,12 @@ package struct WireAttach: Sendable, Hashable {
     package var challenge: UInt64
     package var epoch: UInt64
     package var token: UInt64
+    package var pool: String
+}
+
+/// Comes to a pool, on a control connection. What it may there is asked with each of its requests.
+package struct WireEnter: Sendable, Hashable {
+    package var challenge: UInt64
     package var pool: String
 }
 
@@ -308,6 +316,22 @@ extension WireAttach {
         challenge = try reader.take("challenge")
         epoch = try reader.take("epoch")
         token = try reader.take("token")
+        pool = try reader.takeText(longestBytes: WireFormat.longestNameBytes, "pool")
+        try reader.requireEnd()
+    }
+}
+
+extension WireEnter {
+    package func encoded() throws(WireError) -> WireWriter {
+        var writer = WireWriter("enter")
+        writer.put(challenge)
+        try writer.put(text: pool, longestBytes: WireFormat.longestNameBytes, "pool")
+        return writer
+    }
+
+    package init(decoding body: UnsafeRawBufferPointer) throws(WireError) {
+        var reader = WireReader(body, "enter")
+        challenge = try reader.take("challenge")
         pool = try reader.takeText(longestBytes: WireFormat.longestNameBytes, "pool")
         try reader.requireEnd()
     }

@@ -10,6 +10,8 @@ package enum WireReply: Sendable {
     /// `data` and `zero` records that cover what was asked for, in order.
     case content(WireContent)
     case shape(PoolShape)
+    /// To a ``WireQuery/control(_:)``.
+    case answered([UInt8])
     case failed(TargetError)
 }
 
@@ -119,6 +121,7 @@ extension WireReply {
         case .blocks: .blocks
         case .content: .content
         case .shape: .poolShape
+        case .answered: .answered
         case .failed: .failed
         }
     }
@@ -145,6 +148,10 @@ extension WireReply {
             var writer = WireWriter(
                 "poolShape", capacity: 64 + shape.images.count * 24 + shape.names.count)
             try writer.put(shape)
+            return writer
+        case .answered(let text):
+            var writer = WireWriter("answered", capacity: text.count)
+            writer.put(bytes: text)
             return writer
         case .content: preconditionFailure("records are sent from where they lie")
         case .failed(let error):
@@ -192,6 +199,7 @@ extension WireReply {
             var reader = WireReader(body, "poolShape")
             result = .shape(try reader.takeShape())
             try reader.requireEnd()
+        case .answered: result = .answered(Array(body))
         case .failed: result = .failed(try TargetError(wire: body))
         default:
             throw WireError(.outOfOrder, "frame.kind", at: 4, "'\(frame.head.kind)' is no reply")

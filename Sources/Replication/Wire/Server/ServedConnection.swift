@@ -12,24 +12,30 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
     private var machine: ServerConnection
     private let now: @Sendable () -> Int64
     private let find: @Sendable (String) throws(TargetError) -> ServedReplica
+    private let visitor: @Sendable (String) throws(TargetError) -> any PoolVisitor
     /// The transport has something to send, or to close.
     private let kick: @Sendable () -> Void
     private var replica: ServedReplica?
+    /// Of a control connection.
+    private var visit: ServedVisit?
     private var epoch: UInt64 = 0
     private let congested = Atomic(false)
     private let listening = Atomic(true)
 
     /// - Parameters:
     ///   - find: the replica of a pool's name; throws `.absent` where none is.
+    ///   - visitor: who answers for a pool on a control connection; throws the same.
     ///   - kick: called from any thread, with no lock held, when output waits or the connection is over.
     package init(
         _ machine: ServerConnection, now: @escaping @Sendable () -> Int64,
         find: @escaping @Sendable (String) throws(TargetError) -> ServedReplica,
+        visitor: @escaping @Sendable (String) throws(TargetError) -> any PoolVisitor,
         kick: @escaping @Sendable () -> Void
     ) {
         self.machine = machine
         self.now = now
         self.find = find
+        self.visitor = visitor
         self.kick = kick
     }
 
@@ -45,12 +51,16 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
     /// transport can send it: what is not taken holds up what comes after it.
     package func takeOutput() -> (pieces: [WirePiece], isLast: Bool) {
         let now = now()
-        let (output, waiting) = lock.withLock {
+        let (output, waiting, visit) = lock.withLock {
             let pieces = machine.takeOutput(now: now)
             let wasCongested = congested.exchange(false, ordering: .relaxed)
-            return ((pieces, machine.hasEnded), wasCongested ? replica : nil)
+            return (
+                (pieces, machine.hasEnded), wasCongested ? replica : nil,
+                wasCongested ? self.visit : nil
+            )
         }
         waiting?.wakeUp()
+        visit?.wakeUp()
         return output
     }
     package var hasEnded: Bool { lock.withLock { machine.hasEnded } }
@@ -126,10 +136,24 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
                     }
                 }
             } catch { refuse(error) }
-        case .leaving: lock.withLock { replica }?.ended(self, inOrder: true)
+        case .enter(let request):
+            do throws(TargetError) {
+                let new = ServedVisit(try visitor(request.pool), self)
+                let isThere = lock.withLock {
+                    visit = new
+                    do throws(WireError) { try machine.entered(now: now()) } catch { return false }
+                    return !machine.hasEnded
+                }
+                if !isThere { new.end() }
+            } catch { refuse(error) }
+        case .query(let number, let query): lock.withLock { visit }?.put(number, query)
+        case .leaving:
+            lock.withLock { replica }?.ended(self, inOrder: true)
+            lock.withLock { visit }?.leave()
         case .ended:
             listening.store(false, ordering: .relaxed)
             lock.withLock { replica }?.ended(self, inOrder: false)
+            lock.withLock { visit }?.end()
         case .request, .suspected, .recovered: break
         }
     }
@@ -146,6 +170,7 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
         let now = now()
         if lock.withLock({ body(&machine, now) }) != nil {
             listening.store(false, ordering: .relaxed)
+            lock.withLock { visit }?.end()
         }
         kick()
     }

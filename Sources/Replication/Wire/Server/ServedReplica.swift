@@ -15,6 +15,7 @@
 // - E4  After an operation that failed, none that changes anything is done in this session: the next one would
 //       leave a gap.
 // - E5  Another primary than the one in session does not disturb it, unless it comes after it (`mayFollow`).
+// - E6  Who takes a turn (`inTurn`) has the pool for himself: no session has it meanwhile, and none begins.
 
 import BlockCore
 import SystemIO
@@ -65,8 +66,10 @@ package final class ServedReplica: @unchecked Sendable {
     var session: Session?
     private var connecting: [Connecting] = []
     private var lastAttempt: (client: UInt64, attempt: UInt64)?
+    /// Who waits to have the pool for himself (E6).
+    var turns: [ReplicaTurn] = []
     private var isPerforming = false
-    private var isRetired = false
+    private(set) var isRetired = false
     private let random: @Sendable () -> UInt64
     /// Something may be there to perform.
     private let wake: @Sendable () -> Void
@@ -158,7 +161,9 @@ package final class ServedReplica: @unchecked Sendable {
     /// - Returns: false where somebody does.
     package func retire() -> Bool {
         lock.withLock {
-            guard session == nil, connecting.isEmpty, !isPerforming else { return false }
+            guard session == nil, connecting.isEmpty, turns.isEmpty, !isPerforming else {
+                return false
+            }
             isRetired = true
             return true
         }
@@ -174,6 +179,7 @@ package final class ServedReplica: @unchecked Sendable {
         case connect(Connecting, epoch: UInt64, after: [ServedConnection])
         case refuse(Connecting, TargetError)
         case letGo([ServedConnection])
+        case turn(ReplicaTurn, isHad: Bool)
     }
 
     /// Asks the target for the next thing; blocks for as long as that takes. Called until it is false: what is
@@ -193,6 +199,7 @@ package final class ServedReplica: @unchecked Sendable {
         case .letGo(let connections):
             target.disconnect()
             for connection in connections { connection.isDone() }
+        case .turn(let turn, let isHad): turn.give(isHad)
         }
         lock.withLock { isPerforming = false }
         return true
@@ -200,6 +207,10 @@ package final class ServedReplica: @unchecked Sendable {
 
     /// Under the lock.
     private func next() -> Work? {
+        if let turn = turns.first, session == nil || !turn.endsSession {
+            turns.removeFirst()
+            return .turn(turn, isHad: session == nil)
+        }
         if let first = connecting.first, session?.isEnding != true {
             if let session, !mayFollow(first.request.hello, session.hello) {
                 connecting.removeFirst()
@@ -209,7 +220,7 @@ package final class ServedReplica: @unchecked Sendable {
         }
         if let item = nextItem() { return .item(item, epoch: session!.epoch) }
         // Where another session follows, the target is not let go of in between.
-        if let session, session.isEnding, connecting.isEmpty {
+        if let session, session.isEnding, connecting.isEmpty || !turns.isEmpty {
             self.session = nil
             return .letGo(session.lanes.map(\.connection))
         }
