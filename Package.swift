@@ -25,9 +25,11 @@ let package = Package(
             linkerSettings: [.linkedLibrary("fuse3")]),
         .target(name: "CLinux", cSettings: [.define("_GNU_SOURCE")]),
         .target(name: "CXXHash", linkerSettings: [.linkedLibrary("xxhash")]),
+        .target(name: "CZstd", linkerSettings: [.linkedLibrary("zstd")]),
 
         // Doppel, from the bottom up; arrows point down only.
-        .target(name: "BlockCore", dependencies: ["CXXHash"], swiftSettings: strict),
+        .target(
+            name: "BlockCore", dependencies: ["CXXHash", "CZstd"], swiftSettings: strict),
         .target(name: "SystemIO", dependencies: ["BlockCore", "CLinux"], swiftSettings: strict),
         .target(
             name: "Pool",

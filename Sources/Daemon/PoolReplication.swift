@@ -32,6 +32,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     private weak var fileSystem: VirtualFS?
     private var mirrors: [TargetID: MirrorTarget] = [:]
     private var rawMirrors: [TargetID: RawMirror] = [:]
+    private var lines: [TargetID: LineCompression] = [:]
     /// The mirror that the pool is handed over to, from the moment that it may have taken over.
     private var successor: String?
 
@@ -122,7 +123,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             return raw
         }
         if let remote = TargetAddress(record.address).remote {
-            return try access.replica(remote, of: store, record)
+            return try access.replica(remote, of: store, record, compression: line(of: record))
         }
         // Who wants to look into the mirror meanwhile asks here.
         var owner = PoolOwner.current()
@@ -132,6 +133,17 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         let mirror = Self.mirror(record, of: store, owner: owner)
         lock.withLock { mirrors[record.id] = mirror }
         return ShownTarget(mirror, mounts)
+    }
+
+    /// What goes to a target on another machine, over all its sessions.
+    private func line(of record: TargetRecord) -> LineCompression {
+        let line = lock.withLock {
+            let line = lines[record.id] ?? LineCompression()
+            lines[record.id] = line
+            return line
+        }
+        line.choice = record.compress
+        return line
     }
 
     /// A target to be asked after a crash, closed.
@@ -244,6 +256,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         let images = hub?.target(record.id)?.images ?? [:]
         try refuseConflict(record, hasImages: !images.isEmpty)
         try hub?.update(record.id, change)
+        if let line = lock.withLock({ lines[record.id] }) { line.choice = record.compress }
     }
 
     private func setImage(_ wanted: TargetSpecification) throws {
@@ -361,6 +374,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             info.images = images(of: status)
             info.reachFromNs = lock.withLock { mirrors[status.record.id] }?.lastReachNs
             info.fill(raw(status.record))
+            info.fill(lock.withLock { lines[status.record.id] }?.figures, status.record)
             return info
         }
     }
@@ -412,6 +426,9 @@ extension TargetRecord {
             // The catalog has signed numbers; what is beyond them is no limit.
             rateBytesPerSecond = rate == 0 ? nil : Int64(exactly: rate)
         }
+        if let choice = target.compress.flatMap(CompressionChoice.init(rawValue:)) {
+            compress = choice
+        }
     }
 }
 
@@ -422,6 +439,14 @@ extension TargetInfo {
         kind = "raw"
         content = raw.map { $0.isWhole ? "clean" : "torn" }
         tornSinceNs = raw?.sinceNs
+    }
+
+    mutating func fill(_ line: LineCompression.Figures?, _ record: TargetRecord) {
+        guard TargetAddress(address).remote != nil else { return }
+        compress = record.compress.rawValue
+        isCompressing = line?.isCompressing ?? false
+        lineRawBytes = line?.rawBytes ?? 0
+        lineSentBytes = line?.sentBytes ?? 0
     }
 
     init(_ status: TargetStatus) {

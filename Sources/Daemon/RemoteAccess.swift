@@ -24,11 +24,14 @@ final class RemoteAccess: @unchecked Sendable {  // `known` is under `lock`
     private init() {}
 
     /// The target of a record, not connected.
+    /// - Parameter compression: of the target, over all its sessions; nil where only a few things are asked.
     func replica(
-        _ place: RemoteAddress, of store: PoolStore, _ record: TargetRecord
+        _ place: RemoteAddress, of store: PoolStore, _ record: TargetRecord,
+        compression: LineCompression? = nil
     ) throws(TargetError) -> any ReplicaTarget {
         try replica(
-            place, of: store, mirrorID: record.poolID, timeoutMs: record.timeoutMs, laysOut: false)
+            place, of: store, mirrorID: record.poolID, timeoutMs: record.timeoutMs, laysOut: false,
+            compression: compression ?? LineCompression(record.compress))
     }
 
     /// - Parameters:
@@ -37,13 +40,14 @@ final class RemoteAccess: @unchecked Sendable {  // `known` is under `lock`
     ///   - laysOut: a pool that is not there is made.
     func replica(
         _ place: RemoteAddress, of store: PoolStore, mirrorID: String?, timeoutMs: Int64,
-        laysOut: Bool
+        laysOut: Bool, compression: LineCompression = LineCompression()
     ) throws(TargetError) -> any ReplicaTarget {
         var line = try clientOptions(for: place.server)
         // While the line is cut each try is in vain: the next one is to come soon.
         line.connectTimeoutMs = min(timeoutMs, 1000)
         var options = RemoteReplica.Options(pool: place.pool)
         options.bulkConnections = Self.bulkConnections
+        options.compression = compression
         options.mirrorID = mirrorID
         options.laysOut = laysOut
         options.primaryAddress = "\(HostSystem.hostName):\(store.path)"

@@ -67,6 +67,13 @@ package struct TargetInfo: Codable, Sendable, Hashable {
     package var rateBytesPerSecond: UInt64
     /// What a resync is held to; missing where it goes as fast as it can.
     package var rateLimitBytesPerSecond: UInt64?
+    /// Of a remote one, as it was asked for: auto, on or off.
+    package var compress: String?
+    /// What went last was compressed.
+    package var isCompressing: Bool?
+    /// Changes and blocks since the pool was opened, and what went over the line for them.
+    package var lineRawBytes: UInt64?
+    package var lineSentBytes: UInt64?
     package var resyncDoneBytes: UInt64?
     package var resyncTotalBytes: UInt64?
     package var etaMs: Int64?
@@ -160,6 +167,8 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     package var inherits: Bool?
     /// What a resync is held to; 0 for as fast as it can go.
     package var rateBytesPerSecond: UInt64?
+    /// auto, on or off: what goes to another machine.
+    package var compress: String?
     /// Ships what changed once in so long; 0 for as it comes.
     package var intervalMs: Int64?
     /// What may be at risk at most; 0 for whatever it is.
@@ -176,7 +185,7 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
     }
 
     /// `DIR[,mode=async|flush|semi-sync|sync|adaptive][,latency-budget=5ms][,timeout=5s][,on-timeout=degrade|block|fail]
-    /// [,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s]`; DIR
+    /// [,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s][,compress=auto|on|off]`; DIR
     /// may be `raw:DIR` or `doppel://HOST:PORT/POOL`; a comma in it is written `\,`.
     /// - Returns: nil for what is no target; then `problem` says why.
     package static func parse(_ text: String) -> (TargetSpecification?, problem: String) {
@@ -243,11 +252,16 @@ package struct TargetSpecification: Codable, Sendable, Hashable {
                     return (nil, "'\(word)': a rate is such as 20MiB/s, or 0 for no limit")
                 }
                 result.rateBytesPerSecond = rate
+            case ("compress", let text?):
+                guard let choice = CompressionChoice(rawValue: text) else {
+                    return (nil, "'\(word)': compress is auto, on or off")
+                }
+                result.compress = choice.rawValue
             default:
                 return (
                     nil,
                     "'\(word)' is no option of a target; there are mode, timeout, on-timeout, "
-                        + "latency-budget, interval, rpo, on-rpo, history and rate"
+                        + "latency-budget, interval, rpo, on-rpo, history, rate and compress"
                 )
             }
         }

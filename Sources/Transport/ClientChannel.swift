@@ -41,6 +41,7 @@ final class ClientChannel: WireChannel, ChannelInboundHandler, @unchecked Sendab
     private var isClosing = false
     private var trouble: String?
     private var linger: Scheduled<Void>?
+    private var drain = DrainMeter()
     private lazy var timer = WakeTimer(loop) { [unowned self] in
         receiver.tick()
         arm()
@@ -140,9 +141,11 @@ final class ClientChannel: WireChannel, ChannelInboundHandler, @unchecked Sendab
 
     private func write() {
         guard let context else { return }
+        drain.look(at: context.channel, receiver.line)
         while context.channel.isWritable, let chunk = sending.take() {
             context.writeAndFlush(wrapOutboundOut(chunk), promise: nil)
         }
+        drain.look(at: context.channel, receiver.line)
         guard isClosing else { return }
         if sending.isEmpty { return context.close(promise: nil) }
         guard linger == nil else { return }

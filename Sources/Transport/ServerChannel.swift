@@ -39,6 +39,7 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
     private var throttle: PeerThrottle?
     private var unpaidBytes = 0
     private var isPaused = false
+    private var drain = DrainMeter()
     private lazy var timer = WakeTimer(loop) { [unowned self] in
         connection?.tick()
         arm()
@@ -95,7 +96,8 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
         do throws(WireError) {
             try server.registry.admit(
                 self, peer,
-                memoryBytes: options.creditBytes + UInt64(options.mostWaitingBytes))
+                memoryBytes: options.creditBytes + UInt64(options.mostWaitingBytes)
+                    + UInt64(WireFormat.longestBodyBytes))
         } catch {
             refusal = error
             tell(.limited, peer, error.message)
@@ -160,6 +162,8 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
     private func move() {
         isKicked.store(false, ordering: .sequentiallyConsistent)
         guard let context, let connection, !hasSaidAll else { return }
+        drain.look(at: context.channel, connection.line)
+        defer { drain.look(at: context.channel, connection.line) }
         while context.channel.isWritable {
             if let chunk = sending.take() {
                 context.writeAndFlush(wrapOutboundOut(chunk), promise: nil)

@@ -45,7 +45,8 @@ struct Mount: ParsableCommand {
             "A mirror to replicate to, from now on.",
             discussion:
                 "DIR[,mode=async|flush|semi-sync|sync|adaptive][,latency-budget=5ms][,timeout=5s][,on-timeout=degrade|block|fail]"
-                + "[,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s]",
+                + "[,interval=30s][,rpo=10s|64MiB][,on-rpo=alarm|throttle|stop][,history=1h][,rate=20MiB/s]"
+                + "[,compress=auto|on|off]",
             valueName: "target"))
     var mirror: String?
     @Flag(help: "Send nothing to the pool's targets; what they lack is kept track of.")

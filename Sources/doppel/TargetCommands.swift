@@ -31,6 +31,8 @@ struct Target: ParsableCommand {
 
 enum TimeoutChoice: String, ExpressibleByArgument, CaseIterable { case degrade, block, fail }
 
+enum CompressChoice: String, ExpressibleByArgument, CaseIterable { case auto, on, off }
+
 enum RPOChoice: String, ExpressibleByArgument, CaseIterable { case alarm, throttle, stop }
 
 enum TargetMode: String, ExpressibleByArgument, CaseIterable {
@@ -92,6 +94,14 @@ struct TargetSettings: ParsableArguments {
     @Option(
         help: "What a resync is held to, such as 20MiB/s; 0 for no limit. Holds at once.")
     var rate: String?
+    @Option(
+        help: ArgumentHelp(
+            "Whether what goes to another machine is compressed: auto, on or off. Holds at once.",
+            discussion: """
+                auto (the default): where the line is slower than compressing, and it makes things smaller. \
+                Both are measured as it goes.
+                """))
+    var compress: CompressChoice?
 
     func specification(_ address: String) throws -> TargetSpecification {
         if let problem = TargetAddress.problem(address) { throw ValidationError(problem) }
@@ -133,6 +143,7 @@ struct TargetSettings: ParsableArguments {
             }
             result.rateBytesPerSecond = bytes
         }
+        result.compress = compress?.rawValue
         return result
     }
 }
@@ -193,6 +204,7 @@ struct TargetSet: ParsableCommand {
               doppel target set /srv/vms /backup/vms --mode async --interval 30s
               doppel target set /srv/vms /backup/vms --mode adaptive --latency-budget 3ms
               doppel target set /srv/vms /backup/vms --rpo 10s --on-rpo throttle
+              doppel target set /srv/vms doppel://backup.example:7420/vms --compress off
               doppel target set /srv/vms /backup/vms --image db.raw --mode sync --on-timeout block
               doppel target set /srv/vms /backup/vms --image db.raw --inherit
             """)
@@ -205,7 +217,7 @@ struct TargetSet: ParsableCommand {
         if inherit, image == nil { throw ValidationError("--inherit goes with --image") }
         if image != nil,
             settings.timeout ?? settings.history ?? settings.interval ?? settings.rpo.first
-                ?? settings.latencyBudget != nil
+                ?? settings.latencyBudget ?? settings.rate ?? settings.compress?.rawValue != nil
                 || settings.onRPO != nil
         {
             throw ValidationError("--image goes with --mode, --on-timeout and --inherit alone")
@@ -389,6 +401,9 @@ enum TargetText {
                 "               to be compared after an unclean end: up to "
                     + Output.size(target.suspectBytes))
         }
+        if let compress = target.compress {
+            lines.append("               \(line(target, compress))")
+        }
         if target.comparedBytes > 0 {
             lines.append(
                 "               compared \(Output.size(target.comparedBytes)), sent "
@@ -407,6 +422,15 @@ enum TargetText {
             )
         }
         return lines
+    }
+
+    private static func line(_ target: TargetInfo, _ compress: String) -> String {
+        var line = "compress \(compress): \(target.isCompressing ?? false ? "" : "not ")in use"
+        let (raw, sent) = (target.lineRawBytes ?? 0, target.lineSentBytes ?? 0)
+        if sent < raw {
+            line += "; \(Output.size(raw)) went as \(Output.size(sent)) since the pool was opened"
+        }
+        return line
     }
 
     private static func recovery(_ target: TargetInfo) -> [String] {

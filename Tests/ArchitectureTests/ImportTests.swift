@@ -8,7 +8,7 @@ import Testing
     /// Every module with what it may import: what stands below it, and the libraries it is there
     /// to use.
     static let allowed: [String: Set<String>] = [
-        "BlockCore": ["CXXHash"],
+        "BlockCore": ["CXXHash", "CZstd"],
         "SystemIO": ["BlockCore", "CLinux", "Glibc", "Synchronization"],
         "Pool": [
             "BlockCore", "SystemIO", "GRDB", "Foundation", "Logging", "Synchronization",
@@ -65,8 +65,11 @@ import Testing
         }
     }
 
-    /// One place that calls libfuse, one that turns errors into its errnos, one that hashes.
-    @Test(arguments: [("CXXHash", "Sources/BlockCore/BlockHash.swift")])
+    /// One place that calls libfuse, one that turns errors into its errnos, one that hashes, one that
+    /// compresses.
+    @Test(arguments: [
+        ("CXXHash", "Sources/BlockCore/BlockHash.swift"), ("CZstd", "Sources/BlockCore/Zstd.swift"),
+    ])
     func aLibraryHasOneUser(library: String, file: String) throws {
         for each in Tree.swiftFiles(below: "Sources") where each != file {
             let imports = try Self.imports(of: each)

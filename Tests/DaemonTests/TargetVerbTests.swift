@@ -141,6 +141,10 @@ import Volume
             try set { ($0.rpoMs, $0.onRPO) = (0, "alarm") }
             target = try status()
             #expect((target.rpoMs, target.onRPO, target.state) == (nil, nil, "streaming"))
+            // Nothing travels to a directory.
+            #expect(throws: (any Error).self) { try set { $0.compress = "on" } }
+            try set { $0.compress = "off" }
+            #expect(try status().state == "streaming")
             // Its mode is, and the session that follows says so.
             #expect(try sessions() == 1)
             try set { $0.mode = "flush" }
@@ -151,6 +155,7 @@ import Volume
             defer { try? kept.close() }
             let record = try kept.store.catalog.read { try $0.targets() }.first
             #expect(record?.rateBytesPerSecond == 5 << 20 && record?.rpoMs == nil)
+            #expect(record?.compress == .off)
         }
     }
 }

@@ -135,7 +135,7 @@ import Testing
     }
 
     /// A catalog of an older format gets the new tables and keeps its rows.
-    @Test(arguments: [1, 2]) func anOlderCatalogIsBroughtUpToDate(version: Int) throws {
+    @Test(arguments: [1, 2, 3]) func anOlderCatalogIsBroughtUpToDate(version: Int) throws {
         let path = NSTemporaryDirectory() + "doppel-catalog-\(UUID().uuidString)"
         defer {
             for suffix in ["", "-wal"] {
@@ -153,6 +153,11 @@ import Testing
                     cleanlyClosed: true, generation: generation, incarnation: 1, incarnationID: "i",
                     lastSequence: .zero))
             _ = try tx.insertTarget(target)
+            try tx.db.execute(sql: "ALTER TABLE targets DROP COLUMN compress")
+            guard version < 3 else {
+                try tx.db.execute(sql: "PRAGMA user_version = \(version)")
+                return
+            }
             try tx.db.execute(
                 sql: "DROP TABLE generations; DROP TABLE peers; DROP TABLE target_images")
             for (table, columns) in [
@@ -184,9 +189,12 @@ import Testing
         let new = try Catalog.open(at: path)
         #expect(try new.read { try $0.replica() } == nil)
         #expect(try new.read { try $0.identity().id } == "p")
-        #expect(try new.read { try Int.fetchOne($0.db, sql: "PRAGMA user_version") } == 3)
-        #expect(try new.read { try $0.history() }.entries.map(\.generation.id) == ["f", "g"])
-        #expect(try new.read { try $0.history() }.current == generation)
+        #expect(try new.read { try Int.fetchOne($0.db, sql: "PRAGMA user_version") } == 4)
+        if version < 3 {
+            #expect(try new.read { try $0.history() }.entries.map(\.generation.id) == ["f", "g"])
+            #expect(try new.read { try $0.history() }.current == generation)
+        }
+        #expect(try new.read { try $0.targets() }.allSatisfy { $0.compress == .auto })
         new.close()
         let again = try Catalog.open(at: path)
         #expect(

@@ -8,8 +8,13 @@ import Testing
 /// holds here.
 @Suite(.enabled(if: hasFuse, "needs /dev/fuse")) struct RemoteMirrorTests {
     @Test(arguments: [true, false]) func aPoolIsReplicated(isEncrypted: Bool) throws {
-        try Sandbox.withServer("a.img", "b.img", isEncrypted: isEncrypted) { box, server in
+        let compress = isEncrypted ? "on" : "auto"
+        try Sandbox.withServer(
+            "a.img", "b.img", isEncrypted: isEncrypted,
+            options: "timeout=700ms,compress=\(compress)"
+        ) { box, server in
             #expect(try box.target(server.address).kind == "remote")
+            #expect(try box.target(server.address).compress == compress)
             try box.write("first", to: box.mountPoint + "/a.img", at: 12345)
             try box.ok("snapshot", "create", box.pool, "one")
             try box.write("second", to: box.mountPoint + "/b.img", at: 1 << 20)
@@ -31,8 +36,23 @@ import Testing
             try box.untilInStep(server.address)
             try box.write("fourth", to: box.mountPoint + "/a.img")
             try box.settle()
+            if isEncrypted { try compressionIsSwitchedOff(box, server) }
             try server.expectSame()
         }
+    }
+
+    private func compressionIsSwitchedOff(_ box: Sandbox, _ server: MirrorServer) throws {
+        let seen = try box.target(server.address)
+        #expect(seen.compress == "on" && seen.isCompressing == true)
+        #expect(seen.lineSentBytes! < seen.lineRawBytes!, "\(seen)")
+        try box.ok("target", "set", box.pool, server.address, "--compress", "off")
+        #expect(try box.target(server.address).isInStep, "the session goes on")
+        try box.write("fifth", to: box.mountPoint + "/a.img", at: 8192)
+        try box.settle()
+        let plain = try box.target(server.address)
+        #expect(plain.compress == "off" && plain.isCompressing == false)
+        #expect(
+            plain.lineRawBytes! - seen.lineRawBytes! == plain.lineSentBytes! - seen.lineSentBytes!)
     }
 
     /// Killed in the middle, again and again, while a guest writes and flushes: it goes on, and all of it is there in

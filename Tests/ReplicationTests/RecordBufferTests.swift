@@ -33,6 +33,8 @@ import Testing
             for (record, content) in records(in: buffer).dropFirst(before) {
                 #expect(record.range.start == next, "seed \(seed)")
                 next = record.range.end
+                // Zeros are a range, and no content.
+                #expect(record.kind == .zero || !content.contains(0), "seed \(seed)")
                 shown +=
                     record.kind == .zero
                     ? [UInt64](repeating: 0, count: Int(record.range.count)) : content

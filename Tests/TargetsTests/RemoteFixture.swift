@@ -28,6 +28,8 @@ final class RemoteFixture: TargetFixture {
         self.link = link
         var options = RemoteReplica.Options(pool: "pool")
         options.bulkConnections = bulkConnections
+        // Whatever holds without holds with it.
+        if opened % 2 == 0 { options.compression = LineCompression(.on) }
         return RemoteReplica(link, options: options, client: opened)
     }
 

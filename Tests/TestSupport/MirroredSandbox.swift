@@ -34,6 +34,10 @@ package struct TargetLine: Decodable {
     package var resyncedBytes: UInt64
     package var rateBytesPerSecond: UInt64
     package var rateLimitBytesPerSecond: UInt64?
+    package var compress: String?
+    package var isCompressing: Bool?
+    package var lineRawBytes: UInt64?
+    package var lineSentBytes: UInt64?
     package var resyncDoneBytes: UInt64?
     package var resyncTotalBytes: UInt64?
     package var etaMs: Int64?

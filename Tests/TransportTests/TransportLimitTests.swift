@@ -128,7 +128,7 @@ import Testing
     }
 
     @Test func moreConnectionsThanMemory() throws {
-        let pair = try TransportPair(isEncrypted: false) { $0.limits.memoryBytes = 80 << 20 }
+        let pair = try TransportPair(isEncrypted: false) { $0.limits.memoryBytes = 96 << 20 }
         defer { pair.close() }
         let first = try pair.replica(bulk: 1)
         _ = try first.connect(TransportPair.hello)

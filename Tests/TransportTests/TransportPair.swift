@@ -81,6 +81,7 @@ final class TransportPair {
     func replica(
         bulk: Int = 0, identity: HostIdentity = clientIdentity,
         pinned: HostIdentity = serverIdentity, isEncrypted: Bool? = nil,
+        compression: LineCompression = LineCompression(),
         _ change: (inout ClientConnection.Options) -> Void = { _ in }
     ) throws -> RemoteReplica {
         let keys = isEncrypted ?? self.isEncrypted ? try TransportKeys(identity) : nil
@@ -88,6 +89,7 @@ final class TransportPair {
             .init(server: address, keys: keys, pinned: [pinned.fingerprint]))
         var options = RemoteReplica.Options(pool: "vms")
         options.bulkConnections = bulk
+        options.compression = compression
         options.connection.timing = Self.timing
         change(&options.connection)
         clients += 1

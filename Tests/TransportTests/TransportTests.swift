@@ -72,6 +72,50 @@ import Testing
         try withBlocks(checkpoint + 1) { try replica.append($0) }
     }
 
+    /// A line that is slower than compressing: it is measured as it goes, and what shrinks goes through faster.
+    @Test func aSlowLineIsSentWhatIsCompressed() throws {
+        let pair = try TransportPair {
+            $0.limits.bytesPerSecond = 24 << 20
+            $0.connection.timing.timeoutMs = 20_000
+        }
+        defer { pair.close() }
+        let compression = LineCompression()
+        let replica = try pair.replica(compression: compression) { $0.timing.timeoutMs = 20_000 }
+        _ = try replica.connect(TransportPair.hello)
+        try replica.beginStaging(
+            id: 1,
+            shape: PoolShape(sequence: SequenceNumber(rawValue: 1), images: [], names: []))
+        var number: UInt64 = 0
+        func stage(_ count: Int) throws {
+            for _ in 0..<count {
+                number += 1
+                try withBlocks(2, count: 256, isStaged: true) {
+                    try replica.stage($0, number: number)
+                }
+            }
+        }
+        while !compression.figures.isCompressing, number < 300 { try stage(1) }
+        #expect(compression.figures.isCompressing, "\(number) MiB, \(compression.figures)")
+        #expect(compression.figures.sentBytes > 1 << 20, "as it was, before it was known")
+        let before = compression.figures
+        try stage(64)
+        try replica.syncStaging()
+        var figures = compression.figures
+        #expect((figures.rawBytes - before.rawBytes) > 4 * (figures.sentBytes - before.sentBytes))
+        #expect(pair.target.stagedNumbers == Array(1...number))
+        // Holds from the next frame on.
+        compression.choice = .off
+        try stage(1)
+        #expect(!compression.figures.isCompressing)
+        compression.choice = .on
+        try stage(1)
+        #expect(compression.figures.isCompressing)
+        try replica.syncStaging()
+        figures = compression.figures
+        #expect(pair.target.stagedByteCount == Int(number) * 256 * (4096 + 64))
+        #expect(figures.rawBytes > pair.target.stagedByteCount)
+    }
+
     @Test func nobodyListens() throws {
         let pair = try TransportPair()
         let replica = try pair.replica()

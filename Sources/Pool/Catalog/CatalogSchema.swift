@@ -2,7 +2,7 @@ import GRDB
 
 /// The tables; `docs/disk-format.md` explains them to people.
 enum CatalogSchema {
-    static let version = 3
+    static let version = 4
 
     /// Brings an older catalog up to this version, in the caller's transaction.
     static func upgrade(_ db: Database, from version: Int) throws {
@@ -11,6 +11,7 @@ enum CatalogSchema {
             try db.execute(sql: roleTables)
             try CatalogTransaction(db).noteKnownGenerations()
         }
+        if version < 4 { try db.execute(sql: lineColumns) }
         try db.execute(sql: "PRAGMA user_version = \(Self.version)")
     }
 
@@ -71,6 +72,11 @@ enum CatalogSchema {
         ALTER TABLE replica ADD COLUMN content_generation TEXT;
         ALTER TABLE replica ADD COLUMN divergence TEXT;
         ALTER TABLE replica ADD COLUMN divergence_target INTEGER;
+        """
+
+    /// Since version 4.
+    private static let lineColumns = """
+        ALTER TABLE targets ADD COLUMN compress TEXT NOT NULL DEFAULT 'auto';
         """
 
     private static func createFirstTables(in db: Database) throws {

@@ -86,7 +86,7 @@ extension CatalogTransaction {
         "address", "pool", "mode", "timeout_ms", "history_ms", "added_ns", "paused", "stale_ns",
         "stale_sequence", "stale_reason", "on_timeout", "armed", "interval_ms", "latency_budget_us",
         "rate",
-        "rpo_ms", "rpo_bytes", "on_rpo", "whole", "keep_diverged",
+        "rpo_ms", "rpo_bytes", "on_rpo", "whole", "keep_diverged", "compress",
     ]
     private static func arguments(_ target: TargetRecord) -> StatementArguments {
         [
@@ -96,7 +96,7 @@ extension CatalogTransaction {
         ] + [
             target.onTimeout.rawValue, target.isArmed, target.intervalMs, target.latencyBudgetUs,
             target.rateBytesPerSecond, target.rpoMs, target.rpoBytes, target.onRPO.rawValue,
-            target.isWhole, target.keepsDiverged,
+            target.isWhole, target.keepsDiverged, target.compress.rawValue,
         ]
     }
 
@@ -156,6 +156,7 @@ extension CatalogTransaction {
             target.onRPO = try Self.choice(row, "on_rpo")
             target.isWhole = row["whole"]
             target.keepsDiverged = row["keep_diverged"]
+            target.compress = try Self.choice(row, "compress")
             return target
         }
     }

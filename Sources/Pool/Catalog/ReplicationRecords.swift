@@ -94,6 +94,8 @@ package struct TargetRecord: Sendable, Hashable {
     package var intervalMs: Int64?
     package var latencyBudgetUs: Int64?
     package var rateBytesPerSecond: Int64?
+    /// What goes over a line to another machine.
+    package var compress = CompressionChoice.auto
     package var rpoMs: Int64?
     package var rpoBytes: Int64?
     package var onRPO = OnRPO.alarm

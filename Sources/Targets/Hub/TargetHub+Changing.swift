@@ -154,6 +154,7 @@ extension TargetHub {
             change(&new)
             var same = old
             same.rateBytesPerSecond = new.rateBytesPerSecond
+            same.compress = new.compress
             (same.rpoMs, same.rpoBytes, same.onRPO) = (new.rpoMs, new.rpoBytes, new.onRPO)
             guard same == new, new != old else { return nil }
             if isRunning { new.isArmed = target.policy.hasStandstill || new.stopsWhenBehind }

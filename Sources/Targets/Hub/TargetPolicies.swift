@@ -55,6 +55,10 @@ extension TargetRecord {
                 "with an interval no image can have a mode of its own: the target is not in step "
                 + "between two runs"
         }
+        if compress == .on, TargetAddress(address).remote == nil {
+            return "compress on goes with a target on another machine, doppel://HOST:PORT/POOL: "
+                + "nothing travels to \(address)"
+        }
         return conflictOfAdaptive(hasImages) ?? conflictOfRPO
     }
 

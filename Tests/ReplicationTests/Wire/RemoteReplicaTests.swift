@@ -17,6 +17,8 @@ import Testing
         func replica(bulk: Int = 0, pool: String = "vms") -> RemoteReplica {
             var options = RemoteReplica.Options(pool: pool)
             options.bulkConnections = bulk
+            // As if it paid.
+            if bulk > 0 { options.compression = LineCompression(.on) }
             clients += 1
             return RemoteReplica(link, options: options, client: clients)
         }

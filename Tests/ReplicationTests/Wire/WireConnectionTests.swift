@@ -157,7 +157,7 @@ struct WirePair {
         pair.client.begin(now: pair.nowNs)
         pair.toServer(joined(output.take()))
         pair.toClient(joined(pair.server.takeOutput(now: pair.nowNs)))
-        #expect(pair.client.welcome?.features == [])
+        #expect(pair.client.welcome?.features == .known)
     }
 
     /// What was recorded of an earlier connection is no answer to this one's greeting.

@@ -214,6 +214,7 @@ import WireHarness
         expect("append", "frame.length", 0, .length) { $0[3] = 0x7f }
         expect("ping", "frame.kind", 4, .unknown) { $0[4] = 99 }
         expect("ping", "frame.flags", 5, .malformed) { $0[5] = 1 }
+        expect("append", "frame.flags", 5, .malformed) { $0[5] = 2 }
         expect("ping", "frame.zero", 6, .malformed) { $0[6] = 1 }
         expect("ping", "frame.number", 8, .malformed) { $0[8] = 1 }
         expect("flush", "frame.number", 8, .malformed) { $0[8] = 0 }
@@ -229,7 +230,7 @@ import WireHarness
         expect("hello", "hello.end", 49, .length) { $0[body + 40] = 5 }
         expect("hello", "hello.software", 40, .malformed) { $0[body + 44] = 0xff }
         expect("welcome", "welcome.version", 8, .version) { $0[body + 8] = 2 }
-        expect("welcome", "welcome.features", 16, .unknown) { $0[body + 16] = 1 }
+        expect("welcome", "welcome.features", 16, .unknown) { $0[body + 16] = 2 }
         expect("append", "append.flags", 0, .malformed) { $0[body] = 2 }
         expect("stage", "stage.order", 0, .malformed) { $0[body] = 0 }
         expect("beginStaging", "beginStaging.images", 24, .length) { $0[body + 24] = 200 }

@@ -22,6 +22,11 @@ import WireHarness
                 all += part
             }
             seeds.append(all)
+            for kind in [WireKind.append, .stage, .content] {
+                let body = PackedFrameTests.packed(WireSamples.longBody(kind))!
+                seeds.append(
+                    [side.rawValue, 0, kind.rawValue, 2, 0, UInt8(body.count), 0] + body)
+            }
         }
         return seeds
     }()

@@ -85,6 +85,31 @@ enum WireSamples {
         return bytes
     }()
 
+    /// A body that compressing makes shorter: twelve records, and eight blocks of zeros in as many.
+    static func longBody(_ kind: WireKind) -> [UInt8] {
+        let count = kind == .content ? 8 : 12
+        var bytes = [UInt8](repeating: 0, count: count * StreamRecord.headerBytes)
+        bytes.withUnsafeMutableBytes { raw in
+            for index in 0..<count {
+                let record = StreamRecord(
+                    .zero, sequence: kind == .content ? .zero : sequence(41 + UInt64(index)),
+                    image: ImageID(rawValue: 1),
+                    range: BlockRange(start: 2 + UInt64(index), count: 1))
+                let start = index * StreamRecord.headerBytes
+                record.encodeHeader(into: UnsafeMutableRawBufferPointer(rebasing: raw[start...]))
+            }
+        }
+        let batch = RecordBatch(
+            pieces: [], firstSequence: sequence(41), lastSequence: sequence(52))
+        let fields: WireWriter? =
+            switch kind {
+            case .append: WireRequest.appendFields(batch, tellsReceived: false)
+            case .stage: WireRequest.stageFields(batch, order: 2, number: 1)
+            default: nil
+            }
+        return (fields?.withBody { Array($0) } ?? []) + bytes
+    }
+
     static func withRecords<T, E: Error>(
         _ body: (RecordBatch) throws(E) -> T
     ) throws(E) -> T {
@@ -162,7 +187,8 @@ enum WireSamples {
                 frame(
                     .hello, 0,
                     WireHello(
-                        role: .ordered, longestMessageBytes: 64 << 20, heartbeatMs: 500,
+                        role: .ordered, features: [], longestMessageBytes: 64 << 20,
+                        heartbeatMs: 500,
                         software: "doppel"
                     ).encoded())
             ),

@@ -31,6 +31,8 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
     package func tick() { handle { machine, now in machine.tick(now: now) } }
     package func lost(_ why: String) { handle { machine, _ in machine.lost(why) } }
     package var wakeNs: Int64 { lock.withLock { machine.wakeNs } }
+    /// The transport tells it.
+    package let line = LineRate()
 
     package var roundTrips: RoundTrips { lock.withLock { machine.roundTrips } }
     package var isSuspected: Bool { lock.withLock { machine.isSuspected } }
@@ -185,9 +187,30 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
         }
     }
 
+    /// Before the lock is taken: it takes its time.
+    /// - Parameter line: bytes a second, where the line is slow.
+    private func pack(
+        _ fields: WireWriter, _ batch: RecordBatch, _ packer: FramePacker?, line: UInt64?
+    ) -> UnsafeRawBufferPointer? {
+        guard let packer, lock.withLock({ machine.mayPack }) else { return nil }
+        return fields.withBody { body in
+            packer.pack(body, batch, line: line, clock: { link.nowNs })
+        }
+    }
+    package var nowNs: Int64 { link.nowNs }
+
     /// Returns when the records are on their way: ``wait(written:)``.
-    func append(_ batch: RecordBatch, tellsReceived: Bool) throws(TargetError) {
+    /// - Parameters:
+    ///   - packer: of the caller; nil: it goes as it is.
+    ///   - lineBytesPerSecond: nil where the line keeps up.
+    func append(
+        _ batch: RecordBatch, tellsReceived: Bool, _ packer: FramePacker? = nil,
+        lineBytesPerSecond line: UInt64? = nil
+    ) throws(TargetError) {
         try requireSize(batch)
+        let packed = pack(
+            WireRequest.appendFields(batch, tellsReceived: tellsReceived), batch, packer, line: line
+        )
         lock.lock()
         defer { lock.unlock() }
         try wait { () throws(TargetError) -> Void? in
@@ -195,7 +218,8 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
             return machine.hasCredit(for: batch, isStage: false) ? () : nil
         }
         try sending { () throws(WireError) in
-            try machine.append(batch, tellsReceived: tellsReceived, now: link.nowNs)
+            try machine.append(
+                batch, tellsReceived: tellsReceived, packed: packed, now: link.nowNs)
         }
     }
 
@@ -210,8 +234,13 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
     }
 
     /// Returns when the records are on their way.
-    func stage(_ batch: RecordBatch, order: UInt64, number: UInt64) throws(TargetError) {
+    func stage(
+        _ batch: RecordBatch, order: UInt64, number: UInt64, _ packer: FramePacker? = nil,
+        lineBytesPerSecond line: UInt64? = nil
+    ) throws(TargetError) {
         try requireSize(batch)
+        let packed = pack(
+            WireRequest.stageFields(batch, order: order, number: number), batch, packer, line: line)
         lock.lock()
         defer { lock.unlock() }
         try wait { () throws(TargetError) -> Void? in
@@ -219,7 +248,8 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
             return machine.hasCredit(for: batch, isStage: true) ? () : nil
         }
         try sending { () throws(WireError) in
-            try machine.stage(batch, order: order, number: number, now: link.nowNs)
+            try machine.stage(
+                batch, order: order, number: number, packed: packed, now: link.nowNs)
         }
     }
 

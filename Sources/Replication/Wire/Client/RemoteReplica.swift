@@ -17,6 +17,7 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
         package var pool: String
         package var connection = ClientConnection.Options()
         package var bulkConnections = 0
+        package var compression = LineCompression()
         /// See ``PrimaryHello``.
         package var mirrorID: String?
         package var laysOut = false
@@ -30,6 +31,7 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
     /// This run of the client.
     private let client: UInt64
     private let attempts: ConnectAttempts
+    private let packer: FramePacker
     private var ordered: RemoteConnection?
     private var bulk: [RemoteConnection] = []
     private var session: (epoch: UInt64, token: UInt64) = (0, 0)
@@ -44,6 +46,7 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
     ) {
         self.link = link
         self.options = options
+        packer = FramePacker(options.compression)
         self.client = client
         self.attempts = attempts
     }
@@ -126,6 +129,14 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
         return ordered
     }
 
+    /// Of all connections together, for they share a line; nil where it keeps up.
+    private var lineBytesPerSecond: UInt64? {
+        let now = link.nowNs
+        var sum = ordered?.line.current(nowNs: now) ?? 0
+        for connection in bulk { sum += connection.line.current(nowNs: now) ?? 0 }
+        return sum > 0 ? sum : nil
+    }
+
     // MARK: The stream
 
     package func append(_ batch: RecordBatch) throws(TargetError) {
@@ -136,7 +147,9 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
     /// Returns when the records are on their way; ``acknowledged`` says how far they came.
     /// - Parameter tellsReceived: also when the server has them in memory.
     package func send(_ batch: RecordBatch, tellsReceived: Bool = false) throws(TargetError) {
-        try connected().append(batch, tellsReceived: tellsReceived)
+        let first = try connected()
+        try first.append(
+            batch, tellsReceived: tellsReceived, packer, lineBytesPerSecond: lineBytesPerSecond)
     }
 
     /// What the server said by itself.
@@ -159,7 +172,8 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
         let order = nextOrder()
         // The one with most room: whichever is fastest gets most.
         let connection = bulk.max { $0.creditBytes < $1.creditBytes } ?? first
-        try connection.stage(batch, order: order, number: number)
+        try connection.stage(
+            batch, order: order, number: number, packer, lineBytesPerSecond: lineBytesPerSecond)
     }
 
     package func syncStaging() throws(TargetError) { try ask(.syncStaging(order: nextOrder())) }

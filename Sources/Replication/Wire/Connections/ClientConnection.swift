@@ -35,6 +35,7 @@ package struct ClientConnection: LinkMachine {
         package var timing = WireTiming()
         package var software = "doppel"
         package var longestMessageBytes = WireFormat.longestMessageBytes
+        package var features = WireFeatures.known
         package init() {}
     }
 
@@ -78,7 +79,8 @@ package struct ClientConnection: LinkMachine {
     package mutating func begin(now: Int64) {
         guard state == .idle else { return }
         let hello = WireHello(
-            role: role, longestMessageBytes: UInt32(clamping: options.longestMessageBytes),
+            role: role, features: options.features,
+            longestMessageBytes: UInt32(clamping: options.longestMessageBytes),
             heartbeatMs: UInt32(clamping: options.timing.heartbeatMs),
             software: options.software)
         link.sendFixed(.hello, hello.encoded(), now: now)
@@ -90,6 +92,10 @@ package struct ClientConnection: LinkMachine {
         let welcome = try frame.read { (body) throws(WireError) in
             try WireWelcome(decoding: body)
         }
+        guard options.features.isSuperset(of: welcome.features) else {
+            throw WireError(.unknown, "welcome.features", at: 16, "one was not offered")
+        }
+        if welcome.features.contains(.compressedFrames) { link.decoder.takePacked() }
         self.welcome = welcome
         state = .greeted
         link.decoder.accepts = WireKinds(LinkCore.notices)
@@ -185,6 +191,8 @@ package struct ClientConnection: LinkMachine {
         let bytes = UInt64(WireFormat.headBytes + (isStage ? 32 : 24) + batch.lengthBytes)
         return state == .open && bytes <= acknowledged.creditBytes - spentBytes
     }
+    /// The server takes compressed frames.
+    package var mayPack: Bool { welcome?.features.contains(.compressedFrames) ?? false }
     package var creditBytes: UInt64 { acknowledged.creditBytes - spentBytes }
 
     /// - Returns: its number, which the reply will have.
@@ -212,31 +220,43 @@ package struct ClientConnection: LinkMachine {
         }
     }
 
-    /// - Parameter batch: its memory is in the output: that has to be taken, and sent or copied, before the
-    ///   batch is not valid any more.
+    /// - Parameters:
+    ///   - batch: its memory is in the output: that has to be taken, and sent or copied, before the batch is
+    ///     not valid any more.
+    ///   - packed: the same body, compressed; valid for as long.
     package mutating func append(
-        _ batch: RecordBatch, tellsReceived: Bool = false, now: Int64
+        _ batch: RecordBatch, tellsReceived: Bool = false, packed: UnsafeRawBufferPointer? = nil,
+        now: Int64
     ) throws(WireError) {
         try require(role == .ordered && hasCredit(for: batch, isStage: false), .append)
         try sendRecords(
-            .append, WireRequest.appendFields(batch, tellsReceived: tellsReceived), batch, now)
+            .append, WireRequest.appendFields(batch, tellsReceived: tellsReceived), batch, packed,
+            now)
         highestGiven = max(highestGiven, batch.lastSequence)
     }
 
-    /// - Parameter batch: as for ``append(_:tellsReceived:now:)``.
+    /// - Parameters:
+    ///   - batch, packed: as for ``append(_:tellsReceived:packed:now:)``.
     package mutating func stage(
-        _ batch: RecordBatch, order: UInt64, number: UInt64, now: Int64
+        _ batch: RecordBatch, order: UInt64, number: UInt64,
+        packed: UnsafeRawBufferPointer? = nil, now: Int64
     ) throws(WireError) {
         try require(hasCredit(for: batch, isStage: true), .stage)
         try sendRecords(
-            .stage, WireRequest.stageFields(batch, order: order, number: number), batch, now)
+            .stage, WireRequest.stageFields(batch, order: order, number: number), batch, packed,
+            now)
     }
 
     private mutating func sendRecords(
-        _ kind: WireKind, _ fields: consuming WireWriter, _ batch: RecordBatch, _ now: Int64
+        _ kind: WireKind, _ fields: consuming WireWriter, _ batch: RecordBatch,
+        _ packed: UnsafeRawBufferPointer?, _ now: Int64
     ) throws(WireError) {
         let bytes = UInt64(WireFormat.headBytes + fields.bodyBytes + batch.lengthBytes)
-        try link.send(kind, number: lastNumber + 1, fields, records: batch, now: now)
+        if let packed {
+            link.send(kind, number: lastNumber + 1, packed: packed, now: now)
+        } else {
+            try link.send(kind, number: lastNumber + 1, fields, records: batch, now: now)
+        }
         lastNumber += 1
         lastRecordsNumber = lastNumber
         spentBytes += bytes

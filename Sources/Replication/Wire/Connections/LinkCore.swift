@@ -67,9 +67,19 @@ struct LinkCore {
         clock.sent(inAllBytes: output.totalBytes, now: now)
     }
 
+    /// - Parameter packed: see ``WireOutput/send(_:number:packed:)``.
+    mutating func send(
+        _ kind: WireKind, number: UInt64, packed: UnsafeRawBufferPointer, now: Int64
+    ) {
+        output.send(kind, number: number, packed: packed)
+        clock.sent(inAllBytes: output.totalBytes, now: now)
+    }
+
     /// - Parameter body: of records; it is kept until it was sent.
-    mutating func send(_ kind: WireKind, number: UInt64, _ body: WireBuffer, now: Int64) {
-        output.send(kind, number: number, body)
+    mutating func send(
+        _ kind: WireKind, number: UInt64, _ body: WireBuffer, isPacked: Bool, now: Int64
+    ) {
+        output.send(kind, number: number, body, isPacked: isPacked)
         clock.sent(inAllBytes: output.totalBytes, now: now)
     }
 

@@ -39,6 +39,7 @@ package struct ServerConnection: LinkMachine {
         package var timing = WireTiming()
         package var software = "doppel"
         package var longestMessageBytes = WireFormat.longestMessageBytes
+        package var features = WireFeatures.known
         package var creditBytes: UInt64 = 32 << 20
         package var mostRequests = 16
         /// Of what waits to be sent; beyond it nothing is read for it, until some of it is gone.
@@ -51,6 +52,8 @@ package struct ServerConnection: LinkMachine {
     private let challenge: UInt64
     package private(set) var state = State.waiting
     package private(set) var role = WireRole.ordered
+    /// The client takes compressed frames.
+    package private(set) var mayPack = false
     var link: LinkCore
     private var lastNumber: UInt64 = 0
     /// Requests without records that were not answered yet.
@@ -108,10 +111,13 @@ package struct ServerConnection: LinkMachine {
                     + "\(hello.versions.lowerBound) to \(hello.versions.upperBound)")
         }
         role = hello.role
+        let features = hello.features.intersection(options.features)
+        mayPack = features.contains(.compressedFrames)
+        if mayPack { link.decoder.takePacked() }
         link.longestMessageBytes = Int(hello.longestMessageBytes)
         link.clock.beginPinging(theirsMs: hello.heartbeatMs, now: now)
         let welcome = WireWelcome(
-            version: common, features: hello.features.intersection(.known),
+            version: common, features: features,
             longestMessageBytes: UInt32(clamping: options.longestMessageBytes),
             heartbeatMs: UInt32(clamping: options.timing.heartbeatMs),
             creditBytes: options.creditBytes, mostRequests: UInt32(clamping: options.mostRequests),
@@ -258,7 +264,8 @@ package struct ServerConnection: LinkMachine {
             guard case .content(let content) = reply else {
                 return try link.send(reply.kind, number: number, try reply.encoded(), now: now)
             }
-            link.send(.content, number: number, content.buffer, now: now)
+            link.send(
+                .content, number: number, content.buffer, isPacked: content.isPacked, now: now)
         } catch {
             // Instead of a reply that is too long, why there is none: that always has room.
             let failure = WireReply.failed(TargetError(.io, "the answer is too long: \(error)"))

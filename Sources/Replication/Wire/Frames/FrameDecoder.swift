@@ -3,6 +3,8 @@
 //     head ── 32 bytes are there, and sound ──► body ── all of it is there, and sound ──► a frame; head
 //      └────────────── anything else ───────────► an error; the connection is over
 //
+// A body that is compressed is gathered in memory that is used for each of them, and then unpacked.
+//
 // Memory is taken for a body only when its head was understood, of a kind that may come now, no longer than
 // its kind may be, and within the credit of the sender.
 
@@ -58,6 +60,8 @@ struct FrameDecoder {
     private var headBytes = [UInt8](repeating: 0, count: WireFormat.headBytes)
     private var head: WireHead?
     private var body: WireBuffer?
+    /// Where compressed bodies are gathered; nil where none may come.
+    private var packed: PackedBody?
     /// Of the head, or the body, that is under way.
     private var filled = 0
     /// What may come now.
@@ -71,6 +75,9 @@ struct FrameDecoder {
         self.accepts = accepts
         self.credit = credit
     }
+
+    /// Compressed bodies may come from here on.
+    mutating func takePacked() { packed = packed ?? PackedBody() }
 
     mutating func grant(_ bytes: UInt64) { credit = (credit ?? 0) + bytes }
 
@@ -87,23 +94,49 @@ struct FrameDecoder {
                 guard try takeHead(&bytes) else { return nil }
                 continue
             }
-            guard let body else { preconditionFailure("a head has its body") }
+            let place = head.isPacked ? packed!.place(head.bodyBytes) : body!.memory
             let count = min(bytes.count, head.bodyBytes - filled)
             if count > 0 {
-                (body.memory.baseAddress! + filled)
+                (place.baseAddress! + filled)
                     .copyMemory(from: bytes.baseAddress!, byteCount: count)
                 advance(&bytes, count)
             }
             guard filled == head.bodyBytes else { return nil }
-            guard body.withBytes({ blockHash($0) }) == head.bodyCheck else {
+            guard blockHash(UnsafeRawBufferPointer(place)) == head.bodyCheck else {
                 throw WireError(
                     .check, "frame.bodyCheck", at: 16, "a '\(head.kind)' arrived damaged")
             }
-            self.head = nil
-            self.body = nil
-            filled = 0
-            return WireFrame(head: head, body: body)
+            defer {
+                self.head = nil
+                body = nil
+                filled = 0
+            }
+            if head.isPacked { return try unpacked(head) }
+            return WireFrame(head: head, body: body!)
         }
+    }
+
+    /// As it would have come without having been compressed.
+    private mutating func unpacked(_ head: WireHead) throws(WireError) -> WireFrame {
+        var whole = head
+        whole.bodyBytes = try packed!.rawBytes(of: head)
+        whole.isPacked = false
+        try charge(whole)
+        let body = WireBuffer(count: whole.bodyBytes)
+        try packed!.unpack(head, into: body.memory)
+        return WireFrame(head: whole, body: body)
+    }
+
+    /// Credit is for what is held in memory.
+    private mutating func charge(_ head: WireHead) throws(WireError) {
+        guard head.kind.takesCredit, let left = credit else { return }
+        guard UInt64(head.totalBytes) <= left else {
+            throw WireError(
+                .credit, "frame.length", at: 0,
+                "a frame of \(head.totalBytes) bytes, with credit for \(left)")
+        }
+        // What is compressed is counted when it is known what it holds; it is more than it has itself.
+        if !head.isPacked { credit = left - UInt64(head.totalBytes) }
     }
 
     /// - Returns: false when more bytes are needed.
@@ -119,21 +152,14 @@ struct FrameDecoder {
         advance(&bytes, count)
         guard filled == WireFormat.headBytes else { return false }
         let found = try headBytes.withUnsafeBytes { raw in
-            Result { () throws(WireError) in try WireHead(decoding: raw) }
+            Result { () throws(WireError) in try WireHead(decoding: raw, packs: packed != nil) }
         }.get()
         guard accepts.contains(found.kind) else {
             throw WireError(.outOfOrder, "frame.kind", at: 4, "'\(found.kind)' cannot come now")
         }
-        if found.kind.takesCredit, let left = credit {
-            guard UInt64(found.totalBytes) <= left else {
-                throw WireError(
-                    .credit, "frame.length", at: 0,
-                    "a frame of \(found.totalBytes) bytes, with credit for \(left)")
-            }
-            credit = left - UInt64(found.totalBytes)
-        }
+        try charge(found)
         head = found
-        body = WireBuffer(count: found.bodyBytes)
+        body = found.isPacked ? nil : WireBuffer(count: found.bodyBytes)
         filled = 0
         return true
     }

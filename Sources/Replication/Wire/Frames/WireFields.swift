@@ -127,6 +127,12 @@ package struct WireWriter {
 
     var bodyBytes: Int { bytes.count - WireFormat.headBytes }
 
+    func withBody<T>(_ body: (UnsafeRawBufferPointer) -> T) -> T {
+        bytes.withUnsafeBytes {
+            body(UnsafeRawBufferPointer(rebasing: $0[WireFormat.headBytes...]))
+        }
+    }
+
     mutating func put<T: FixedWidthInteger>(_ value: T) {
         withUnsafeBytes(of: value.littleEndian) { bytes.append(contentsOf: $0) }
     }

@@ -3,7 +3,8 @@
 //   offset  bytes
 //        0      4  length of the body
 //        4      1  kind
-//        5      1  flags: bit 0, the message goes on in the next frame of its kind and number
+//        5      1  flags: bit 0, the message goes on in the next frame of its kind and number; bit 1, the body is
+//                  compressed (`PackedBody`)
 //        6      2  zero
 //        8      8  number: of a request, and of its reply; 0 for what is neither
 //       16      8  XXH3-64 of the body
@@ -92,6 +93,8 @@ package enum WireKind: UInt8, Sendable, CaseIterable {
     var isReply: Bool { (32...47).contains(rawValue) && self != .acknowledged }
     /// It carries records: what may be under way of it is limited by credit.
     var takesCredit: Bool { self == .append || self == .stage }
+    /// Its body may be compressed, where both sides understand that.
+    var mayBePacked: Bool { takesCredit || self == .content }
     var isBeat: Bool { self == .ping || self == .pong }
     /// It may come between two frames of one message.
     var mayInterrupt: Bool {
@@ -126,9 +129,10 @@ struct WireHead: Equatable {
     var number: UInt64
     var bodyBytes: Int
     var goesOn = false
+    var isPacked = false
     var bodyCheck: UInt64
 
-    /// Bytes of the frame.
+    /// Bytes of the frame; once it is unpacked, of one with the same body that is not compressed.
     var totalBytes: Int { WireFormat.headBytes + bodyBytes }
 
     func encode(into head: UnsafeMutableRawBufferPointer) {
@@ -137,7 +141,7 @@ struct WireHead: Equatable {
         }
         store(UInt32(bodyBytes), at: 0)
         store(kind.rawValue, at: 4)
-        store(UInt8(goesOn ? 1 : 0), at: 5)
+        store(UInt8(goesOn ? 1 : 0) | (isPacked ? 2 : 0), at: 5)
         store(UInt16(0), at: 6)
         store(number, at: 8)
         store(bodyCheck, at: 16)
@@ -145,16 +149,22 @@ struct WireHead: Equatable {
         store(blockHash(checked, seed: WireFormat.magic), at: 24)
     }
 
-    init(kind: WireKind, number: UInt64, bodyBytes: Int, goesOn: Bool = false, bodyCheck: UInt64) {
+    init(
+        kind: WireKind, number: UInt64, bodyBytes: Int, goesOn: Bool = false,
+        isPacked: Bool = false, bodyCheck: UInt64
+    ) {
         self.kind = kind
         self.number = number
         self.bodyBytes = bodyBytes
         self.goesOn = goesOn
+        self.isPacked = isPacked
         self.bodyCheck = bodyCheck
     }
 
-    /// - Parameter head: ``WireFormat/headBytes`` of them.
-    init(decoding head: UnsafeRawBufferPointer) throws(WireError) {
+    /// - Parameters:
+    ///   - head: ``WireFormat/headBytes`` of them.
+    ///   - packs: compressed bodies are understood.
+    init(decoding head: UnsafeRawBufferPointer, packs: Bool) throws(WireError) {
         func load<T: FixedWidthInteger>(_ type: T.Type, at offset: Int) -> T {
             T(littleEndian: head.loadUnaligned(fromByteOffset: offset, as: T.self))
         }
@@ -166,12 +176,16 @@ struct WireHead: Equatable {
             throw WireError(.unknown, "frame.kind", at: 4, "kind \(head[4]) is not known")
         }
         let length = Int(load(UInt32.self, at: 0))
-        guard kind.bodyBytes.contains(length) else {
+        let isPacked = packs && kind.mayBePacked && head[5] & 2 != 0
+        let allowed =
+            isPacked
+            ? PackedBody.leastBytes...kind.bodyBytes.upperBound - 1 : kind.bodyBytes
+        guard allowed.contains(length) else {
             throw WireError(
                 .length, "frame.length", at: 0,
-                "\(length) bytes; a body of '\(kind)' has \(kind.bodyBytes)")
+                "\(length) bytes; a body of '\(kind)' has \(allowed)")
         }
-        guard head[5] <= (kind.mayGoOn ? 1 : 0) else {
+        guard head[5] & ~((kind.mayGoOn ? 1 : 0) | (isPacked ? 2 : 0)) == 0 else {
             throw WireError(.malformed, "frame.flags", at: 5, "\(head[5]) for '\(kind)'")
         }
         guard load(UInt16.self, at: 6) == 0 else {
@@ -182,7 +196,7 @@ struct WireHead: Equatable {
             throw WireError(.malformed, "frame.number", at: 8, "\(number) for '\(kind)'")
         }
         self.init(
-            kind: kind, number: number, bodyBytes: length, goesOn: head[5] == 1,
-            bodyCheck: load(UInt64.self, at: 16))
+            kind: kind, number: number, bodyBytes: length, goesOn: head[5] & 1 != 0,
+            isPacked: isPacked, bodyCheck: load(UInt64.self, at: 16))
     }
 }

@@ -109,11 +109,26 @@ package struct WireOutput {
         for piece in records.pieces { put(.borrowed(piece)) }
     }
 
-    mutating func send(_ kind: WireKind, number: UInt64, _ body: WireBuffer) {
+    /// - Parameter packed: the compressed body; valid until the call that gave it returns.
+    mutating func send(_ kind: WireKind, number: UInt64, packed: UnsafeRawBufferPointer) {
         var bytes = [UInt8](repeating: 0, count: WireFormat.headBytes)
         bytes.withUnsafeMutableBytes { raw in
             WireHead(
-                kind: kind, number: number, bodyBytes: body.count,
+                kind: kind, number: number, bodyBytes: packed.count, isPacked: true,
+                bodyCheck: blockHash(packed)
+            ).encode(into: raw)
+        }
+        put(.bytes(bytes))
+        put(.borrowed(packed))
+    }
+
+    /// - Parameter isPacked: it is compressed.
+    mutating func send(_ kind: WireKind, number: UInt64, _ body: WireBuffer, isPacked: Bool = false)
+    {
+        var bytes = [UInt8](repeating: 0, count: WireFormat.headBytes)
+        bytes.withUnsafeMutableBytes { raw in
+            WireHead(
+                kind: kind, number: number, bodyBytes: body.count, isPacked: isPacked,
                 bodyCheck: body.withBytes { blockHash($0) }
             ).encode(into: raw)
         }

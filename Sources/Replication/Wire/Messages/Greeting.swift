@@ -12,11 +12,13 @@ package enum WireRole: UInt8, Sendable, CaseIterable {
     case control = 3
 }
 
-/// What a side is able to. None is defined: a bit that is not known to both is not in force.
+/// What a side is able to. A bit that is not known to both is not in force.
 package struct WireFeatures: OptionSet, Sendable, Hashable {
     package let rawValue: UInt64
     package init(rawValue: UInt64) { self.rawValue = rawValue }
-    package static let known: WireFeatures = []
+    /// Bodies of frames with records may be compressed, in both directions.
+    package static let compressedFrames = WireFeatures(rawValue: 1)
+    package static let known: WireFeatures = [.compressedFrames]
 }
 
 package struct WireHello: Sendable, Hashable {

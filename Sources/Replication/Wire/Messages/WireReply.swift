@@ -53,13 +53,21 @@ package struct WireGoodbye: Sendable, Hashable {
     package var message: String
 }
 
-/// Content of blocks as it arrived.
+/// Content of blocks as it arrived, or as it is sent.
 package struct WireContent: Sendable {
     let buffer: WireBuffer
+    /// It is a compressed body: one that is sent.
+    let isPacked: Bool
+
+    init(packed buffer: WireBuffer) {
+        self.buffer = buffer
+        isPacked = true
+    }
 
     /// - Throws: where the body is anything else than sound `data` and `zero` records.
     init(_ buffer: WireBuffer) throws(WireError) {
         self.buffer = buffer
+        isPacked = false
         try buffer.withBytes { (bytes) throws(WireError) in
             try Self.forEach(in: bytes) { _, _ in }
         }

@@ -67,6 +67,8 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
     package var wakeNs: Int64 { lock.withLock { machine.wakeNs } }
     package var roundTrips: RoundTrips { lock.withLock { machine.roundTrips } }
     package var state: ServerConnection.State { lock.withLock { machine.state } }
+    /// The transport tells it.
+    package let line = LineRate()
 
     /// Ends it, and its session with it; what was received before is done.
     package func close(_ reason: WireGoodbye.Reason, _ text: String) {
@@ -198,6 +200,14 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
         _ = lock.withLock { machine.refuseAdmission(error, now: now) }
         listening.store(false, ordering: .relaxed)
         kick()
+    }
+
+    /// - Returns: a body of records, compressed; nil where it goes as it is.
+    func pack(_ records: RecordBatch, with packer: FramePacker) -> WireBuffer? {
+        guard lock.withLock({ machine.mayPack }) else { return nil }
+        let none = UnsafeRawBufferPointer(start: nil, count: 0)
+        let packed = packer.pack(none, records, line: line.current(nowNs: now()), clock: now)
+        return packed.map { WireBuffer(copying: $0) }
     }
 
     /// - Parameter reply: nil for what the acknowledgement says.

@@ -61,6 +61,8 @@ package final class ServedReplica: @unchecked Sendable {
     package let name: String
     /// Used by whoever performs, one at a time.
     private let target: any ReplicaTarget
+    /// Used by whoever performs.
+    private let packer = FramePacker(LineCompression())
     let lock = Lock()
     private var epoch: UInt64 = 0
     var session: Session?
@@ -287,7 +289,7 @@ package final class ServedReplica: @unchecked Sendable {
             if let order = item.request.order, order <= doneOrder {
                 throw TargetError(.io, "operation \(order) of the staging comes twice")
             }
-            let reply = try ask(item.request, &acknowledgement)
+            let reply = try ask(item, &acknowledgement)
             done(item)
             item.connection.answer(item.number, reply, item.cost, acknowledgement)
         } catch {
@@ -314,9 +316,9 @@ package final class ServedReplica: @unchecked Sendable {
 
     /// - Returns: nil for what is answered by acknowledgements alone.
     private func ask(
-        _ request: WireRequest, _ told: inout WireAcknowledgement
+        _ item: Item, _ told: inout WireAcknowledgement
     ) throws(TargetError) -> WireReply? {
-        switch request {
+        switch item.request {
         case .append(let records, _):
             try WireRecordReader.check(records, isStream: true)
             try records.withBatch { (batch) throws(TargetError) in try target.append(batch) }
@@ -349,11 +351,13 @@ package final class ServedReplica: @unchecked Sendable {
             told.written = sequence
             told.durable = sequence
             return .done
-        default: return try read(request)
+        default: return try read(item.request, for: item.connection)
         }
     }
 
-    private func read(_ request: WireRequest) throws(TargetError) -> WireReply {
+    private func read(
+        _ request: WireRequest, for connection: ServedConnection
+    ) throws(TargetError) -> WireReply {
         switch request {
         case .blockHashes(_, let image, let range):
             let hashes = try target.blockHashes(of: image, in: range)
@@ -369,6 +373,9 @@ package final class ServedReplica: @unchecked Sendable {
                 (place) throws(TargetError) in
                 try target.read(range, of: image, into: place)
                 return place.count
+            }
+            if let packed = connection.pack(buffer.batch, with: packer) {
+                return .content(WireContent(packed: packed))
             }
             do throws(WireError) {
                 return .content(try WireContent(WireBuffer(copying: buffer.batch.pieces[0])))
