@@ -25,6 +25,12 @@ package enum ControlCommand: String, Codable, Sendable, CaseIterable {
     case targetRemove = "target-remove"
     case wait
     case failover
+    /// Makes a primary of a mirror; on a socket there is no mirror to be promoted.
+    case promote
+    /// What a pool is to others.
+    case sight
+    /// How a handover ended; one that has not ended well by now never does.
+    case handoverOutcome = "handover-outcome"
     /// Of two pools that both are primaries, this one goes on.
     case targetResolve = "target-resolve"
     /// Shows a mirror, which the daemon is writing to, as it is now or was.
@@ -41,7 +47,8 @@ package enum ControlCommand: String, Codable, Sendable, CaseIterable {
     /// What somebody on another machine has to be allowed to ask for it; nil: nobody there can.
     var remoteRight: Right? {
         switch self {
-        case .status, .list, .snapshotList: .read
+        case .status, .list, .snapshotList, .sight: .read
+        case .failover, .promote, .handoverOutcome: .admin
         default: nil
         }
     }
@@ -63,6 +70,14 @@ package struct ControlArguments: Codable, Sendable, Hashable {
     package var target: TargetSpecification?
     package var timeoutMs: Int64?
     package var mountPoint: String?
+    /// Of a promotion: says what would be, and changes nothing.
+    package var dryRun: Bool?
+    /// Of a handover: the generation that it begins.
+    package var generationID: String?
+    /// Of a handover: the mirror's own id, whom it has to follow, and how far it has to be.
+    package var poolID: String?
+    package var primaryPoolID: String?
+    package var sequence: UInt64?
     /// A moment, nanoseconds since 1970.
     package var atNs: Int64?
     package init() {}
@@ -235,6 +250,8 @@ package struct ControlResult: Codable, Sendable, Hashable {
     package var jobs: [JobInfo]?
     package var targets: [TargetInfo]?
     package var failover: FailoverInfo?
+    package var promotion: PromotionInfo?
+    package var sight: SeenPool?
     package init() {}
 }
 

@@ -26,12 +26,6 @@ package enum PoolDemotion {
             }
             // A raw mirror that was promoted is a pool by now.
             let place = TargetAddress(try primary ?? fencingTarget(of: path))
-            guard place.remote == nil else {
-                throw ControlFailure(
-                    .usage,
-                    "\(place.text) is on another machine: a pool is demoted to one that is on this one"
-                )
-            }
             let address = place.path
             let sight = try sight(of: address)
             return try follow(path, sight, at: address) { own in
@@ -77,7 +71,7 @@ package enum PoolDemotion {
     }
 
     static func sight(of address: String) throws -> PoolSight {
-        guard let sight = PoolSight.look(at: address, disk: LinuxDisk()) else {
+        guard let sight = try RemotePool.look(at: address) else {
             throw ControlFailure(
                 .failed, "\(address) is not a pool that can be looked into now")
         }

@@ -14,6 +14,10 @@
 //
 // Between 3 and 7 this pool takes no change before it was told how the handover ended: where the mirror cannot
 // be asked, it does not open but for reading.
+//
+// A mirror on another machine is asked to become a primary by its server, and what it answers may not arrive. So
+// whoever asks how it ended is told that, and from then on the request counts no more if it was not carried out yet
+// (`ServedPools.callOff`): one that stalled on the line never makes a second primary.
 
 import BlockCore
 import Foundation
@@ -72,18 +76,13 @@ extension PoolReplication {
             guard let hub, let target = hub.all.first(where: { $0.record.address == address }),
                 let poolID = target.record.poolID
             else { throw ControlFailure(.failed, "\(address) is no target of this pool") }
-            guard TargetAddress(address).remote == nil else {
-                throw ControlFailure(
-                    .usage,
-                    "\(address) is on another machine: unmount the pool, so that all of it is there, and "
-                        + "promote it there (doppel promote)")
-            }
             guard !TargetAddress(address).isRaw else {
                 throw ControlFailure(
                     .usage,
                     "a raw mirror is not handed over to: unmount the pool, and `doppel promote \(address)` "
                         + "makes a pool of it, with nothing lost")
             }
+            if let place = RemoteAddress(address) { try RemotePool.requireAdmin(place) }
             // Most of it is done while everybody goes on.
             guard isInStep(target, hub, timeoutMs: timeoutMs) else {
                 throw ControlFailure(
@@ -103,7 +102,7 @@ extension PoolReplication {
                         .degraded, "\(address) did not take the rest in time: nothing was changed")
                 }
                 didReach(.drained)
-                return (try take(note, target, hub, sequence, didReach), sequence)
+                return (try take(note, target, hub, sequence, timeoutMs, didReach), sequence)
             }
             return FailoverInfo(
                 from: store.path, to: address, generation: generation.0.number,
@@ -129,7 +128,7 @@ extension PoolReplication {
 
     private func take(
         _ note: HandoverRecord, _ target: AttachedTarget, _ hub: TargetHub,
-        _ sequence: SequenceNumber, _ didReach: (HandoverStep) -> Void
+        _ sequence: SequenceNumber, _ timeoutMs: Int64, _ didReach: (HandoverStep) -> Void
     ) throws -> Generation {
         try hub.release(target.record.id)
         noteSuccessor(note.address)
@@ -142,13 +141,14 @@ extension PoolReplication {
             didReach(.fenced)
             return generation
         } catch {
-            switch Handover.outcome(note) {
+            // Whoever waits to change something is held until it is known, as long as that may take.
+            switch Handover.outcome(note, patienceMs: timeoutMs) {
             case .notTaken:
                 noteSuccessor(nil)
                 try store.catalog.write { try $0.setHandover(nil) }
                 hub.takeBack(target.record.id)
-            case .taken, .unknown:
-                volume.fence(Handover.reason(store.path, note.address))
+            case .taken: volume.fence(Handover.reason(store.path, note.address))
+            case .unknown: volume.fence(Handover.unknownReason(store.path, note.address))
             }
             throw error
         }
@@ -164,8 +164,30 @@ enum Handover {
             + "one; it follows the other"
     }
 
+    static func unknownReason(_ path: String, _ address: String) -> String {
+        "\(path) is read-only: it was being handed over to \(address), which does not say whether it took "
+            + "over. Unmount this one, and mount it again when the other can be reached; if that is lost, "
+            + "`doppel target resolve \(path) \(address) --keep here`"
+    }
+
     static func promote(
         _ note: HandoverRecord, from store: PoolStore, at sequence: SequenceNumber
+    ) throws -> Generation {
+        if let place = RemoteAddress(note.address) {
+            return try RemotePool.promote(place, note, from: store.identity.id, at: sequence)
+        }
+        return try promote(
+            note, from: store.identity.id, primaryAddress: store.path, at: sequence)
+    }
+
+    /// Of a mirror on this machine.
+    /// - Parameters:
+    ///   - primaryPoolID: of the pool that gives up its role.
+    ///   - primaryAddress: nil: where the primary said that it is.
+    ///   - note: its address is a folder.
+    static func promote(
+        _ note: HandoverRecord, from primaryPoolID: String, primaryAddress: String?,
+        at sequence: SequenceNumber
     ) throws -> Generation {
         let mirrorStore = try PoolStore.open(path: note.address, disk: LinuxDisk())
         let mirror: RecoveredMirror
@@ -175,7 +197,7 @@ enum Handover {
         }
         defer { mirror.close() }
         guard mirrorStore.identity.id == note.poolID, mirror.checkpoint >= sequence,
-            mirror.record.staging == nil
+            mirror.record.staging == nil, mirror.record.primaryPoolID == primaryPoolID
         else {
             throw ControlFailure(
                 .failed,
@@ -183,22 +205,31 @@ enum Handover {
         }
         return try mirror.promote(
             NewGeneration(
-                cause: .planned, id: note.generationID, primaryAddress: store.path))
+                cause: .planned, id: note.generationID, primaryAddress: primaryAddress))
     }
 
     // MARK: After a crash
 
     enum Outcome { case taken, notTaken, unknown }
 
-    /// How a handover ended whose process is gone.
-    static func outcome(_ note: HandoverRecord) -> Outcome {
+    /// How a handover ended whose process is gone, or that was not answered.
+    /// - Parameter patienceMs: how long to go on asking a server that cannot be reached.
+    static func outcome(_ note: HandoverRecord, patienceMs: Int64 = 0) -> Outcome {
         let disk = LinuxDisk()
+        if let place = RemoteAddress(note.address) {
+            let deadlineNs = disk.monotonic() + patienceMs * 1_000_000
+            while true {
+                let outcome = RemotePool.outcome(place, note)
+                if outcome != .unknown || disk.monotonic() >= deadlineNs { return outcome }
+                Pause.microseconds(200_000)
+            }
+        }
         // Who holds it has just opened it, perhaps, and has not yet mended what a crash left of its role.
         for attempt in 0..<10 {
             guard let sight = PoolSight.look(at: note.address, disk: disk),
                 sight.poolID == note.poolID
             else { return .unknown }
-            let isTaken = !sight.isReplica && sight.history.contains(note.generationID)
+            let isTaken = sight.began(note.generationID)
             if !sight.isInUse || attempt == 9 { return isTaken ? .taken : .notTaken }
             Pause.microseconds(100_000)
         }
@@ -250,7 +281,7 @@ enum Handover {
     static func becomeMirror(
         _ store: PoolStore, of address: String, at sequence: SequenceNumber, isSettled: Bool
     ) throws {
-        guard let sight = PoolSight.look(at: address, disk: LinuxDisk()) else {
+        guard let sight = try RemotePool.look(at: address) else {
             throw ControlFailure(.failed, "\(address) cannot be looked into")
         }
         try Demotion.run(

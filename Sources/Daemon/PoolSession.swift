@@ -295,6 +295,8 @@ package final class PoolSession: Sendable {
             result.failover = try failOver(to: target, timeoutMs: arguments.timeoutMs)
         case .unmount, .mirrorMount:
             throw ControlFailure(.usage, "the pool is not mounted")
+        case .promote, .sight, .handoverOutcome:
+            throw ControlFailure(.usage, "that is asked of a server, not of an open pool")
         }
         return result
     }

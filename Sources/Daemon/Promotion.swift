@@ -19,6 +19,9 @@ package struct PromotionInfo: Codable, Sendable, Hashable {
     package var isPromoted = false
     /// The mirror's journal does not verify.
     package var damage: JournalDamage?
+
+    /// Nothing is lost by it.
+    package var isSure: Bool { loss.isNothing && better.isEmpty && damage == nil }
 }
 
 /// What a promotion cannot apply, because it was damaged on the mirror's disk.
@@ -42,9 +45,11 @@ package enum PoolPromotion {
     /// - Parameters:
     ///   - force: also where the mirror's journal is damaged.
     ///   - dryRun: says what would be, and changes nothing that opening does not.
+    ///   - generationID: of the generation that begins; nil for any.
     ///   - accept: asked where something may be lost; false leaves the mirror as it is.
     package static func perform(
-        path: String, dryRun: Bool, force: Bool, accept: (PromotionInfo) throws -> Bool
+        path: String, dryRun: Bool, force: Bool, generationID: String? = nil,
+        accept: (PromotionInfo) throws -> Bool
     ) throws -> PromotionInfo {
         do {
             let store = try PoolStore.open(path: path, disk: LinuxDisk())
@@ -78,10 +83,10 @@ package enum PoolPromotion {
                 )
             }
             guard !dryRun else { return info }
-            let isSure = info.loss.isNothing && info.better.isEmpty && damage == nil
+            let isSure = info.isSure
             guard try isSure || accept(info) else { return info }
             info.generation = try mirror.promote(
-                NewGeneration(cause: isSure ? .promoted : .forced)
+                NewGeneration(cause: isSure ? .promoted : .forced, id: generationID)
             ).number
             info.isPromoted = true
             return info

@@ -18,6 +18,9 @@ final class ServedPools: @unchecked Sendable {  // fields are under `lock`
     private var open: [String: Served] = [:]
     private var isClosed = false
     private var visitors = 0
+    /// Generations that no mirror here is to begin any more; the oldest first.
+    private var calledOff: [String] = []
+    private static let mostCalledOff = 4096
     private let visitorLeft = Condition()
 
     /// A pool that somebody uses.
@@ -66,6 +69,21 @@ final class ServedPools: @unchecked Sendable {  // fields are under `lock`
 
     /// Where a pool of that name is, or would be.
     func path(_ name: String) -> String { "\(root)/\(name)" }
+
+    // MARK: Promotions
+
+    /// Whoever asked for this generation was told that it did not begin: from here on it never does. In memory: a
+    /// request never outlives the run of the server that it was sent to.
+    func callOff(_ generationID: String) {
+        lock.withLock {
+            guard !calledOff.contains(generationID) else { return }
+            calledOff.append(generationID)
+            if calledOff.count > Self.mostCalledOff { calledOff.removeFirst() }
+        }
+    }
+    func isCalledOff(_ generationID: String) -> Bool {
+        lock.withLock { calledOff.contains(generationID) }
+    }
 
     // MARK: Visitors
 

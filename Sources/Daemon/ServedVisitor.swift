@@ -63,15 +63,23 @@ final class ServedVisitor: PoolVisitor {
         guard allows(right) else {
             throw ControlFailure.notPermitted(verb.rawValue, right, pool: name)
         }
-        guard PoolStore.isPool(pools.path(name), disk: disk) else {
+        guard PoolStore.isPool(path, disk: disk) else {
             throw ControlFailure(.failed, "there is no pool '\(name)'")
         }
-        return try withPool { open in
-            try open.perform(verb)
-        } alone: {
-            try PoolAccess.perform(request, on: pools.path(name))
+        switch verb {
+        case .sight: return try sight()
+        case .handoverOutcome: return try outcome(request.arguments ?? ControlArguments())
+        case .promote: return try promote(request.arguments ?? ControlArguments())
+        default:
+            return try withPool { open in
+                try open.perform(verb)
+            } alone: {
+                try PoolAccess.perform(request, on: path)
+            }
         }
     }
+
+    var path: String { pools.path(name) }
 
     /// - Parameters:
     ///   - inSession: while a primary writes to it.

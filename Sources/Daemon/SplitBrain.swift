@@ -35,15 +35,22 @@ extension PoolReplication {
     fileprivate func keepHere(_ address: String) throws -> String {
         try changing.withLock {
             try requireNoSuccessor()
-            guard TargetAddress(address).remote == nil else {
+            let own = try store.catalog.read { try PoolSight($0) }
+            let note = try store.catalog.read { try $0.handover() }
+            let isElsewhere = TargetAddress(address).remote != nil
+            guard !isElsewhere || note?.address == address else {
                 throw ControlFailure(
                     .usage,
                     "\(address) is on another machine: which of the two goes on can be said where both are"
                 )
             }
-            let own = try store.catalog.read { try PoolSight($0) }
-            let note = try store.catalog.read { try $0.handover() }
-            let sight = PoolSight.look(at: address, disk: LinuxDisk())
+            let sight =
+                isElsewhere ? try? RemotePool.look(at: address) : RemotePool.lookHere(address)
+            guard !isElsewhere || sight == nil else {
+                throw ControlFailure(
+                    .usage,
+                    "\(address) can be reached: mount the pool, and it says how the handover ended")
+            }
             guard sight != nil || note?.address == address else {
                 throw ControlFailure(.failed, "\(address) is not a pool that can be looked into")
             }

@@ -17,39 +17,28 @@ struct Promote: ParsableCommand {
             a `yes` on the terminal. A mirror whose journal is damaged is promoted with --force as of the
             last operation before the damage; what cannot be applied goes to quarantine/.
 
+            A mirror behind `doppel serve` is promoted by that server, for a host that it gave the right `admin`:
+            the session of the old primary ends at once. It is mounted on that machine.
+
             EXAMPLES
               doppel promote /backup/vms --dry-run
               doppel promote /backup/vms
               doppel promote /backup/vms --force
               doppel promote raw:/backup/plain
+              doppel promote doppel://backup1.example:7420/vms --dry-run
               doppel mount /backup/vms /mnt/vms
             """)
-    @Argument(help: "The mirror's directory.", completion: .directory) var mirror: String
+    @Argument(help: "The mirror's directory, or its address.", completion: .directory)
+    var mirror: String
     @Flag(help: "Say what would be done, and what would be lost.") var dryRun = false
     @Flag(help: "Also where something may be lost.") var force = false
     @OptionGroup var output: JSONFlag
 
     func run() throws {
         let place = TargetAddress(mirror)
-        if place.remote != nil {
-            throw ValidationError("a mirror is promoted on the machine that it is on")
-        }
         if place.isRaw { return try promoteRaw(place.path) }
         try exiting {
-            let info = try PoolPromotion.perform(
-                path: PoolLocation.find(mirror).poolPath, dryRun: dryRun, force: force,
-                accept: accept)
-            if output.json { return Output.json(info) }
-            print(
-                dryRun
-                    ? "\(info.path) would become generation \(info.generation)"
-                    : "\(info.path) is a primary now, generation \(info.generation)")
-            print("  follows      pool \(info.primaryPool)")
-            print(
-                "  holds        operations up to \(info.checkpointSequence), \(Output.time(info.shownNs))"
-            )
-            for line in LossText.lines(info) { print(line) }
-            if !dryRun { print("  next         doppel mount \(info.path) MOUNTPOINT") }
+            try PersonsPromotion(dryRun: dryRun, force: force, json: output.json).run(mirror)
         }
     }
 
@@ -94,17 +83,45 @@ struct Promote: ParsableCommand {
                 + "; --force does it all the same")
     }
 
+}
+
+/// `doppel promote`, and `doppel failover --forced`.
+struct PersonsPromotion {
+    var dryRun: Bool
+    var force: Bool
+    var json: Bool
+    /// What says that it is to be done although something may be lost.
+    var forcing = "--force"
+
+    func run(_ mirror: String) throws {
+        let info = try AnyPromotion.perform(mirror, dryRun: dryRun, force: force, accept: accept)
+        if json { return Output.json(info) }
+        print(
+            dryRun
+                ? "\(info.path) would become generation \(info.generation)"
+                : "\(info.path) is a primary now, generation \(info.generation)")
+        print("  follows      pool \(info.primaryPool)")
+        print(
+            "  holds        operations up to \(info.checkpointSequence), \(Output.time(info.shownNs))"
+        )
+        for line in LossText.lines(info) { print(line) }
+        guard !dryRun else { return }
+        print(
+            TargetAddress(mirror).remote == nil
+                ? "  next         doppel mount \(info.path) MOUNTPOINT"
+                : "  next         doppel mount on the machine that \(info.path) is on")
+    }
+
     private func accept(_ info: PromotionInfo) throws -> Bool {
         if force { return true }
         for line in LossText.lines(info) { Output.error(line) }
-        if !output.json, isatty(0) == 1 {
+        if !json, isatty(0) == 1 {
             Output.error("Type yes to promote \(info.path) all the same:")
             if readLine() == "yes" { return true }
         }
         throw ControlFailure(
             .failed,
-            "\(info.path) was not promoted: something may be lost; --force does it all the same"
-        )
+            "\(info.path) was not promoted: something may be lost; \(forcing) does it all the same")
     }
 }
 

@@ -39,6 +39,13 @@ package final class MirrorServer {
 
     deinit { kill() }
 
+    /// Gives the sandbox's host another right than `replicate`.
+    package func allow(_ right: String) throws {
+        try box.ok(
+            "pair", "--config", configuration("server"), "--accept", line("client"), "--pools",
+            "vms,db/*", "--right", right)
+    }
+
     package func configure(_ host: String) throws {
         try Data("state-directory = \"\(box.folder)/\(host)\"\n".utf8).write(
             to: URL(fileURLWithPath: configuration(host)))
@@ -55,7 +62,7 @@ package final class MirrorServer {
     package var address: String { "doppel://\(place)/vms" }
     /// The mirror, as the server's machine has it.
     package var mirror: String { root + "/vms" }
-    private var log: String { "\(box.folder)/serve\(starts).log" }
+    private var log: String { "\(root)-\(starts).log" }
 
     /// On the port that it had before.
     package func start() throws {
