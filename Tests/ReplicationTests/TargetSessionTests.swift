@@ -148,6 +148,32 @@ import Testing
         #expect(session.state == .streaming && session.counts)
     }
 
+    /// The line is found to be dead just before the timeout: who waits does so until then, and not for once more.
+    @Test func anAnswerThatNeverComesIsWaitedForOnce() {
+        var session = TargetSession(options: SessionOptions(), seed: 1)
+        let position = StreamPosition(
+            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
+            acknowledged: SequenceNumber(rawValue: 10))
+        let report = ReplicaReport(
+            incarnationID: "this", generation: nil, checkpoint: SequenceNumber(rawValue: 10),
+            snapshots: [], staging: nil)
+        let askedNs: Int64 = 60_000_000_000
+        let limitNs = session.options.timeoutMs * 1_000_000
+        _ = session.apply(.start, now: 0)
+        _ = session.apply(.connected(report, position), now: 0)
+        _ = session.apply(.sent(through: nil, isBarrierNext: false), now: 1)
+        #expect(session.apply(.recordsWaiting, now: askedNs).contains(.run(.send)))
+        func isLeftBehind(_ event: SessionEvent, afterNs: Int64) -> Bool {
+            session.apply(event, now: askedNs + afterNs).contains {
+                if case .recordStale = $0 { true } else { false }
+            }
+        }
+        #expect(
+            !isLeftBehind(.failed(TargetError(.io, "silence")), afterNs: limitNs - 100_000_000))
+        #expect(!isLeftBehind(.tick, afterNs: limitNs))
+        #expect(isLeftBehind(.tick, afterNs: limitNs + 1))
+    }
+
     /// … from the next chunk on; and in large ones again when nobody writes any more.
     @Test func besideAWriterBlocksGoInSmallChunks() {
         var options = SessionOptions()

@@ -180,8 +180,12 @@ package struct TargetSession: Sendable {
     private mutating func answer(
         _ event: SessionEvent, _ now: Int64, _ effects: inout [SessionEffect]
     ) {
+        // Whoever waits does so since it was asked, and not since the line was found to be dead.
+        let askedSinceNs = state == .streaming ? outstanding?.sinceNs : nil
         outstanding = nil
-        if case .failed(let error) = event { return fail(error, now, &effects) }
+        if case .failed(let error) = event {
+            return fail(error, since: askedSinceNs, now, &effects)
+        }
         switch (state, event) {
         case (.connecting, .connected(let report, let position)):
             negotiate(report, position, now, &effects)
@@ -243,10 +247,14 @@ package struct TargetSession: Sendable {
 
     /// From here on the target may be behind. While it was in step a short absence costs nothing:
     /// the stream is held for it until the timeout (or, where nobody waits for it, the ring's end).
-    mutating func fail(_ error: TargetError, _ now: Int64, _ effects: inout [SessionEffect]) {
+    /// - Parameter sinceNs: when it was asked what it did not answer; nil: now.
+    mutating func fail(
+        _ error: TargetError, since sinceNs: Int64? = nil, _ now: Int64,
+        _ effects: inout [SessionEffect]
+    ) {
         guard state != .paused, state != .fenced else { return }
         let wasDown = outage != nil
-        leave(error.message, now, &effects)
+        leave(error.message, since: sinceNs, now, &effects)
         switch error.kind {
         case .fenced, .splitBrain:
             state = .fenced
@@ -277,7 +285,8 @@ package struct TargetSession: Sendable {
     }
 
     private mutating func leave(
-        _ reason: String, _ now: Int64, _ effects: inout [SessionEffect]
+        _ reason: String, since sinceNs: Int64? = nil, _ now: Int64,
+        _ effects: inout [SessionEffect]
     ) {
         let retries = min(outage?.retries ?? 0, 20)
         var delayMs = min(options.firstRetryMs << Int64(retries), options.longestRetryMs)
@@ -286,7 +295,7 @@ package struct TargetSession: Sendable {
             delayMs -= Int64((newStagingID() >> 8) % (mostMs + 1))
         }
         outage = Outage(
-            sinceNs: outage?.sinceNs ?? now, reason: reason, retries: retries + 1,
+            sinceNs: outage?.sinceNs ?? sinceNs ?? now, reason: reason, retries: retries + 1,
             retryAtNs: now + delayMs * 1_000_000)
         if state == .resyncing { effects.append(.stopStreaming) }
         if policy.hearsOfWrites { effects.append(.retract) }
