@@ -143,6 +143,12 @@ package final class SessionDriver: @unchecked Sendable {
         lock.lock()
         let wasStreaming = session.state == .streaming
         apply(event)
+        // The thread may hang in a call, and would hear of it only when that is over.
+        if case .tick = event, session.state == .streaming,
+            stream.standing(id)?.hasOverflowed ?? false
+        {
+            apply(.ringOverflowed)
+        }
         changed.broadcast()
         // The thread may wait for records, although there is none to come any more.
         let mayWaitForRecords = wasStreaming || session.state == .streaming
