@@ -137,6 +137,11 @@ package enum PoolAccess {
         }
         let location = try PoolLocation.find(path)
         if let owner = location.owner, owner.writesMirror ?? false {
+            if let advice = owner.advice {
+                throw ControlFailure(
+                    .inUse, "the pool \(location.poolPath) is in use by \(owner.summary). \(advice)"
+                )
+            }
             throw ControlFailure(
                 .inUse,
                 "\(location.poolPath) is a mirror that \(owner.summary) writes to: `doppel status` of "

@@ -20,7 +20,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     /// Sessions connect; otherwise what targets lack is kept track of alone.
     private let runs: Bool
     private let mounts: MirrorMounts
-    private let access = RemoteAccess.shared
+    let access = RemoteAccess.shared
     /// The kernel keeps writes back: an fsync that waits for a target would promise what the guest's
     /// other writes do not have.
     private let allowsAsyncOnly: Bool
@@ -125,6 +125,9 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         if let remote = TargetAddress(record.address).remote {
             return try access.replica(remote, of: store, record, compression: line(of: record))
         }
+        if TargetAddress(record.address).isElsewhere {
+            throw Self.elsewhere(record, of: store)
+        }
         // Who wants to look into the mirror meanwhile asks here.
         var owner = PoolOwner.current()
         if runs, let directory = try? RuntimePaths.directory(disk: LinuxDisk()) {
@@ -150,7 +153,9 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
     static func source(_ record: TargetRecord, of store: PoolStore) throws(TargetError)
         -> any ReplicaTarget
     {
-        guard let remote = TargetAddress(record.address).remote else {
+        let address = TargetAddress(record.address)
+        if address.isElsewhere { throw elsewhere(record, of: store) }
+        guard let remote = address.remote else {
             return mirror(record, of: store, owner: .current())
         }
         return try RemoteAccess.shared.replica(remote, of: store, record)
@@ -182,6 +187,15 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             return nil
         }
         return lock.withLock { mirrors[record.id] }
+    }
+
+    /// What was known of a target at its old address.
+    func forget(_ id: TargetID) {
+        lock.withLock {
+            mirrors[id] = nil
+            rawMirrors[id] = nil
+            lines[id] = nil
+        }
     }
 
     // MARK: Handing over
@@ -225,6 +239,8 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
                 let wanted = try target()
                 if wanted.image != nil {
                     try setImage(wanted)
+                } else if let address = wanted.newAddress {
+                    result.text = try move(wanted, to: address)
                 } else {
                     try update(wanted) { $0.take(wanted) }
                 }
@@ -237,7 +253,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         if request.execute == .wait { try wait(arguments) }
     }
 
-    private func known(_ target: TargetSpecification) throws -> TargetRecord {
+    func known(_ target: TargetSpecification) throws -> TargetRecord {
         guard let found = hub?.all.first(where: { $0.record.address == target.address }) else {
             throw ControlFailure(
                 .failed,
@@ -246,7 +262,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         return found.record
     }
 
-    private func update(
+    func update(
         _ target: TargetSpecification, _ change: (inout TargetRecord) -> Void
     ) throws {
         try refuseHistory(target)
@@ -312,6 +328,7 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
         record.take(target)
         try refuseConflict(record)
         let place = try prepare(target)
+        if let text = try adopt(place, target) { return text }
         record.poolID = place.id
         if hub == nil {
             try attach()

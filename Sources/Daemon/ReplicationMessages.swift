@@ -154,6 +154,8 @@ extension CopyInfo {
 /// What `--mirror` and `target add` say of a target.
 package struct TargetSpecification: Codable, Sendable, Hashable {
     package var address: String
+    /// Where it is from now on.
+    package var newAddress: String?
     package var mode: String?
     package var timeoutMs: Int64?
     /// How long its journal is kept, so that it can be mounted as it was.

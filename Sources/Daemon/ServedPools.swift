@@ -113,6 +113,7 @@ final class ServedPools: @unchecked Sendable {  // fields are under `lock`
         let (path, disk) = (path(name), disk)
         var owner = PoolOwner.current()
         owner.writesMirror = true
+        owner.isServer = true
         return ServedMirror(path: path, below: root, disk: disk, options: options) {
             [owner] () throws(PoolError) in
             // An owner that drains is waited for by trying again.

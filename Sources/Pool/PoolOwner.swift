@@ -11,6 +11,8 @@ package struct PoolOwner: Codable, Sendable, Hashable {
     package var isDraining: Bool
     /// The pool is a mirror, and this is its primary's daemon, which writes to it.
     package var writesMirror: Bool?
+    /// The pool is a mirror, and this is the server that its primary is connected to.
+    package var isServer: Bool?
     /// Before the pool is served: what it waits for, for people.
     package var waitsFor: String?
 
@@ -34,8 +36,20 @@ package struct PoolOwner: Codable, Sendable, Hashable {
 
     package var summary: String {
         let place = mountPoint.map { ", mounted at \($0)" } ?? ""
+        if isServer ?? false {
+            return
+                "`doppel serve` (process \(pid)): it is a mirror, and its primary is connected and writes to it"
+        }
         if let waitsFor { return "process \(pid) (\(command)), which \(waitsFor)" }
         return "process \(pid) (\(command))\(place)"
+    }
+
+    /// What who wants the pool can do; nil where the owner's name says it.
+    package var advice: String? {
+        guard isServer ?? false else { return nil }
+        return
+            "`doppel status` on the primary's machine shows how it stands. To look into it, or to promote it, here: "
+            + "stop the server, or unmount the primary; one that is gone is noticed within seconds"
     }
 
     var bytes: [UInt8] {

@@ -273,7 +273,8 @@ package final class PoolStore: @unchecked Sendable {
             let limit = owner == nil ? min(deadline, started + 2_000_000_000) : deadline
             guard owner?.isDraining ?? true, disk.monotonic() < limit else {
                 let who = owner.map { " by \($0.summary)" } ?? ""
-                throw PoolError(.inUse, "the pool \(path) is in use\(who)", owner: owner)
+                let advice = owner?.advice.map { ". \($0)" } ?? ""
+                throw PoolError(.inUse, "the pool \(path) is in use\(who)\(advice)", owner: owner)
             }
             Pause.microseconds(20_000)
         }

@@ -200,6 +200,11 @@ struct TargetSet: ParsableCommand {
             With --image, for one image alone: only its --mode and --on-timeout can differ. Who waits for
             the target while it is away is let go of by any change.
 
+            With --address, the same target is somewhere else from now on: its disk was carried to another machine,
+            its server has another name, or it was promoted from and nobody here knows how it is reached
+            (`web1:/srv/vms`). What it lacks is known as before, and nothing else is sent. Another pool at the
+            new address is not touched.
+
             EXAMPLES
               doppel target set /srv/vms /backup/vms --mode async --interval 30s
               doppel target set /srv/vms /backup/vms --mode adaptive --latency-budget 3ms
@@ -207,14 +212,21 @@ struct TargetSet: ParsableCommand {
               doppel target set /srv/vms doppel://backup.example:7420/vms --compress off
               doppel target set /srv/vms /backup/vms --image db.raw --mode sync --on-timeout block
               doppel target set /srv/vms /backup/vms --image db.raw --inherit
+              doppel target set /srv/mirrors/vms web1:/srv/vms \\
+                --address doppel://web1.example/vms
             """)
     @OptionGroup var place: TargetArguments
     @OptionGroup var settings: TargetSettings
     @Option(help: "Only this image of the pool.") var image: String?
     @Flag(help: "The image is as the others again.") var inherit = false
+    @Option(
+        help: "Where the target is from now on: a directory, or doppel://HOST:PORT/POOL.",
+        completion: .directory)
+    var address: String?
 
     func validate() throws {
         if inherit, image == nil { throw ValidationError("--inherit goes with --image") }
+        if address != nil, image != nil { throw ValidationError("--address is of a whole target") }
         if image != nil,
             settings.timeout ?? settings.history ?? settings.interval ?? settings.rpo.first
                 ?? settings.latencyBudget ?? settings.rate ?? settings.compress?.rawValue != nil
@@ -230,8 +242,13 @@ struct TargetSet: ParsableCommand {
             var wanted = try settings.specification(place.target).absolute
             wanted.image = image
             wanted.inherits = inherit
+            if let address {
+                if let problem = TargetAddress.problem(address) { throw ValidationError(problem) }
+                wanted.newAddress = TargetSpecification(address: address).absolute.address
+            }
             request.arguments?.target = wanted
-            _ = try PoolAccess.perform(request, on: place.pool)
+            let result = try PoolAccess.perform(request, on: place.pool)
+            if let warning = result.text { Output.error("doppel: \(warning)") }
         }
     }
 }
@@ -288,6 +305,7 @@ extension TargetSpecification {
             result.address = place.text
             return result
         }
+        if place.isElsewhere, ProcessControl.realPath(place.path) == nil { return result }
         result.address =
             place.at(ProcessControl.realPath(place.path) ?? PoolLocation.absolute(place.path)).text
         return result

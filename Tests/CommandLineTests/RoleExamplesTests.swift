@@ -18,4 +18,16 @@ import Testing
             #expect(outcome.output.contains("steps went well"))
         }
     }
+
+    @Test(.enabled(if: hasFuse && hasNamespaces, "needs root, ip and nsenter"))
+    func theWalkBetweenTwoHostsGoesWell() throws {
+        try Sandbox.with { box in
+            let tree = #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
+            let outcome = try box.shell(
+                "TMPDIR='\(box.folder)' DOPPEL='\(Sandbox.binary)' "
+                    + "'/\(tree)/examples/two-hosts/run.sh'", limitSeconds: 300)
+            #expect(outcome.code == 0, "\(outcome)")
+            #expect(outcome.output.contains("all is as it should be"))
+        }
+    }
 }

@@ -24,12 +24,13 @@ package final class Server {
     private var pending: [UInt8] = []
     private var isReaped = false
 
+    /// - Parameter program: a path, or the name of a product of this package.
     package init(_ program: String, _ arguments: [String]) throws {
         var down: [Int32] = [0, 0]
         var up: [Int32] = [0, 0]
         guard mc_pipe(&down) == 0, mc_pipe(&up) == 0 else { throw Failure("pipe") }
-        pid = try spawn(
-            [Sandbox.products + "/" + program] + arguments, input: down[0], output: up[1])
+        let path = program.hasPrefix("/") ? program : Sandbox.products + "/" + program
+        pid = try spawn([path] + arguments, input: down[0], output: up[1])
         close(down[0])
         close(up[1])
         input = down[1]

@@ -1,4 +1,5 @@
-// `doppel serve` beside a sandbox's pool, on a port of the loopback: what another machine would have.
+// `doppel serve` beside a sandbox's pool, on a port of the loopback: what another machine would have. Or on another
+// host of a network, where the sandbox's programs run on the first.
 
 import Foundation
 import Glibc
@@ -11,17 +12,22 @@ package final class MirrorServer {
     /// What it is called with, besides.
     private let options: [String]
     private let relay: Relay?
+    private let link: NamespacePair?
     private var port = 0
     package private(set) var pid: pid_t?
     private var starts = 0
 
     /// Runs, with the sandbox's host let in for every pool.
-    /// - Parameter through: a relay that clients go through.
+    /// - Parameters:
+    ///   - through: a relay that clients go through.
+    ///   - across: a link that it is at the other end of.
     package init(
         _ box: Sandbox, root: String? = nil, isEncrypted: Bool = true, through relay: Relay? = nil,
-        options: [String] = []
+        across link: NamespacePair? = nil, options: [String] = []
     ) throws {
         self.relay = relay
+        self.link = link
+        if let link { box.network = link.enter(.primary) }
         self.box = box
         self.isEncrypted = isEncrypted
         self.root = root ?? box.folder + "/served"
@@ -58,11 +64,14 @@ package final class MirrorServer {
             .trimmingCharacters(in: .whitespacesAndNewlines)
     }
     /// Where clients connect to.
-    package var place: String { "127.0.0.1:\(relay?.port ?? port)" }
+    package var place: String { "\(host):\(relay?.port ?? port)" }
+    private var host: String { link == nil ? "127.0.0.1" : NamespacePair.Host.standby.address }
     package var address: String { "doppel://\(place)/vms" }
     /// The mirror, as the server's machine has it.
     package var mirror: String { root + "/vms" }
-    private var log: String { "\(root)-\(starts).log" }
+    private var log: String {
+        "\(box.folder)/serve-\(root.split(separator: "/").last ?? "")\(starts).log"
+    }
 
     /// On the port that it had before.
     package func start() throws {
@@ -70,8 +79,9 @@ package final class MirrorServer {
         let script = "exec \"$@\" </dev/null >'\(log)' 2>&1"
         let words =
             [
-                "/bin/sh", "-c", script, "sh", Sandbox.binary, "serve", root, "--listen",
-                "127.0.0.1:\(port)",
+                "/bin/sh", "-c", script, "sh",
+            ] + (link?.enter(.standby) ?? []) + [
+                Sandbox.binary, "serve", root, "--listen", "\(host):\(port)",
             ]
             + ["--config", configuration("server")] + (isEncrypted ? [] : ["--without-keys"])
             + options
@@ -83,7 +93,7 @@ package final class MirrorServer {
         pid = started
         try box.until("the server listens", seconds: 30) {
             guard Sandbox.isRunning(started) else { throw Unexpected("serve: \(box.read(log))") }
-            guard let end = box.read(log).range(of: " at 127.0.0.1:") else { return false }
+            guard let end = box.read(log).range(of: " at \(host):") else { return false }
             let digits = box.read(log)[end.upperBound...].prefix { $0.isNumber }
             guard let found = Int(digits), box.read(log)[digits.endIndex...].first == "\n" else {
                 return false
@@ -134,10 +144,12 @@ extension Sandbox {
     /// A mounted pool with the images named, each of 8 MiB, and a mirror behind a server that is in step.
     package static func withServer(
         _ images: String..., isEncrypted: Bool = true, through relay: Relay? = nil,
-        options: String = "timeout=700ms", body: (Sandbox, MirrorServer) throws -> Void
+        across link: NamespacePair? = nil, options: String = "timeout=700ms",
+        body: (Sandbox, MirrorServer) throws -> Void
     ) throws {
         try with { box in
-            let server = try MirrorServer(box, isEncrypted: isEncrypted, through: relay)
+            let server = try MirrorServer(
+                box, isEncrypted: isEncrypted, through: relay, across: link)
             defer { server.kill() }
             try box.ok("init", box.pool)
             for image in images { try box.ok("create", box.pool, image, "--size", "8M") }

@@ -30,6 +30,8 @@ package final class Sandbox {
     package var mountPoint: String { folder + "/mnt" }
     /// For the programs that it runs.
     package var variables: [String: String] = [:]
+    /// What they begin with, for those that run in a network of their own.
+    package var network: [String] = []
     private var daemons: Set<pid_t> = []
     private var runs = 0
 
@@ -90,18 +92,20 @@ package final class Sandbox {
         return outcome.output
     }
 
-    package func shell(_ script: String) throws -> Outcome {
-        try execute(["/bin/sh", "-c", script], input: "/dev/null")
+    package func shell(_ script: String, limitSeconds: Int = 60) throws -> Outcome {
+        try execute(["/bin/sh", "-c", script], input: "/dev/null", limitSeconds: limitSeconds)
     }
 
-    package func execute(_ words: [String], input: String) throws -> Outcome {
+    package func execute(
+        _ words: [String], input: String, limitSeconds: Int = 60
+    ) throws -> Outcome {
         runs += 1
         let out = "\(folder)/.out\(runs)"
         let err = "\(folder)/.err\(runs)"
         // posix_spawn and waitpid: Foundation's Process also waits for whoever inherits its pipe.
         // Nothing that hangs may hang the tests.
-        let script = "exec timeout 60 \"$@\" <'\(input)' >'\(out)' 2>'\(err)'"
-        let argv = (["/bin/sh", "-c", script, "sh"] + words).map { strdup($0) } + [nil]
+        let script = "exec timeout \(limitSeconds) \"$@\" <'\(input)' >'\(out)' 2>'\(err)'"
+        let argv = (["/bin/sh", "-c", script, "sh"] + network + words).map { strdup($0) } + [nil]
         let variables = ProcessInfo.processInfo.environment
             .merging(["DOPPEL": Self.binary]) { $1 }.merging(self.variables) { $1 }
         let environment = variables.map { strdup("\($0.key)=\($0.value)") } + [nil]
@@ -186,6 +190,7 @@ package final class Sandbox {
     }
 
     private func remove() {
+        network = []
         for _ in 0..<3 {
             for place in mounted {
                 _ = try? shell("fusermount3 -uz '\(place)' || umount -l '\(place)'")

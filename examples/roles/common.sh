@@ -10,6 +10,8 @@ one=$folder/one two=$folder/two three=$folder/three mnt=$folder/mnt look=$folder
 mkdir "$mnt" "$look"
 # File systems that a walk mounted for itself.
 disks=()
+# What else a walk has to take away, after its mounts.
+also_clean_up() { :; }
 
 clean_up() {
     code=$?
@@ -18,6 +20,7 @@ clean_up() {
         grep -qs " $place " /proc/mounts || continue
         "$doppel" unmount "$place" --force >/dev/null 2>&1 || fusermount3 -uz "$place" || true
     done
+    also_clean_up
     for disk in "${disks[@]}"; do umount -l "$disk" 2>/dev/null || true; done
     rm -rf "$folder"
     [ "$code" -eq 0 ] || echo "The walk failed (exit code $code)." >&2

@@ -55,4 +55,13 @@ package enum TargetAddress: Sendable, Hashable {
         if case .remote(let remote) = self { remote } else { nil }
     }
     package var isRaw: Bool { if case .raw = self { true } else { false } }
+
+    /// `web1:/srv/vms`: what a pool on another machine said of where it is. That is for people: nobody can be
+    /// connected to there.
+    package var isElsewhere: Bool {
+        guard case .mirror(let path) = self, let end = path.firstIndex(of: "/") else {
+            return false
+        }
+        return path[..<end].hasSuffix(":") && path[..<end].count > 1
+    }
 }

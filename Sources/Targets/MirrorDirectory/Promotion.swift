@@ -139,7 +139,11 @@ enum Promotion {
                 $0.poolID == poolID || $0.address == address
             }) {
                 records[index].poolID = poolID
-                records[index].address = address
+                // What it says of itself is no way to reach it; what a person said is.
+                let isKnown = TargetAddress(records[index].address).remote != nil
+                if !(isKnown && TargetAddress(address).isElsewhere) {
+                    records[index].address = address
+                }
             } else {
                 records.append(
                     TargetRecord(
