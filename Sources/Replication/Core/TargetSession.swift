@@ -53,8 +53,8 @@ package struct TargetSession: Sendable {
     /// It was in step since it was added or last let go of on purpose.
     var isArmed: Bool
     /// How long it has to be in step before it counts; 0: it was not left behind yet.
-    private var rearmDelayMs: Int64 = 0
-    private var inStepSinceNs: Int64 = 0
+    var rearmDelayMs: Int64 = 0
+    var inStepSinceNs: Int64 = 0
     var countsSinceNs: Int64 = 0
     /// Why it is not streaming, and since when; kept while it resyncs.
     package internal(set) var outage: Outage?
@@ -91,7 +91,7 @@ package struct TargetSession: Sendable {
     /// The next record is a barrier: what it stands for has to be staged.
     var metBarrier = false
     /// Of what is waited for: when it last came nearer.
-    private var flushProgressNs: Int64 = 0
+    var flushProgressNs: Int64 = 0
     var unflushed = UnflushedStretches()
     /// Waits for `staleRecorded`; then it stops counting.
     var isDegrading = false
@@ -310,7 +310,7 @@ package struct TargetSession: Sendable {
     /// Nothing is held for the target any more, and who goes on without it waits for it no longer; but
     /// first it is written down that it is behind (S2). Who does not go on without it is held, or fails.
     /// - Parameter releases: nobody waits for it any more, whatever was asked for.
-    private mutating func giveUp(
+    mutating func giveUp(
         _ reason: String, _ now: Int64, releases: Bool = false, _ effects: inout [SessionEffect]
     ) {
         if isDegrading {
@@ -362,185 +362,6 @@ package struct TargetSession: Sendable {
         effects.append(.lose)
         guard policy.hasStandstill else { return }
         effects.append(.tell(kind: "writes-stopped", message: reason))
-    }
-
-    // MARK: Connecting
-
-    private mutating func negotiate(
-        _ report: ReplicaReport, _ position: StreamPosition, _ now: Int64,
-        _ effects: inout [SessionEffect]
-    ) {
-        state = .negotiating
-        resync?.keep(only: report.staging)
-        let isEmpty = report.incarnationID == nil
-        let wentBack = report.checkpoint < position.acknowledged
-        // The legs of a new target are what one with nothing lacks: no word of what is not here (any more).
-        let hasMore = position.isNew && report.checkpoint > .zero
-        wantsEverything = !isEmpty && (wentBack || position.isUnknown || hasMore)
-        if wantsEverything, hasMore, !position.isUnknown {
-            effects.append(
-                .tell(
-                    kind: "target-known",
-                    message:
-                        "it has something from before it was a target of this pool; everything is "
-                        + "compared"))
-        } else if wantsEverything, position.isUnknown {
-            effects.append(
-                .tell(
-                    kind: "target-diverged",
-                    message: "it went its own way, and it is not known how far; everything is "
-                        + "compared"))
-        } else if wantsEverything {
-            effects.append(
-                .tell(
-                    kind: "target-went-back",
-                    message: "it lacks what it had confirmed; everything is compared"))
-        }
-        let isKnown = position.isSameIncarnation && !isEmpty && !wantsEverything
-        // An unclean end may have changed active blocks here, too: between two legs, or back. And a
-        // dirty file that was lost leaves everything open.
-        needsComparing = !isKnown || position.hasUnknown
-        mustShip = !isKnown
-        levelThrough = .zero
-        durable = isKnown ? report.checkpoint : .zero
-        sent = durable
-        // An answer may have been lost: the target can be further than it was known to be. Sequence
-        // numbers never go back, so a cut at or before its checkpoint is one that it has.
-        if isKnown { effects.append(.acknowledge(.durable, durable)) }
-        // Whatever else it has: what it shows must not go back to a cut from before.
-        if !isEmpty { effects.append(.joinLegs(through: report.checkpoint)) }
-        if isKnown, position.holdsAllAfterCheckpoint, !position.isDirty, resync == nil, !isDegrading
-        {
-            stream(now, &effects)
-            hasRecords = true
-            return
-        }
-        giveUp("it lacks more than the write stream holds", now, &effects)
-        if !needsComparing { bringInStep(now, &effects) }
-    }
-
-    private mutating func bringInStep(_ now: Int64, _ effects: inout [SessionEffect]) {
-        if options.intervalMs == nil { state = .resyncing } else { schedule(now, &effects) }
-    }
-
-    /// In step: what comes is sent as it comes.
-    private mutating func stream(_ now: Int64, _ effects: inout [SessionEffect]) {
-        if state != .streaming {
-            effects.append(.tell(kind: SessionEffect.inStep, message: "it is in step"))
-        }
-        if state != .streaming || inStepSinceNs == 0 {
-            inStepSinceNs = now
-            recordsSinceNs = now
-            adaptive?.begin(nowNs: now)
-        }
-        state = .streaming
-        outage = nil
-        resync = nil
-        unflushed.removeAll()
-        if isLost {
-            isLost = false
-            effects.append(.find)
-        }
-        rearm(now, &effects)
-    }
-
-    /// One that was left behind is waited for again when it has been in step for a while: longer each
-    /// time, so that one that comes and goes does not stop everybody again and again.
-    private mutating func rearm(_ now: Int64, _ effects: inout [SessionEffect]) {
-        guard policy.isWaitedFor, !counts, !isDegrading,
-            now - inStepSinceNs >= rearmDelayMs * 1_000_000
-        else { return }
-        count(now, &effects)
-    }
-
-    mutating func count(_ now: Int64, _ effects: inout [SessionEffect]) {
-        counts = true
-        isArmed = true
-        countsSinceNs = now
-        effects.append(.countForAcknowledgements)
-        // Who comes to wait for what was sent already need not wait for more.
-        if policy.hearsOfWrites, sent > durable { effects.append(.acknowledge(.written, sent)) }
-    }
-
-    // MARK: Streaming
-
-    private mutating func noteSent(
-        _ through: SequenceNumber?, _ bytes: Int, _ now: Int64, _ effects: inout [SessionEffect]
-    ) {
-        guard let through else {
-            hasRecords = false
-            return
-        }
-        sent = max(sent, through)
-        adaptive?.note(.written, tookNs: now - sendingSinceNs, nowNs: now)
-        if policy.hearsOfWrites { effects.append(.acknowledge(.written, sent)) }
-        unflushed.note(through: sent, bytes: UInt64(bytes), nowNs: now)
-    }
-
-    private mutating func noteFlushed(
-        _ through: SequenceNumber, _ now: Int64, _ effects: inout [SessionEffect]
-    ) {
-        unflushed.removeAll()
-        guard through > durable else { return }
-        if flushWanted > durable {
-            adaptive?.note(.durable, tookNs: now - flushWantedSinceNs, nowNs: now)
-        }
-        becomeDurable(through, now, &effects)
-        if flushWanted > durable { flushWantedSinceNs = now }
-    }
-
-    /// It got further without being asked. Who waits for more than that waits since it began to.
-    private mutating func noteDurable(
-        _ through: SequenceNumber, _ now: Int64, _ effects: inout [SessionEffect]
-    ) {
-        unflushed.remove(through: through)
-        if flushWanted > durable, flushWanted <= through {
-            adaptive?.note(.durable, tookNs: now - flushWantedSinceNs, nowNs: now)
-        }
-        becomeDurable(through, now, &effects)
-    }
-
-    private mutating func becomeDurable(
-        _ through: SequenceNumber, _ now: Int64, _ effects: inout [SessionEffect]
-    ) {
-        durable = through
-        flushProgressNs = now
-        effects.append(.acknowledge(.durable, durable))
-    }
-
-    private mutating func commit(_ now: Int64, _ effects: inout [SessionEffect]) {
-        guard let done = resync else { return }
-        durable = max(durable, done.stagedThrough)
-        sent = durable
-        effects += [.legIsClean, .acknowledge(.durable, durable)]
-        resync = nil
-        mustShip = false
-        // After the head, and after a head that a cut turned into a snapshot, the stream goes on.
-        guard done.holdsStream else { return }
-        if options.intervalMs != nil { return endRun(now, &effects) }
-        hasRecords = true
-        stream(now, &effects)
-    }
-
-    // MARK: Silence
-
-    /// A target in step that makes no progress is left behind, not waited for. (One that is being
-    /// brought in step keeps nobody waiting.)
-    private mutating func watch(_ now: Int64, _ effects: inout [SessionEffect]) {
-        let limitNs = options.timeoutMs * 1_000_000
-        let silence = "it has made no progress for \(options.timeoutMs) ms"
-        if state == .streaming, let outstanding {
-            let isWaitedFor =
-                flushWanted > durable && now - max(flushWantedSinceNs, flushProgressNs) > limitNs
-            guard now - outstanding.sinceNs > limitNs || isWaitedFor else {
-                return rearm(now, &effects)
-            }
-            fail(TargetError(.io, silence), now, &effects)
-            giveUp(silence, now, &effects)
-        } else if counts, !isLost, !isDegrading, let outage, now - outage.sinceNs > limitNs {
-            giveUp(outage.reason, now, &effects)
-        }
-        if state == .streaming { rearm(now, &effects) }
     }
 
     mutating func newStagingID() -> UInt64 {
