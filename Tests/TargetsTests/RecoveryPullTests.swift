@@ -128,7 +128,11 @@ import Testing
     }
 
     /// A restore is no part of the stream: a mirror that has not got it yet does not undo it.
-    @Test func whatWasRestoredStays() throws {
+    ///
+    /// - Parameter cutShortAt: nothing in the catalog tells of it any more, and the crash comes into a later cut: at
+    ///   this sync of it.
+    @Test(arguments: [nil] + (1...9).map(Optional.some))
+    func whatWasRestoredStays(cutShortAt: Int?) throws {
         var random = SeededRandom(seed: 6)
         let pair = try RecoveryPair(mode: .sync)
         let image = pair.images[0]
@@ -144,6 +148,13 @@ import Testing
         try pair.volume.restore(
             image: image.id, to: try #require(node.layerID), sizeBytes: node.sizeBytes,
             keepAs: "kept", nodes: nodes)
+        if let cutShortAt {
+            try pair.volume.deleteSnapshot(name: "kept")
+            try pattern(100, seed: 3).withUnsafeBytes { try image.write($0, at: 45_056) }
+            try image.flush()
+            pair.disk.powerOff(atSync: cutShortAt)
+            _ = try? pair.volume.createSnapshot(name: "later") { { nodes } }
+        }
         pair.losePower(&random)
         _ = try #require(try pair.recover())
         try pair.open()

@@ -212,20 +212,33 @@ package final class RecoveryPull {
     package func look() throws(TargetError) {
         guard note.heads == nil else { return }
         let (rows, layers) = try TargetHub.read(store) { (try $0.images(), try $0.layers()) }
+        let byID = Dictionary(uniqueKeysWithValues: layers.map { ($0.id, $0) })
         var heads: [ImageID: SequenceNumber] = [:]
         for row in rows where !row.isDeleted {
-            guard let head = layers.first(where: { $0.id == row.headLayerID }), !head.isSealed
-            else { continue }
-            let path = store.mapPath(image: head.imageID, layer: head.id)
-            // One that does not open is set aside with its image.
-            let map = try? LayerMapFile.open(
-                disk: store.disk, path: path, layer: head.id, isSealed: false, readOnly: true
-            ) { _ in }
-            defer { map?.file.close() }
-            // The first commit is from before the cut that made the head.
-            guard let last = map?.lastCommit, last.epoch > 1 else { continue }
-            heads[row.id] = last.sequence
+            guard let head = row.headLayerID.flatMap({ byID[$0] }), !head.isSealed else { continue }
+            heads[row.id] = durableThrough(head, byID)
         }
         try change { $0.heads = heads }
+    }
+
+    /// The first commit of a layer is from before the cut, or the restore, that made it the head. It says nothing
+    /// of what is below, unless that is sealed, and so durable: a cut that the crash came into was not complete.
+    private func durableThrough(
+        _ head: LayerRecord, _ layers: [LayerID: LayerRecord]
+    ) -> SequenceNumber? {
+        var layer = head
+        while true {
+            let path = store.mapPath(image: layer.imageID, layer: layer.id)
+            // One that does not open is set aside with its image.
+            let map = try? LayerMapFile.open(
+                disk: store.disk, path: path, layer: layer.id, isSealed: false, readOnly: true
+            ) { _ in }
+            defer { map?.file.close() }
+            guard let last = map?.lastCommit else { return nil }
+            guard last.epoch == 1 else { return last.sequence }
+            guard let below = layer.parentID.flatMap({ layers[$0] }) else { return nil }
+            if below.isSealed { return last.sequence }
+            layer = below
+        }
     }
 }
