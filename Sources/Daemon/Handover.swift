@@ -285,7 +285,6 @@ enum Handover {
             throw ControlFailure(.failed, "\(address) cannot be looked into")
         }
         try Demotion.run(
-            store, to: sight, at: address, sequence: sequence, isSettled: isSettled
-        ) { try $0.setHandover(nil) }
+            store, to: sight, at: address, sequence: sequence, isSettled: isSettled)
     }
 }

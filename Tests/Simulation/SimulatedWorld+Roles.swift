@@ -332,8 +332,7 @@ extension SimulatedWorld {
         guard let sight = other.sight else { throw HandoverFailure() }
         defer { try? readRole(site) }
         try Demotion.run(
-            store, to: sight, at: other.path, sequence: sequence, isSettled: isSettled
-        ) { try $0.setHandover(nil) }
+            store, to: sight, at: other.path, sequence: sequence, isSettled: isSettled)
     }
 
     /// Opens a primary; where a handover was cut off, it asks first how that ended.

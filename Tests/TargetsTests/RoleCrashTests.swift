@@ -135,7 +135,13 @@ import Testing
         var scene = try scene(seed: seed)
         try promote(&scene)
         let before = try asPrimary(scene) { _, _ in }
+        try scene.fixture.catalog.write {
+            try $0.setHandover(
+                HandoverRecord(poolID: "primary", address: "/old", generationID: "heir"))
+        }
         try demote(&scene, to: try heir(scene))
+        // A primary again, it would take itself for handed over to whom it was then.
+        #expect(try scene.fixture.catalog.read { try $0.handover() } == nil)
         let replica = try role(scene)
         #expect(replica.primaryPoolID == "primary")
         #expect(replica.generation?.id == "heir")

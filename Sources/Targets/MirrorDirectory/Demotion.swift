@@ -26,8 +26,7 @@ package enum Demotion {
     ///   - isSettled: the pool was closed cleanly: its dirty files say all there is to say.
     package static func run(
         _ store: PoolStore, to primary: PoolSight, at address: String,
-        sequence: SequenceNumber = .zero, isSettled: Bool,
-        also: (CatalogTransaction) throws -> Void = { _ in }
+        sequence: SequenceNumber = .zero, isSettled: Bool
     ) throws(TargetError) {
         // What a promotion removed is gone for good when the directory is synced, and not before.
         try syncJournal(of: store)
@@ -56,7 +55,8 @@ package enum Demotion {
                 try tx.setReplica(replica)
                 try tx.clearFence()
                 try tx.setLostPower(nil)
-                try also(tx)
+                // Whoever is a mirror has been handed over, or will not be: as a primary again it asks nobody.
+                try tx.setHandover(nil)
                 try tx.addEvent(
                     EventRecord(
                         atNs: store.disk.now(), kind: "demoted", subject: store.path,
