@@ -52,6 +52,14 @@ enum ModelBug: CaseIterable {
     case releasesBeforeStale
     /// Who stands still is let go of when the target is lost.
     case goesOnWithoutIt
+    /// The target is said to have what is on its way to it.
+    case hearsTooEarly
+}
+
+/// On its way to the target.
+enum ModelCall {
+    case record(ModelRecord)
+    case flush
 }
 
 /// A write or an fsync that waits for the target.

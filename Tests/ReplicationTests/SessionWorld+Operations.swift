@@ -12,6 +12,7 @@ extension SessionWorld {
         let lostBefore = canFail && random.below(200) == 0
         if lostBefore || (target.isAbsent && current != .disconnect) {
             operation = nil
+            endWire()
             return try tell(.failed(TargetError(.absent, "it is not there")))
         }
         let event = try perform(current)
@@ -24,6 +25,7 @@ extension SessionWorld {
                 putBack(stretch.dirtied)
             default: break
             }
+            endWire()
             return try tell(.failed(TargetError(.io, "the answer was lost")))
         }
         try tell(event)
@@ -31,12 +33,18 @@ extension SessionWorld {
 
     private mutating func perform(_ operation: SessionOperation) throws -> SessionEvent {
         switch operation {
-        case .connect: return connect()
+        case .connect:
+            endWire()
+            return connect()
         case .disconnect:
+            endWire()
             target.flush()
             return .disconnected
         case .compare, .markEverything: return compare(everything: operation == .markEverything)
         case .send: return send()
+        case .flush where wire != nil:
+            wire!.append(.flush)
+            return .flushAsked(through: session.sent)
         case .flush:
             let through = target.unsynced.last?.sequence ?? target.checkpoint
             if bug != .confirmsTooEarly { target.flush() }
@@ -69,6 +77,46 @@ extension SessionWorld {
                 }
             }
         }
+    }
+
+    // MARK: What is on its way
+
+    private var hasRoom: Bool { wire!.count < 12 }
+
+    /// Some of what is on its way arrives, and is heard of.
+    mutating func deliver() throws {
+        guard let count = wire?.count, !target.isAbsent else { return }
+        try arrive(min(count, 1 + random.below(4)))
+        guard session.state == .streaming else { return }
+        if bug == .hearsTooEarly { told.written = max(told.written, session.sent.rawValue) }
+        try tell(
+            .heard(
+                TargetProgress(
+                    written: SequenceNumber(rawValue: told.written),
+                    durable: SequenceNumber(rawValue: told.durable), hasRoom: hasRoom)))
+    }
+
+    private mutating func arrive(_ count: Int) throws {
+        for call in wire!.prefix(count) {
+            switch call {
+            case .record(let record):
+                target.unsynced.append(record)
+                told.written = record.sequence
+            case .flush:
+                told.durable = target.unsynced.last?.sequence ?? target.checkpoint
+                if bug != .confirmsTooEarly { target.flush() }
+            }
+        }
+        wire!.removeFirst(count)
+        try checkTarget()
+    }
+
+    /// The connection is over; some of what was on its way had arrived.
+    mutating func endWire() {
+        guard let count = wire?.count else { return }
+        try? arrive(target.isAbsent ? 0 : random.below(count + 1))
+        wire = []
+        told = (0, 0)
     }
 
     private var isDirty: Bool {
@@ -117,6 +165,7 @@ extension SessionWorld {
     private mutating func send() -> SessionEvent {
         let given = session.sent.rawValue
         var last: UInt64?
+        if wire != nil { return give(after: given) }
         for record in ring.filter({ $0.sequence > given }).prefix(1 + random.below(6)) {
             if case .barrier = record.operation {
                 if bug == .passesBarrier { continue }
@@ -126,6 +175,22 @@ extension SessionWorld {
             last = record.sequence
         }
         return .sent(through: last.map { .init(rawValue: $0) }, isBarrierNext: false)
+    }
+
+    private mutating func give(after given: UInt64) -> SessionEvent {
+        guard hasRoom else { return .noRoom }
+        var last: UInt64?
+        for record in ring.filter({ $0.sequence > given }).prefix(1 + random.below(6)) {
+            if case .barrier = record.operation {
+                if bug == .passesBarrier { continue }
+                if last == nil { return .sent(through: nil, isBarrierNext: true) }
+                break
+            }
+            wire!.append(.record(record))
+            last = record.sequence
+        }
+        return last.map { .given(through: .init(rawValue: $0), bytes: 1) }
+            ?? .sent(through: nil, isBarrierNext: false)
     }
 
     private func blocks(_ numbers: some Sequence<Int>) -> [ImageID: BlockSet] {

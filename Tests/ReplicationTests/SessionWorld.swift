@@ -61,12 +61,17 @@ struct SessionWorld {
 
     var operation: SessionOperation?
     var staleRecordWanted = false
+    /// What is on its way to a target that is given more meanwhile; nil for one that answers each call.
+    var wire: [ModelCall]?
+    /// What the target said on this connection.
+    var told = (written: UInt64(0), durable: UInt64(0))
 
     init(
         seed: UInt64, policy: AckPolicy, intervalMs: Int64? = nil, budgetMs: Int64? = nil,
-        bug: ModelBug? = nil
+        isPipelined: Bool = false, bug: ModelBug? = nil
     ) {
         random = SeededRandom(seed: seed)
+        wire = isPipelined ? [] : nil
         self.bug = bug
         let empty = PoolContent(
             repeating: [UInt64](repeating: 0, count: Self.blockCount), count: Self.imageCount)
@@ -362,6 +367,7 @@ struct SessionWorld {
         returnTakenLeg()
         operation = nil
         staleRecordWanted = false
+        endWire()
         acks = AckTracker()
         isStale = true
         target.crash(&random)

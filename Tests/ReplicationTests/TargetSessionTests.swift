@@ -21,7 +21,7 @@ import Testing
             isPeriodic ? AckPolicy(.async) : isAdaptive ? AckPolicy(.sync) : policy(of: seed)
         var world = SessionWorld(
             seed: seed, policy: policy, intervalMs: isPeriodic ? 300 : nil,
-            budgetMs: isAdaptive ? 25 : nil, bug: bug)
+            budgetMs: isAdaptive ? 25 : nil, isPipelined: seed % 3 == 1, bug: bug)
         try world.tell(.start)
         do {
             for _ in 0..<steps { try world.step() }
@@ -119,6 +119,73 @@ import Testing
         #expect(!next.contains(.run(.flush)))
         #expect(
             told(99, &session).contains(.acknowledge(.durable, SequenceNumber(rawValue: 22))))
+    }
+
+    /// The next is given, and asked for, while the last are on their way; and who hears nothing in time, whatever it
+    /// is, gives the target up.
+    @Test func moreIsGivenWhileSomethingIsUnderWay() {
+        func sequence(_ number: UInt64) -> SequenceNumber { SequenceNumber(rawValue: number) }
+        var options = SessionOptions()
+        options.mode = .sync
+        options.timeoutMs = 1
+        let report = ReplicaReport(
+            incarnationID: "this", generation: nil, checkpoint: sequence(10), snapshots: [],
+            staging: nil)
+        let position = StreamPosition(
+            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
+            acknowledged: sequence(10))
+        var session = TargetSession(options: options, seed: 1)
+        _ = session.apply(.start, now: 0)
+        _ = session.apply(.connected(report, position), now: 0)
+        #expect(session.apply(.given(through: sequence(12), bytes: 1), now: 1) == [.run(.send)])
+        #expect(session.apply(.flushWanted(sequence(12)), now: 1).isEmpty)
+        #expect(session.apply(.given(through: sequence(14), bytes: 1), now: 2) == [.run(.flush)])
+        #expect(session.apply(.flushAsked(through: sequence(14)), now: 2) == [.run(.send)])
+        #expect(session.apply(.given(through: sequence(15), bytes: 1), now: 3) == [.run(.send)])
+        #expect(session.apply(.flushWanted(sequence(15)), now: 3).isEmpty)
+        let second = session.apply(.sent(through: nil, isBarrierNext: false), now: 3)
+        #expect(second == [.run(.flush)])
+        #expect(session.apply(.flushAsked(through: sequence(15)), now: 4).isEmpty)
+        #expect(session.durable == sequence(10) && session.written == sequence(10))
+        func hear(_ written: UInt64, _ durable: UInt64, atNs now: Int64) -> [SessionEffect] {
+            session.apply(
+                .heard(
+                    TargetProgress(
+                        written: sequence(written), durable: sequence(durable), hasRoom: true)),
+                now: now)
+        }
+        #expect(hear(12, 10, atNs: 500_000) == [.acknowledge(.written, sequence(12))])
+        // Never more than it was given.
+        #expect(
+            hear(99, 14, atNs: 900_000) == [
+                .acknowledge(.written, sequence(15)), .acknowledge(.durable, sequence(14)),
+            ])
+        _ = session.apply(.tick, now: 1_800_000)
+        #expect(session.state == .streaming)
+        _ = session.apply(.tick, now: 2_000_000)
+        #expect(session.state == .disconnected)
+    }
+
+    /// Nothing is given to one that takes no more, until it does.
+    @Test func whoIsFullIsGivenNothing() {
+        func sequence(_ number: UInt64) -> SequenceNumber { SequenceNumber(rawValue: number) }
+        let report = ReplicaReport(
+            incarnationID: "this", generation: nil, checkpoint: sequence(10), snapshots: [],
+            staging: nil)
+        let position = StreamPosition(
+            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
+            acknowledged: sequence(10))
+        var session = TargetSession(options: SessionOptions(), seed: 1)
+        _ = session.apply(.start, now: 0)
+        _ = session.apply(.connected(report, position), now: 0)
+        #expect(session.apply(.noRoom, now: 1).isEmpty)
+        #expect(session.awaitsTarget)
+        #expect(session.apply(.recordsWaiting, now: 2).isEmpty)
+        let progress = TargetProgress(written: sequence(10), durable: sequence(10), hasRoom: true)
+        #expect(session.apply(.heard(progress), now: 3) == [.run(.send)])
+        _ = session.apply(.noRoom, now: 4)
+        _ = session.apply(.tick, now: 6_000_000_000)
+        #expect(session.state == .disconnected)
     }
 
     /// Who waits for it goes on waiting: it is not left behind for that, and not told as lost.
@@ -275,7 +342,8 @@ extension SessionWorld {
         case 270..<285: deleteSnapshot()
         case 285..<295: try changeOutsideTheStream()
         case 295..<350: try fsync()
-        case 350..<900: try answer()
+        case 350..<900:
+            if wire?.isEmpty == false, random.chance(40) { try deliver() } else { try answer() }
         case 900..<904: try crashTarget()
         case 904..<908: target.isAbsent = true
         case 908..<935: target.isAbsent = false
@@ -294,14 +362,17 @@ extension SessionWorld {
     }
 
     private mutating func crashTarget() throws {
+        if wire != nil { wire = [] }
         target.crash(&random)
         try loseConnection()
     }
 
     private mutating func loseConnection() throws {
         try tell(.recordsWaiting)
-        guard operation != nil else { return }
+        // Of a target that is heard it is heard, too.
+        guard operation != nil || wire != nil && session.state == .streaming else { return }
         operation = nil
+        endWire()
         try tell(.failed(TargetError(.io, "the connection was lost")))
     }
 
@@ -331,6 +402,7 @@ extension SessionWorld {
         for _ in 0..<2000 {
             if staleRecordWanted { try recordStale() }
             now += 20_000_000
+            try deliver()
             if operation != nil {
                 try answer(canFail: false)
             } else {

@@ -18,17 +18,20 @@ final class SimulatedNetwork {
     let delayPermille: Int
     let lossPermille: Int
     let repeatPermille: Int
+    /// More is given while something is on its way (SimulatedPipe).
+    let isFar: Bool
 
     init(sites: Int, isPerfect: Bool, _ random: inout SeededRandom) {
         size = sites
         isCut = Array(repeating: false, count: sites * sites)
         guard !isPerfect else {
-            (delayPermille, lossPermille, repeatPermille) = (0, 0, 0)
+            (delayPermille, lossPermille, repeatPermille, isFar) = (0, 0, 0, false)
             return
         }
         delayPermille = [0, 20, 60, 150][random.below(4)]
         lossPermille = [0, 1, 5, 20][random.below(4)]
         repeatPermille = [0, 20][random.below(2)]
+        isFar = random.chance(50)
     }
 
     func reaches(_ a: Int, _ b: Int) -> Bool { !isCut[a * size + b] }

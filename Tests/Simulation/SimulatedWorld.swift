@@ -229,7 +229,7 @@ package final class SimulatedWorld: @unchecked Sendable {  // one thread
         guard hasRoles else { return target }
         let link = SimulatedLink(self, from: primary, to: site, opened, target)
         site.link = link
-        return link
+        return network.isFar ? SimulatedPipe(self, link) : link
     }
 
     /// A primary's process is gone.

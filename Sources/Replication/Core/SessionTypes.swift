@@ -136,9 +136,9 @@ package enum SessionOperation: Sendable, Hashable {
     case compare
     /// Everything is unknown: enters every allocated block in the legs → `compared` or `failed`.
     case markEverything
-    /// Appends what the stream has → `sent` or `failed`.
+    /// Appends what the stream has → `sent`, `given`, `noRoom` or `failed`.
     case send
-    /// → `flushed` or `failed`.
+    /// → `flushed`, `flushAsked` or `failed`.
     case flush
     /// Whether the target lacks anything → `looked` or `failed`.
     case look
@@ -178,6 +178,8 @@ package enum SessionEvent: Sendable {
     case ringOverflowed
     /// The target says by itself up to where what it took is durable.
     case becameDurable(through: SequenceNumber)
+    /// What the target says of what it was given.
+    case heard(TargetProgress)
     /// The answer to `recordStale`.
     case staleRecorded
     /// What the target is told when it connects has changed.
@@ -194,6 +196,12 @@ package enum SessionEvent: Sendable {
     case compared
     /// nil: there was nothing to send. With a barrier next, nothing after it was sent.
     case sent(through: SequenceNumber?, bytes: Int = 0, isBarrierNext: Bool)
+    /// As `sent`; but the records are on their way, and `heard` will tell that the target has them.
+    case given(through: SequenceNumber, bytes: Int)
+    /// The target does not take more before it has done something: `heard` will tell.
+    case noRoom
+    /// A flush of everything up to here is on its way: `heard` will tell.
+    case flushAsked(through: SequenceNumber)
     /// - Parameter isStreamEmpty: there was nothing to send at that moment.
     case flushed(through: SequenceNumber, isStreamEmpty: Bool = false)
     /// - Parameter through: the last thing that happened to the pool at that moment.

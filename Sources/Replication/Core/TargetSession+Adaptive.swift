@@ -36,6 +36,13 @@ extension TargetSession {
 
     /// How long the oldest request waits that was not answered, as far as that can be known.
     private func waitingNs(_ now: Int64) -> Int64 {
+        let givenNs = underway.records.sinceNs.map { now - $0 } ?? 0
+        let isFlushAsked = underway.flushAsked > durable && flushWanted > durable
+        if policy.all.mode == .sync, isFlushAsked { return max(givenNs, now - flushWantedSinceNs) }
+        return max(givenNs, waitingForAnswerNs(now))
+    }
+
+    private func waitingForAnswerNs(_ now: Int64) -> Int64 {
         switch outstanding?.operation {
         case .send: return now - sendingSinceNs
         case .flush:

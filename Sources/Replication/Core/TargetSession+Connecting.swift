@@ -40,7 +40,7 @@ extension TargetSession {
         mustShip = !isKnown
         levelThrough = .zero
         durable = isKnown ? report.checkpoint : .zero
-        sent = durable
+        (sent, written) = (durable, durable)
         // An answer may have been lost: the target can be further than it was known to be. Sequence
         // numbers never go back, so a cut at or before its checkpoint is one that it has.
         if isKnown { effects.append(.acknowledge(.durable, durable)) }
@@ -74,6 +74,7 @@ extension TargetSession {
         outage = nil
         resync = nil
         unflushed.removeAll()
+        underway.removeAll()
         if isLost {
             isLost = false
             effects.append(.find)
@@ -96,6 +97,8 @@ extension TargetSession {
         countsSinceNs = now
         effects.append(.countForAcknowledgements)
         // Who comes to wait for what was sent already need not wait for more.
-        if policy.hearsOfWrites, sent > durable { effects.append(.acknowledge(.written, sent)) }
+        if policy.hearsOfWrites, written > durable {
+            effects.append(.acknowledge(.written, written))
+        }
     }
 }

@@ -47,23 +47,26 @@ extension TargetSession {
     private mutating func nextWhenStreaming(
         _ now: Int64, _ effects: inout [SessionEffect]
     ) -> SessionOperation? {
+        // What is durable there, or will be told to be.
+        let asked = max(durable, underway.flushAsked)
+        let mayFlush = sent > asked && underway.mayFlush
         if metBarrier {
             // The staging begins on top of a checkpoint that has everything sent so far.
-            if sent > durable { return .flush }
+            if sent > durable { return mayFlush ? .flush : nil }
             metBarrier = false
             state = .resyncing
             // The ring may have let go of the target meanwhile, with cuts that it has by now in its legs.
             effects.append(.joinLegs(through: durable))
             return nextOfResync(now, &effects)
         }
-        let isWanted = flushWanted > durable
-        if isWanted, sent >= flushWanted || !hasRecords, sent > durable { return .flush }
-        if unflushed.bytes >= options.flushBytes, sent > durable { return .flush }
-        if let unflushedSinceNs = unflushed.sinceNs, sent > durable {
+        let isWanted = flushWanted > asked
+        if isWanted, sent >= flushWanted || !hasRecords, mayFlush { return .flush }
+        if unflushed.bytes >= options.flushBytes, mayFlush { return .flush }
+        if let unflushedSinceNs = unflushed.sinceNs, mayFlush {
             let due = unflushedSinceNs + options.flushIntervalMs * 1_000_000
             if now >= due { return .flush }
             if !hasRecords { effects.append(.wake(atNs: due)) }
         }
-        return hasRecords ? .send : nil
+        return hasRecords && underway.fullSinceNs == nil ? .send : nil
     }
 }

@@ -20,8 +20,8 @@
 // retry and the end of a pause `nextWhenDisconnected`; `connectAnew` from anywhere, to come back at once.
 //
 // Invariants
-//   S1 What was acknowledged is what the target said it has: written what its append returned for,
-//      durable what it flushed or committed. Never more.
+//   S1 What was acknowledged is what the target said it has: written what its append returned for, or what
+//      it was heard to have; durable what it flushed or committed. Never more.
 //   S2 While `counts`, everything after `durable` is held for the target in the ring, also while it
 //      is away for less than the timeout, and its legs have it after that. It stops counting only after
 //      `recordStale` was answered.
@@ -44,6 +44,8 @@ package struct TargetSession: Sendable {
     package internal(set) var durable = SequenceNumber.zero
     /// What it was given.
     package internal(set) var sent = SequenceNumber.zero
+    /// What it said it has: all of that, but for a target that tells it later (TargetSession+Streaming).
+    package internal(set) var written = SequenceNumber.zero
     /// How it is waited for, when it is: the mode in force.
     package internal(set) var policy: TargetPolicy
     /// Acknowledgements wait for it.
@@ -92,7 +94,8 @@ package struct TargetSession: Sendable {
     var metBarrier = false
     /// Of what is waited for: when it last came nearer.
     var flushProgressNs: Int64 = 0
-    var unflushed = UnflushedStretches()
+    var unflushed = SentStretches()
+    var underway = Underway()
     /// Waits for `staleRecorded`; then it stops counting.
     var isDegrading = false
     /// … for everybody, because somebody asked for it.
@@ -165,6 +168,7 @@ package struct TargetSession: Sendable {
         case .becameDurable(let through):
             guard state == .streaming, min(through, sent) > durable else { break }
             noteDurable(min(through, sent), now, &effects)
+        case .heard(let progress): hear(progress, now, &effects)
         case .staleRecorded: stopCounting(now, &effects)
         case .connectAnew(let reason): connectAnew(reason, now, &effects)
         case .othersWrite(let isSo): makesWay = isSo
@@ -181,7 +185,8 @@ package struct TargetSession: Sendable {
         _ event: SessionEvent, _ now: Int64, _ effects: inout [SessionEffect]
     ) {
         // Whoever waits does so since it was asked, and not since the line was found to be dead.
-        let askedSinceNs = state == .streaming ? outstanding?.sinceNs : nil
+        let asked = [outstanding?.sinceNs, underway.silentSinceNs].compactMap { $0 }.min()
+        let askedSinceNs = state == .streaming ? asked : nil
         outstanding = nil
         if case .failed(let error) = event {
             return fail(error, since: askedSinceNs, now, &effects)
@@ -194,6 +199,9 @@ package struct TargetSession: Sendable {
         case (.streaming, .sent(let through, let bytes, let isBarrierNext)):
             noteSent(through, bytes, now, &effects)
             if isBarrierNext { metBarrier = true }
+        case (.streaming, .given(let through, let bytes)): noteGiven(through, bytes, now)
+        case (.streaming, .noRoom): noteFull(now)
+        case (.streaming, .flushAsked(let through)): noteFlushAsked(through, now)
         case (.streaming, .flushed(let through, let isStreamEmpty)):
             if isStreamEmpty { hasRecords = false }
             noteFlushed(through, now, &effects)
@@ -304,6 +312,7 @@ package struct TargetSession: Sendable {
         hasRecords = false
         metBarrier = false
         unflushed.removeAll()
+        underway.removeAll()
         resync?.suspend()
     }
 

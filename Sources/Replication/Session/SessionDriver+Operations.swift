@@ -4,13 +4,13 @@ import BlockCore
 
 extension SessionDriver {
     func performConnect(_ opened: any ReplicaTarget) throws(TargetError) -> SessionEvent {
-        target = opened
-        let given = stream.lastSequence
+        follow(opened)
+        let last = stream.lastSequence
         var hello = source.hello(for: id, having: nil)
-        hello.givenThrough = given
+        hello.givenThrough = last
         var report = try opened.connect(hello)
         var told = source.hello(for: id, having: report.incarnationID)
-        told.givenThrough = given
+        told.givenThrough = last
         if told != hello {
             hello = told
             report = try opened.connect(hello)
@@ -18,8 +18,9 @@ extension SessionDriver {
         if let diverged = report.diverged { try enter(diverged) }
         let isSame = report.incarnationID == hello.incarnationID
         // Before anything is acknowledged.
-        let isLacking = !report.keptAllReceived && report.checkpoint < given
-        givenThrough = isLacking ? given : nil
+        let isLacking = !report.keptAllReceived && report.checkpoint < last
+        givenThrough = isLacking ? last : nil
+        given = report.checkpoint
         source.withhold(id, isLacking)
         let standing = stream.standing(id)
         let acknowledged = standing?.durable ?? .zero
@@ -40,15 +41,31 @@ extension SessionDriver {
                 isUnknown: !(report.diverged?.isComplete ?? true), isNew: acknowledged == .zero))
     }
 
+    private func follow(_ opened: any ReplicaTarget) {
+        target = opened
+        pipeline = opened as? any PipelinedTarget
+        pipeline?.onNews { [weak self] in self?.noteNews() }
+        heard = nil
+    }
+
     // MARK: Streaming
 
+    private static let mostGivenBytes = 4 << 20
+
     func send() throws(TargetError) -> SessionEvent {
-        if let batch = stream.takeBatch(id, limitBytes: 4 << 20) {
-            try connected().append(batch)
-            noteGiven(batch.lastSequence)
+        if let pipeline, !pipeline.progress.hasRoom { return .noRoom }
+        let limit = min(Self.mostGivenBytes, pipeline?.roomBytes ?? .max)
+        if let batch = stream.takeBatch(id, limitBytes: limit) {
             tally.sentBytes.add(UInt64(batch.lengthBytes), ordering: .relaxed)
-            return .sent(
-                through: batch.lastSequence, bytes: batch.lengthBytes, isBarrierNext: false)
+            guard let pipeline else {
+                try connected().append(batch)
+                noteGiven(batch.lastSequence)
+                return .sent(
+                    through: batch.lastSequence, bytes: batch.lengthBytes, isBarrierNext: false)
+            }
+            try pipeline.give(batch)
+            given = batch.lastSequence
+            return .given(through: batch.lastSequence, bytes: batch.lengthBytes)
         }
         switch stream.waitForRecords(id, timeoutMs: 0) {
         case .barrier: return .sent(through: nil, isBarrierNext: true)
@@ -58,7 +75,16 @@ extension SessionDriver {
         }
     }
 
-    private func noteGiven(_ through: SequenceNumber) {
+    func flush() throws(TargetError) -> SessionEvent {
+        if let pipeline {
+            try pipeline.askFlush()
+            return .flushAsked(through: given)
+        }
+        let through = try connected().flush()
+        return .flushed(through: through, isStreamEmpty: stream.isEmpty(id))
+    }
+
+    func noteGiven(_ through: SequenceNumber) {
         guard let given = givenThrough, through >= given else { return }
         givenThrough = nil
         source.withhold(id, false)

@@ -25,10 +25,17 @@ package final class SessionDriver: @unchecked Sendable {
     private var owesReplies = false
     private var isStopping = false
     private var hasEnded = false
+    /// The target may have something to say.
+    private var hasNews = false
     private var thread: WorkerThread?
 
     // The thread's own.
     var target: (any ReplicaTarget)?
+    /// The same, where it takes more while something is under way.
+    var pipeline: (any PipelinedTarget)?
+    /// What was last given to it.
+    var given = SequenceNumber.zero
+    var heard: TargetProgress?
     var leg: OpenLeg?
     let records = RecordBuffer(capacityBytes: 4096)
     /// Batches of the stream are in its memory.
@@ -240,11 +247,8 @@ package final class SessionDriver: @unchecked Sendable {
             }
             apply(event)
             changed.broadcast()
-            if takeReplies() {
-                lock.unlock()
-                source.answer()
-                lock.lock()
-            }
+            answerAll()
+            if pipeline != nil, session.state == .streaming { listen() }
             return true
         }
         if let wakeAtNs, clock() >= wakeAtNs {
@@ -252,12 +256,12 @@ package final class SessionDriver: @unchecked Sendable {
             return true
         }
         guard session.state == .streaming else { return false }
-        if let error = target?.knownFailure {
-            apply(.failed(error))
-            return true
-        }
+        if listen() { return true }
+        guard session.state == .streaming, pending == nil else { return true }
         switch stream.waitForRecords(id, timeoutMs: 0) {
-        case .records, .barrier: apply(.recordsWaiting)
+        case .records, .barrier:
+            guard !session.awaitsTarget else { return false }
+            apply(.recordsWaiting)
         case .notStreaming: apply(.ringOverflowed)
         case .interrupted: break
         case .timeout: return false
@@ -266,11 +270,59 @@ package final class SessionDriver: @unchecked Sendable {
     }
 
     /// Under `lock`, which is let go of meanwhile.
+    private func answerAll() {
+        guard takeReplies() else { return }
+        lock.unlock()
+        source.answer()
+        lock.lock()
+    }
+
+    /// Under `lock`, which is let go of meanwhile: a target that tells calls ``noteNews()`` with locks of its own.
+    /// - Returns: whether the target had something to say.
+    @discardableResult
+    private func listen() -> Bool {
+        hasNews = false
+        lock.unlock()
+        let error = target?.knownFailure
+        let now = pipeline?.progress
+        if let now { noteGiven(now.written) }
+        lock.lock()
+        guard session.state == .streaming else { return true }
+        // What is under way is answered first.
+        if let error, pending == nil {
+            apply(.failed(error))
+        } else if let now, now != heard {
+            heard = now
+            apply(.heard(now))
+        } else {
+            return false
+        }
+        changed.broadcast()
+        answerAll()
+        return true
+    }
+
+    /// The target may have something to say. Nobody need be woken who comes by soon, or waits for nothing.
+    func noteNews() {
+        let isAwaited = lock.withLock {
+            hasNews = true
+            let isAwaited = session.policy.isWaitedFor || session.awaitsTarget
+            if isAwaited { changed.broadcast() }
+            return isAwaited
+        }
+        if isAwaited { stream.interrupt(id) }
+    }
+
+    /// Under `lock`, which is let go of meanwhile.
     private func waitForWork() {
         guard pending == nil else { return }
         let leftMs = wakeAtNs.map { max(($0 - clock()) / 1_000_000, 1) } ?? 1000
         guard session.state == .streaming else {
             _ = changed.wait(lock, timeoutMs: leftMs)
+            return
+        }
+        guard !session.awaitsTarget else {
+            if !hasNews { _ = changed.wait(lock, timeoutMs: min(leftMs, 100)) }
             return
         }
         // Where nobody waits, records may gather, so that one wake-up serves many.
@@ -293,10 +345,7 @@ package final class SessionDriver: @unchecked Sendable {
             case .compare: return try performCompare(everything: false)
             case .markEverything: return try performCompare(everything: true)
             case .send: return try send()
-            case .flush:
-                let through = try connected().flush()
-                return .flushed(
-                    through: through, isStreamEmpty: stream.isEmpty(id))
+            case .flush: return try flush()
             case .look:
                 let standing = stream.standing(id)
                 return .looked(
@@ -355,6 +404,7 @@ package final class SessionDriver: @unchecked Sendable {
         closeLeg()
         target?.disconnect()
         target = nil
+        pipeline = nil
     }
 
     func closeLeg() {

@@ -222,3 +222,35 @@ package protocol ReplicaTarget: AnyObject, Sendable {
 extension ReplicaTarget {
     package var knownFailure: TargetError? { nil }
 }
+
+/// How far a target came with what it was given.
+package struct TargetProgress: Sendable, Hashable {
+    /// It has everything up to here as ``ReplicaTarget/append(_:)`` promises it.
+    package var written: SequenceNumber
+    /// Everything up to here survives its power loss.
+    package var durable: SequenceNumber
+    /// It takes more.
+    package var hasRoom: Bool
+
+    package init(written: SequenceNumber, durable: SequenceNumber, hasRoom: Bool) {
+        self.written = written
+        self.durable = durable
+        self.hasRoom = hasRoom
+    }
+}
+
+/// A target that is far away: what it is given and asked for is on its way while more is given, and it says by
+/// itself how far it came. After an error of any of it nothing more is done.
+package protocol PipelinedTarget: ReplicaTarget {
+    /// As ``append(_:)``, but returns when the records are on their way.
+    func give(_ batch: RecordBatch) throws(TargetError)
+    /// What may be given at once.
+    var roomBytes: Int { get }
+    /// As ``flush()`` of everything that was given, but returns when that is on its way.
+    func askFlush() throws(TargetError)
+    /// Since the last `connect`.
+    var progress: TargetProgress { get }
+    /// - Parameter hear: called whenever ``progress`` or ``ReplicaTarget/knownFailure`` may have changed, from any
+    ///   thread, also with locks of the target held: it asks nothing of it.
+    func onNews(_ hear: @escaping @Sendable () -> Void)
+}

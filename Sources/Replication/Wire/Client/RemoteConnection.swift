@@ -17,9 +17,15 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
     /// Of records that the target did not take: nothing after them is done.
     private var failure: TargetError?
     private var end: WireEnd?
+    /// Called with the lock held.
+    private let onNews: (@Sendable () -> Void)?
 
-    init(_ role: WireRole, _ options: ClientConnection.Options, _ link: any WireLink) {
+    init(
+        _ role: WireRole, _ options: ClientConnection.Options, _ link: any WireLink,
+        onNews: (@Sendable () -> Void)? = nil
+    ) {
         self.link = link
+        self.onNews = onNews
         machine = ClientConnection(role, options: options, now: link.nowNs)
     }
 
@@ -66,18 +72,36 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
         case .attached: isAttached = true
         case .entered: hasEntered = true
         case .reply(let number, let reply):
-            if case .failed(let error) = reply, !asked.contains(number) {
-                failure = failure ?? error
-            } else {
-                replies[number] = reply
-            }
-        case .ended(let end): self.end = end
-        case .acknowledged, .suspected, .recovered: break
+            take(number, reply)
+        case .ended(let end):
+            self.end = end
+            onNews?()
+        case .acknowledged: onNews?()
+        case .suspected, .recovered: break
         }
         changed.broadcast()
     }
+
+    private func take(_ number: UInt64, _ reply: WireReply) {
+        guard !asked.contains(number) else { return replies[number] = reply }
+        switch reply {
+        case .failed(let error): failure = failure ?? error
+        case .flushed(let through):
+            // Asked again it would say the same, for ever.
+            if let wanted = flushes[number], through < wanted {
+                failure = failure ?? TargetError(.io, "it lacks some of what it took")
+            }
+            flushedThrough = max(flushedThrough, through)
+        default: return
+        }
+        flushes[number] = nil
+        onNews?()
+    }
     /// Numbers whose replies somebody waits for.
     private var asked: Set<UInt64> = []
+    /// Flushes that nobody waits for, with what each is to confirm.
+    private var flushes: [UInt64: SequenceNumber] = [:]
+    private var flushedThrough = SequenceNumber.zero
 
     // MARK: The caller's side
 
@@ -221,6 +245,37 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
             try machine.append(
                 batch, tellsReceived: tellsReceived, packed: packed, now: link.nowNs)
         }
+    }
+
+    /// Returns when the question is on its way; ``progress`` tells the answer.
+    func askFlush(of given: SequenceNumber) throws(TargetError) {
+        lock.lock()
+        defer { lock.unlock() }
+        try wait { () throws(TargetError) -> Void? in
+            if let failure { throw failure }
+            return machine.mayAsk ? () : nil
+        }
+        try sending { () throws(WireError) in
+            let number = try machine.ask(.flush, now: link.nowNs)
+            flushes[number] = given
+        }
+    }
+
+    var progress: TargetProgress {
+        lock.withLock {
+            let said = machine.acknowledged
+            return TargetProgress(
+                written: said.written, durable: max(said.durable, flushedThrough),
+                hasRoom: room(machine).isMuch)
+        }
+    }
+    var room: (bytes: Int, isMuch: Bool) { lock.withLock { room(machine) } }
+
+    /// With a quarter of what there was at first there is room for the largest of records.
+    private func room(_ machine: ClientConnection) -> (bytes: Int, isMuch: Bool) {
+        let all = welcome?.creditBytes ?? 0
+        let left = machine.creditBytes
+        return (Int(clamping: left) - WireFormat.headBytes - 32, left >= all / 4)
     }
 
     func wait(written sequence: SequenceNumber) throws(TargetError) {

@@ -10,7 +10,7 @@ import BlockCore
 import Synchronization
 import SystemIO
 
-package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
+package final class RemoteReplica: PipelinedTarget, @unchecked Sendable {
     // One caller at a time (see `ReplicaTarget`); the connections have locks of their own.
     package struct Options: Sendable {
         /// As the server names it.
@@ -36,6 +36,9 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
     private var bulk: [RemoteConnection] = []
     private var session: (epoch: UInt64, token: UInt64) = (0, 0)
     private var lastOrder: UInt64 = 0
+    /// The last of what the server was given.
+    private var given = SequenceNumber.zero
+    private var hear: (@Sendable () -> Void)?
 
     /// - Parameters:
     ///   - client: at random; one for all replicas of a process.
@@ -72,7 +75,7 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
     }
 
     private func connectAnew(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
-        let first = RemoteConnection(.ordered, options.connection, link)
+        let first = RemoteConnection(.ordered, options.connection, link, onNews: hear)
         ordered = first
         let welcome = try first.begin()
         let connected = try first.connect(
@@ -81,6 +84,7 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
                 pool: options.pool,
                 hello: hello))
         session = (connected.epoch, connected.token)
+        given = connected.report.checkpoint
         return connected.report
     }
 
@@ -140,17 +144,27 @@ package final class RemoteReplica: ReplicaTarget, @unchecked Sendable {
     // MARK: The stream
 
     package func append(_ batch: RecordBatch) throws(TargetError) {
-        try send(batch)
+        try give(batch)
         try connected().wait(written: batch.lastSequence)
     }
 
-    /// Returns when the records are on their way; ``acknowledged`` says how far they came.
-    /// - Parameter tellsReceived: also when the server has them in memory.
+    package func give(_ batch: RecordBatch) throws(TargetError) { try send(batch) }
+
+    /// - Parameter tellsReceived: ``acknowledged`` tells also when the server has them in memory.
     package func send(_ batch: RecordBatch, tellsReceived: Bool = false) throws(TargetError) {
         let first = try connected()
         try first.append(
             batch, tellsReceived: tellsReceived, packer, lineBytesPerSecond: lineBytesPerSecond)
+        given = batch.lastSequence
     }
+
+    package func askFlush() throws(TargetError) { try connected().askFlush(of: given) }
+
+    package var roomBytes: Int { ordered?.room.bytes ?? 0 }
+    package var progress: TargetProgress {
+        ordered?.progress ?? TargetProgress(written: .zero, durable: .zero, hasRoom: false)
+    }
+    package func onNews(_ hear: @escaping @Sendable () -> Void) { self.hear = hear }
 
     /// What the server said by itself.
     package var durableThrough: SequenceNumber? { acknowledged?.durable }

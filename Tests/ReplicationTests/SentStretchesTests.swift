@@ -3,13 +3,13 @@ import Testing
 
 @testable import Replication
 
-@Suite struct UnflushedStretchesTests {
+@Suite struct SentStretchesTests {
     private func number(_ value: UInt64) -> SequenceNumber { SequenceNumber(rawValue: value) }
     private static let ms: Int64 = 1_000_000
 
     /// Never less than there is, and never younger; at most a stretch more.
     @Test func itKnowsHowMuchAndSinceWhen() {
-        var unflushed = UnflushedStretches()
+        var unflushed = SentStretches()
         #expect(unflushed.sinceNs == nil)
         for turn in UInt64(1)...1000 {
             unflushed.note(through: number(turn), bytes: 4096, nowNs: Int64(turn) * Self.ms)
@@ -28,11 +28,12 @@ import Testing
     }
 
     @Test func largeBatchesAreStretchesOfTheirOwn() {
-        var unflushed = UnflushedStretches()
+        var unflushed = SentStretches()
         for turn in UInt64(1)...3 {
             unflushed.note(through: number(turn), bytes: 4 << 20, nowNs: Int64(turn))
         }
-        unflushed.remove(through: number(2))
+        #expect(unflushed.remove(through: number(2)) == 1)
         #expect(unflushed.bytes == 4 << 20 && unflushed.sinceNs == 3)
+        #expect(unflushed.remove(through: number(2)) == nil)
     }
 }
