@@ -46,6 +46,9 @@ package struct HostPort: Sendable, Hashable, CustomStringConvertible {
 
     package var description: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
 
+    /// Not one address, but all that the host has.
+    package var isAnyAddress: Bool { host == "0.0.0.0" || host == "::" }
+
     /// The host is an address in 127.0.0.0/8.
     package var isLoopback: Bool {
         let parts = host.split(separator: ".", omittingEmptySubsequences: false)

@@ -345,8 +345,9 @@ final class PoolReplication: @unchecked Sendable {  // fields are under `lock`
             guard !(target.isSeeded ?? false) else {
                 throw ControlFailure(
                     .usage,
-                    "copies behind a server cannot be taken as they are: carry them into the folder that it "
-                        + "serves as a mirror that was detached here")
+                    "copies behind a server cannot be taken as they are: make a mirror of them here, carry that "
+                        + "into the folder that it serves, and say where it is with `doppel target set --address`"
+                )
             }
             return try MirrorPlace.prepare(
                 remote, for: store, timeoutMs: target.timeoutMs ?? Self.defaultTimeoutMs, access)

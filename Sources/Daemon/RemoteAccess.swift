@@ -18,8 +18,15 @@ final class RemoteAccess: @unchecked Sendable {  // `known` is under `lock`
     private let client = UInt64.random(in: .min ... .max)
     private let attempts = ConnectAttempts()
     private let lock = Lock()
-    private var known: (state: StateDirectory, peers: AuthorizedPeers)?
+    private var known: Known?
     private var listeners: [@Sendable () -> Void] = []
+
+    /// As the settings of the host have it.
+    private struct Known {
+        var state: StateDirectory
+        var peers: AuthorizedPeers
+        var serve: ServeSettings
+    }
 
     private init() {}
 
@@ -50,7 +57,7 @@ final class RemoteAccess: @unchecked Sendable {  // `known` is under `lock`
         options.compression = compression
         options.mirrorID = mirrorID
         options.laysOut = laysOut
-        options.primaryAddress = "\(HostSystem.hostName):\(store.path)"
+        options.primaryAddress = try address(of: store)
         options.connection.timing = Self.timing(timeoutMs)
         return RemoteReplica(
             TransportClient(line), options: options, client: client, attempts: attempts)
@@ -105,7 +112,13 @@ final class RemoteAccess: @unchecked Sendable {  // `known` is under `lock`
         } catch { throw TargetError(.io, "this host's key cannot be used: \(error)") }
     }
 
-    private func identity() throws(TargetError) -> (state: StateDirectory, peers: AuthorizedPeers) {
+    /// What this host says of where a pool is: for people, where its settings do not say at which address it is served.
+    private func address(of store: PoolStore) throws(TargetError) -> String {
+        let served = try identity().serve.address(of: store.path)
+        return served?.text ?? "\(HostSystem.hostName):\(store.path)"
+    }
+
+    private func identity() throws(TargetError) -> Known {
         lock.lock()
         defer { lock.unlock() }
         if let known { return known }
@@ -113,9 +126,21 @@ final class RemoteAccess: @unchecked Sendable {  // `known` is under `lock`
             let settings = try SettingsFile.load(nil)
             let peers = try AuthorizedPeers(path: settings.authorizedPeersPath)
             peers.onChange { [self] in for body in lock.withLock({ listeners }) { body() } }
-            let found = (StateDirectory(path: settings.stateDirectory), peers)
+            let found = Known(
+                state: StateDirectory(path: settings.stateDirectory), peers: peers,
+                serve: settings.serve)
             known = found
             return found
         } catch { throw TargetError(.io, "who a server may be is not known: \(error)") }
+    }
+}
+
+extension ServeSettings {
+    /// - Returns: nil for a pool that is not below the folder, and where others cannot connect to what is listened at.
+    fileprivate func address(of path: String) -> RemoteAddress? {
+        guard let root = root.flatMap(ProcessControl.realPath), path.hasPrefix(root + "/"),
+            let place = listen.first(where: { !$0.isLoopback && !$0.isAnyAddress && $0.port > 0 })
+        else { return nil }
+        return RemoteAddress("\(RemoteAddress.prefix)\(place)/\(path.dropFirst(root.count + 1))")
     }
 }

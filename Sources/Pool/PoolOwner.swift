@@ -48,8 +48,9 @@ package struct PoolOwner: Codable, Sendable, Hashable {
     package var advice: String? {
         guard isServer ?? false else { return nil }
         return
-            "`doppel status` on the primary's machine shows how it stands. To look into it, or to promote it, here: "
-            + "stop the server, or unmount the primary; one that is gone is noticed within seconds"
+            "`doppel status doppel://HOST:PORT/POOL` asks the server how it stands, and `doppel failover` has it "
+            + "promoted. To look into it, or to promote it, here: stop the server, or unmount the primary; one that is "
+            + "gone is noticed within seconds"
     }
 
     var bytes: [UInt8] {

@@ -61,6 +61,24 @@ import Testing
         }
     }
 
+    /// Where the settings say at which address a pool is served, nobody has to.
+    @Test func aPrimaryThatIsServedSaysWhere() throws {
+        try Sandbox.withServer("a.img", isEncrypted: false) { box, server in
+            try box.ok("unmount", box.mountPoint)
+            let settings = server.configuration("client")
+            let lines =
+                "[serve]\nroot = '\(box.folder)'\nlisten = ['127.0.0.1:1', '192.0.2.1:7420']\n"
+            try Data((box.read(settings) + lines).utf8).write(to: URL(fileURLWithPath: settings))
+            try box.mount()
+            try box.untilInStep(server.address)
+            try box.ok("unmount", box.mountPoint)
+            server.terminate()
+            try box.ok("promote", server.mirror, "--force")
+            let list = try box.ok("target", "list", server.mirror)
+            #expect(list.contains("doppel://192.0.2.1:7420/pool"), "\(list)")
+        }
+    }
+
     /// The mirror of a served pool was promoted; its old primary is served in turn. Nobody can connect to where that says
     /// it is; once somebody said how, only what either side changed travels, and what it had alone is kept.
     @Test func theOldPrimaryOfAServedMirrorFollowsIt() throws {
@@ -77,7 +95,7 @@ import Testing
                 let refused = try box.execute([Sandbox.binary] + words, input: "/dev/null")
                 #expect(refused.code == 3, "\(words): \(refused)")
                 #expect(refused.errors.contains("`doppel serve`"), "\(words): \(refused)")
-                #expect(refused.errors.contains("stop the server"), "\(words): \(refused)")
+                #expect(refused.errors.contains("doppel failover"), "\(words): \(refused)")
             }
             try box.ok("target", "pause", box.pool, server.address)
             try blocks(7, at: 100, "P", in: image)

@@ -183,4 +183,34 @@ struct NetworkFaultTests {
             }
         }
     }
+
+    /// A primary that stands still is replaced meanwhile. When it goes on it is refused, and its guest hears of that: what
+    /// it was just about to write is nowhere but in it.
+    @Test func aPrimaryThatStandsStillAndIsReplacedIsFenced() throws {
+        try withPool("mode=sync,timeout=700ms") { box, server in
+            let image = box.mountPoint + "/a.img"
+            try server.allow("admin")
+            try box.untilInStep(server.address)
+            try box.write("before", to: image)
+            let daemon = try box.daemon()
+            kill(daemon, SIGSTOP)
+            defer { kill(daemon, SIGCONT) }
+            let writer = try BackgroundShell(
+                "printf late | dd of='\(image)' bs=4096 seek=1 conv=notrunc,fsync 2>/dev/null")
+            try box.ok("failover", "--to", server.address, "--forced", "--yes")
+            mkdir(box.look, 0o755)
+            try box.ok("mount", server.mirror, box.look)
+            #expect(try box.text(box.look + "/a.img", count: 6) == "before")
+            try box.write("after", to: box.look + "/a.img")
+            kill(daemon, SIGCONT)
+            let heard = try seconds {
+                try box.until("it is fenced") { try box.status().replica?.role == "fenced" }
+            }
+            print("a primary that was replaced hears of it after \(heard) s")
+            _ = writer.wait()
+            #expect(box.writeError(image) == EROFS)
+            #expect(try box.text(box.look + "/a.img", count: 5) == "after")
+            #expect(try box.text(box.look + "/a.img", count: 4, at: 4096) == "\0\0\0\0")
+        }
+    }
 }

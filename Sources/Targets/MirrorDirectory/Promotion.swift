@@ -139,9 +139,10 @@ enum Promotion {
                 $0.poolID == poolID || $0.address == address
             }) {
                 records[index].poolID = poolID
-                // What it says of itself is no way to reach it; what a person said is.
+                // What a person here said of how it is reached counts, and not what it says of itself over a line.
                 let isKnown = TargetAddress(records[index].address).remote != nil
-                if !(isKnown && TargetAddress(address).isElsewhere) {
+                let said = TargetAddress(address)
+                if !(isKnown && (said.isElsewhere || said.remote != nil)) {
                     records[index].address = address
                 }
             } else {
