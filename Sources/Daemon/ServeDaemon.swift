@@ -1,6 +1,8 @@
 // A server as a process:
 //
 //   starting ──listens──► serving ──SIGTERM, SIGINT──► ending: no more connections; what came is done; pools closed
+//                          │   ▲
+//                          └───┘ SIGHUP: settings and the key are read anew; the key also when it was changed
 //
 // It remembers nothing but its pools: whoever was connected connects again to the next one, and goes on.
 
@@ -22,8 +24,10 @@ package struct ServeRequest: Sendable {
     package var historyMs: Int64 = 3_600_000
     package var mostPools = 256
     package var limits = TransportLimits()
+    /// Reads the settings anew; nil where there are none to read.
+    package var reading: (@Sendable () throws -> ServeRequest)?
 
-    package struct HostPlaces: Sendable {
+    package struct HostPlaces: Sendable, Equatable {
         package var stateDirectory: String
         package var authorizedPeersPath: String
         package init(stateDirectory: String, authorizedPeersPath: String) {
@@ -49,9 +53,11 @@ package enum ServeDaemon {
     package static func run(
         _ request: ServeRequest, whenReady: @escaping @Sendable ([HostPort]) -> Void
     ) throws {
-        let stopper = Latch()
+        let orders = ServeOrders()
         // Signals first: every thread that starts later inherits the mask.
-        _ = ProcessControl.handleTermination { _ in stopper.open() }
+        _ = ProcessControl.handleTermination { number in
+            orders.put(number == ProcessControl.reloadSignal ? .read : .stop)
+        }
         ProcessPolicy.raiseFileLimit()
         guard let root = ProcessControl.realPath(request.root),
             try LinuxDisk().status(root)?.kind == .directory
@@ -65,9 +71,18 @@ package enum ServeDaemon {
         let teller = NoticeTeller(request.identity.map { StateDirectory(path: $0.stateDirectory) })
         let (server, peers) = try start(request, pools, teller)
         whenReady(server.addresses)
+        let live = LiveServer(request, server, pools)
+        let watch = live.watchKey { orders.put(.readKey) }
         ProcessControl.notifyServiceManager("READY=1")
-        stopper.wait()
+        serving: while true {
+            switch orders.next() {
+            case .read: live.readAll()
+            case .readKey: live.readKey()
+            case .stop: break serving
+            }
+        }
         ProcessControl.notifyServiceManager("STOPPING=1")
+        watch?.end()
         server.shutDown(timeoutMs: endingMs)
         pools.close()
         peers?.close()
@@ -186,17 +201,26 @@ private final class NoticeTeller: @unchecked Sendable {  // fields are under `lo
     }
 }
 
-/// Opened once.
-private final class Latch: @unchecked Sendable {  // `isOpen` is under `lock`
+/// What the one thread that changes the server is to do next.
+private final class ServeOrders: @unchecked Sendable {  // `waiting` is under `lock`
+    enum Order { case read, readKey, stop }
     private let lock = Lock()
     private let changed = Condition()
-    private var isOpen = false
+    private var waiting: [Order] = []
 
-    func open() {
+    func put(_ order: Order) {
         lock.withLock {
-            isOpen = true
-            changed.broadcast()
+            guard !waiting.contains(order) else { return }
+            waiting.append(order)
+            changed.signal()
         }
     }
-    func wait() { lock.withLock { while !isOpen { changed.wait(lock) } } }
+    func next() -> Order {
+        lock.lock()
+        defer { lock.unlock() }
+        while waiting.isEmpty { changed.wait(lock) }
+        // Whatever else is to be done does not matter then.
+        if waiting.contains(.stop) { return .stop }
+        return waiting.removeFirst()
+    }
 }

@@ -162,6 +162,9 @@ public enum ProcessControl {
     /// not the end of the process.
     public static func ignoreFileSizeSignal() { signal(SIGXFSZ, SIG_IGN) }
 
+    /// What a service manager sends to have settings read anew, where a program does that.
+    public static let reloadSignal = SIGHUP
+
     /// Blocks SIGTERM, SIGINT and SIGHUP in this thread and all it starts later, and hands each to
     /// `body` on a thread of its own. Call before any other thread starts.
     public static func handleTermination(_ body: @escaping @Sendable (Int32) -> Void)

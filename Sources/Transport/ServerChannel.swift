@@ -202,6 +202,18 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
         }
     }
 
+    /// From any thread.
+    func limitsChanged() {
+        loop.execute { [self] in
+            guard connection != nil else { return }
+            throttle = server.registry.throttle(of: peer)
+            if throttle == nil, isPaused {
+                isPaused = false
+                try? context?.channel.syncOptions?.setOption(.autoRead, value: true)
+            }
+        }
+    }
+
     /// From any thread (L3).
     func recheck() {
         loop.execute { [self] in

@@ -26,8 +26,8 @@ final class ConnectionRegistry: @unchecked Sendable {  // fields are under `lock
         var peer: PeerFingerprint?
         var memoryBytes: UInt64
     }
-    private let limits: TransportLimits
     private let lock = Lock()
+    private var limits: TransportLimits
     private let changed = Condition()
     private var isClosed = false
     /// In the order that they came.
@@ -94,9 +94,17 @@ final class ConnectionRegistry: @unchecked Sendable {  // fields are under `lock
         }
     }
 
+    /// Who is connected already stays.
+    func change(_ new: TransportLimits) {
+        lock.withLock {
+            if new.bytesPerSecond != limits.bytesPerSecond { throttles = [:] }
+            limits = new
+        }
+    }
+
     func throttle(of peer: PeerFingerprint?) -> PeerThrottle? {
-        guard let bytesPerSecond = limits.bytesPerSecond else { return nil }
-        return lock.withLock {
+        lock.withLock {
+            guard let bytesPerSecond = limits.bytesPerSecond else { return nil }
             if let known = throttles[peer] { return known }
             let new = PeerThrottle(bytesPerSecond: bytesPerSecond)
             throttles[peer] = new

@@ -70,7 +70,7 @@ package struct TransportHost: Sendable {
     }
 }
 
-// Unchecked: `listeners` is written before `start` returns.
+// Unchecked: `listeners` is written before `start` returns, `keys` is under `lock`.
 package final class TransportServer: @unchecked Sendable {
     package struct Options: Sendable {
         package var listen: [HostPort]
@@ -94,10 +94,14 @@ package final class TransportServer: @unchecked Sendable {
     /// This run of the server.
     let instance = UInt64.random(in: .min ... .max)
     private var listeners: [any Channel] = []
+    private let lock = Lock()
+    /// What it shows to whom connects; under `lock`.
+    private var keys: TransportKeys?
 
     private init(_ options: Options, _ host: TransportHost) {
         self.options = options
         self.host = host
+        keys = options.keys
         registry = ConnectionRegistry(options.limits)
     }
 
@@ -138,7 +142,7 @@ package final class TransportServer: @unchecked Sendable {
                 channel.eventLoop.makeCompletedFuture {
                     let handler = ServerChannel(self, channel.eventLoop)
                     let pipeline = channel.pipeline.syncOperations
-                    if let keys = options.keys {
+                    if let keys = lock.withLock({ self.keys }) {
                         try pipeline.addHandler(keys.serverHandler { handler.isKnown($0) })
                     }
                     try pipeline.addHandler(handler)
@@ -153,6 +157,24 @@ package final class TransportServer: @unchecked Sendable {
         }
     }
     package var connectionCount: Int { registry.admittedCount }
+
+    // MARK: Changed while it runs
+
+    /// Of the key that it shows; nil without one.
+    package var fingerprint: PeerFingerprint? { lock.withLock { keys?.fingerprint } }
+
+    /// Whoever connects from now on is shown this key; connections that there are go on with the one that they began with.
+    /// - Precondition: it began with one.
+    package func change(keys new: TransportKeys) {
+        precondition(options.keys != nil, "a server without keys asks for none")
+        lock.withLock { keys = new }
+    }
+
+    /// From now on. Nobody who is connected is sent away for it.
+    package func change(limits: TransportLimits) {
+        registry.change(limits)
+        for channel in registry.channels { channel.limitsChanged() }
+    }
 
     /// What peers may do may have changed (L3). Returns at once.
     package func recheck() { for channel in registry.channels { channel.recheck() } }

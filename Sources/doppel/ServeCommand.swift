@@ -10,7 +10,8 @@ struct Serve: ParsableCommand {
         discussion: """
             Every pool below ROOT can be the target of one primary elsewhere, doppel://HOST:PORT/POOL; one that is
             not there yet is made when a primary adds it as a target. `doppel pair` lets a primary in. Runs in
-            the foreground until it is told to end (SIGTERM), and remembers nothing but its pools.
+            the foreground until it is told to end (SIGTERM), and remembers nothing but its pools. A key that was changed
+            (`doppel pair --retire`) is taken up by itself, limits in the settings on SIGHUP.
 
             EXAMPLES
               doppel serve /srv/mirrors --listen 192.0.2.7:7420
@@ -35,10 +36,13 @@ struct Serve: ParsableCommand {
 
     func run() throws {
         try exiting {
-            let request = try request(try settings.load())
+            var request = try request(try settings.load())
+            let command = self
+            request.reading = { try command.request(try command.settings.load()) }
+            let root = request.root
             try ServeDaemon.run(request) { places in
                 let list = places.map(\.description).joined(separator: ", ")
-                Output.error("doppel: serves \(request.root) at \(list)")
+                Output.error("doppel: serves \(root) at \(list)")
             }
         }
     }

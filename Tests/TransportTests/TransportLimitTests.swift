@@ -178,3 +178,49 @@ import Testing
         #expect(!replica.isSuspected)
     }
 }
+
+/// What is changed of a server while it runs.
+@Suite struct LiveServerTests {
+    @Test func aKeyIsChangedUnderASession() throws {
+        let pair = try TransportPair()
+        defer { pair.close() }
+        let replica = try pair.replica()
+        _ = try replica.connect(TransportPair.hello)
+        try withBlocks(1) { try replica.append($0) }
+        pair.server.change(keys: try TransportKeys(TransportPair.otherIdentity))
+        // What is connected goes on.
+        try withBlocks(2) { try replica.append($0) }
+        let old = failure { _ = try pair.replica().connect(TransportPair.hello) }
+        #expect(
+            old?.message.contains(TransportPair.otherIdentity.fingerprint.description) == true,
+            "\(String(describing: old))")
+        #expect(pair.target.last == 2)
+        _ = try pair.replica(pinned: TransportPair.otherIdentity).connect(TransportPair.hello)
+    }
+
+    @Test func limitsAreChangedUnderASession() throws {
+        let pair = try TransportPair()
+        defer { pair.close() }
+        let replica = try pair.replica()
+        _ = try replica.connect(TransportPair.hello)
+        var limits = TransportLimits()
+        limits.connectionsOfAPeer = 1
+        limits.bytesPerSecond = 1 << 20
+        pair.server.change(limits: limits)
+        let refused = failure { _ = try pair.replica().connect(TransportPair.hello) }
+        #expect(refused?.message.contains("as many as the server gives to one") == true)
+        // Nobody is sent away; a rate holds at once: 2 MiB take their time.
+        let clock = ContinuousClock()
+        let took = try clock.measure {
+            for next in stride(from: 1, through: 481, by: 32) as StrideThrough<UInt64> {
+                try withBlocks(next, count: 32) { try replica.append($0) }
+            }
+        }
+        #expect(took > .milliseconds(1200), "\(took)")
+        // And holds no more when it is taken away.
+        pair.server.change(limits: TransportLimits())
+        try withBlocks(513, count: 400) { try replica.append($0) }
+        #expect(pair.target.last == 912)
+        _ = try pair.replica(identity: TransportPair.clientIdentity).connect(TransportPair.hello)
+    }
+}
