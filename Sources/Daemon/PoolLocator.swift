@@ -127,9 +127,11 @@ package struct PoolLocation: Sendable, Hashable {
 
 /// Sends a request to whoever holds the pool, or opens it and carries it out.
 package enum PoolAccess {
-    /// - Parameter listener: hears how long work goes on.
+    /// - Parameters:
+    ///   - keepsHistory: it is asked for somebody who may not give up what a mirror keeps.
+    ///   - listener: hears how long work goes on.
     package static func perform(
-        _ request: ControlRequest, on path: String,
+        _ request: ControlRequest, on path: String, keepsHistory: Bool = false,
         listener: @escaping @Sendable (JobInfo) -> Void = { _ in }
     ) throws -> ControlResult {
         if let remote = try RemotePool.address(path) {
@@ -160,6 +162,7 @@ package enum PoolAccess {
         options.connectsTargets = [.wait, .failover].contains(request.execute)
         options.keepsRole = request.execute == .targetResolve
         options.onlyLooks = request.execute.onlyLooks
+        options.keepsHistory = keepsHistory
         // Who takes a target away goes on without it.
         if request.execute == .targetRemove { options.recovery = .start }
         let session = try PoolSession(path: location.poolPath, options: options)

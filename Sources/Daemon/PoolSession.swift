@@ -35,6 +35,8 @@ package final class PoolSession: Sendable {
         /// Nothing is to be changed: before the targets were asked for what a crash took, it is opened for
         /// reading.
         package var onlyLooks = false
+        /// What a mirror keeps for looking back is given up for nothing.
+        package var keepsHistory = false
         package init() {}
     }
     package enum Reserve: Sendable, Hashable {

@@ -12,7 +12,7 @@ import Transport
 final class ServedPools: @unchecked Sendable {  // fields are under `lock`
     private let root: String
     private let historyMs: Int64
-    private let mostPools: Int
+    private var mostPools: Int
     private let disk = LinuxDisk()
     private let lock = Lock()
     private var open: [String: Served] = [:]
@@ -67,6 +67,9 @@ final class ServedPools: @unchecked Sendable {  // fields are under `lock`
         return Array(idle.values)
     }
 
+    /// From now on; those that are open stay.
+    func change(mostPools: Int) { lock.withLock { self.mostPools = mostPools } }
+
     /// Where a pool of that name is, or would be.
     func path(_ name: String) -> String { "\(root)/\(name)" }
 
@@ -110,6 +113,8 @@ final class ServedPools: @unchecked Sendable {  // fields are under `lock`
     private func target(_ name: String) -> ServedMirror {
         var options = MirrorOptions()
         options.historyMs = historyMs
+        // The right `replicate` is to append, and no more.
+        options.keepsHistory = true
         let (path, disk) = (path(name), disk)
         var owner = PoolOwner.current()
         owner.writesMirror = true

@@ -74,7 +74,7 @@ final class ServedVisitor: PoolVisitor {
             return try withPool { open in
                 try open.perform(verb)
             } alone: {
-                try PoolAccess.perform(request, on: path)
+                try PoolAccess.perform(request, on: path, keepsHistory: true)
             }
         }
     }

@@ -30,7 +30,8 @@ final class ShownMirror: Sendable {
                 .usage, "a mirror has no mirror of its own; `doppel promote` first")
         }
         let recovered = try RecoveredMirror(
-            store: store, runsInBackground: options.mountPoint != nil)
+            store: store, runsInBackground: options.mountPoint != nil,
+            keepsHistory: options.keepsHistory)
         do {
             return ShownMirror(
                 recovered, try recovered.view(shownAt: options.atNs))

@@ -35,6 +35,7 @@ extension MirrorPool {
         _ = try flush()
         try applyAll(mayCut: false)
         if try takes(batch) { return }
+        if options.keepsHistory { throw fullWithHistory }
         _ = try applying.withLock { () throws(TargetError) in try dropHistory() }
         try append(toJournal: batch)
     }
@@ -104,7 +105,15 @@ extension MirrorPool {
                 return true
             } catch { guard error.kind == .noSpace else { throw error } }
         }
+        if options.keepsHistory { throw fullWithHistory }
         return try dropHistory()
+    }
+
+    private var fullWithHistory: TargetError {
+        TargetError(
+            .noSpace,
+            "\(store.path) is full. What is kept there for looking back is not given up for its primary: give it "
+                + "room, or less history (doppel serve --history)", errno: 28)
     }
 
     /// Nothing came for a while: the next open is to find little to do.

@@ -102,12 +102,14 @@ extension MirrorPool {
     }
 
     /// In the transaction that commits the first staging of a new story.
-    /// - Parameter staged: the snapshot that the staging stands on; it is kept.
+    /// - Parameters:
+    ///   - staged: a snapshot of the mirror's own, such as the one that the staging stands on; it is kept.
+    ///   - timeNs: that its name says; nil: now.
     func keepDiverged(
-        _ staged: SnapshotRecord, _ tx: CatalogTransaction
+        _ staged: SnapshotRecord, as timeNs: Int64? = nil, _ tx: CatalogTransaction
     ) throws {
         var kept = staged
-        var name = "diverged-\(CivilTime(store.disk.now()).compact)"
+        var name = "diverged-\(CivilTime(timeNs ?? store.disk.now()).compact)"
         while try tx.snapshot(named: name) != nil { name += "'" }
         kept.name = name
         kept.origin = SnapshotRecord.divergedOrigin

@@ -7,6 +7,10 @@
 // The bases from the newest that is older than the history on are kept, and the journal after the oldest
 // of them: between once and one and a half times as long as was asked for. On a full disk history goes
 // first. docs/decisions/0009-looking-back.md tells why.
+//
+// With `keepsHistory` it does not: what a primary sends, and whatever it says of itself and of the time, ends no
+// history before its time. Then a base's time is never before this machine's clock had it, so that it is kept for long
+// enough; a base says "no later than", which is enough to look back from it.
 
 import BlockCore
 import Pool
@@ -24,6 +28,16 @@ extension MirrorPool {
     }
 
     var momentNs: Int64 { lastAppliedNs == 0 ? store.disk.now() : lastAppliedNs }
+
+    /// What a clock of another machine may be ahead.
+    private static let skewNs: Int64 = 300_000_000_000
+    /// The time of a base that is made now: everything in it was done by then.
+    var baseNs: Int64 {
+        guard options.keepsHistory else { return momentNs }
+        let (moment, now) = (momentNs, store.disk.now())
+        // Beyond that it is a lie, and ends nothing.
+        return moment > now + Self.skewNs ? now : max(moment, now)
+    }
 
     // MARK: Keeping bases: the caller holds `applying`
 
@@ -47,16 +61,20 @@ extension MirrorPool {
         var bases = try internalSnapshots(Self.basePrefix).sorted { $0.sequence < $1.sequence }
         if isBaseDue, mayCut {
             if bases.last?.sequence != position {
-                let place = SnapshotPlace(createdNs: momentNs, sequence: position)
+                let place = SnapshotPlace(createdNs: baseNs, sequence: position)
                 do throws(TargetError) {
                     bases.append(try cut(Self.baseName(position), at: place))
                 } catch {
                     guard error.kind == .noSpace else { throw error }
-                    try dropBases(bases)
-                    return position
+                    guard options.keepsHistory else {
+                        try dropBases(bases)
+                        return position
+                    }
                 }
             }
-            newestBaseNs = bases.last!.createdNs
+            // Where there is no room for one, the next one in its time.
+            newestBaseNs =
+                bases.last?.sequence == position ? bases.last!.createdNs : store.disk.now()
         }
         let limit = store.disk.now() - historyMs * 1_000_000
         let kept = historyMs == 0 ? nil : bases.lastIndex { $0.createdNs <= limit } ?? 0

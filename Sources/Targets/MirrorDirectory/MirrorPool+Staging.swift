@@ -34,7 +34,7 @@ extension MirrorPool {
             try dropLeftovers()
             _ = try cut(
                 Self.stagingName(id),
-                at: SnapshotPlace(createdNs: momentNs, sequence: state.appliedSequence))
+                at: SnapshotPlace(createdNs: baseNs, sequence: state.appliedSequence))
             try update { $0.staging = .init(id: id) }
         }
     }
@@ -137,10 +137,13 @@ extension MirrorPool {
         let segment = journal.nextSegment
         let before = state.appliedSequence
         let diverged = divergence
-        let keepsHistory = options.historyMs != 0 && sequence >= before && diverged == nil
+        let goesBack = sequence < before || diverged != nil
+        let keepsHistory = options.historyMs != 0 && !goesBack
         // Once: the next checkpoint is the primary's.
         let isAhead = hello.keepsDiverged && state.incarnationID != hello.incarnationID
-        let keepsState = diverged?.isSomething ?? false || (isAhead && state.incarnationID != nil)
+        let keepsAll = options.keepsHistory && goesBack && state.incarnationID != nil
+        let keepsState =
+            diverged?.isSomething ?? false || (isAhead && state.incarnationID != nil) || keepsAll
         try update(also: { tx in
             if let diverged { try markDiverged(after: diverged.common, through: before, tx) }
             if let snapshot, var sealed {
@@ -167,10 +170,14 @@ extension MirrorPool {
             try tx.setHistory(hello.story)
             // Of a cut on the way that is not said yet.
             if sequence >= hello.givenThrough ?? .zero { try tx.setLostReceived(false) }
-            if !keepsHistory, sequence < before || diverged != nil {
+            if goesBack {
                 // The primary went back, or is another: what was here is no part of its past.
                 for each in try tx.snapshots() where Self.isBase(each) {
-                    try tx.deleteSnapshot(each.id)
+                    if keepsAll {
+                        try keepDiverged(each, as: each.createdNs, tx)
+                    } else {
+                        try tx.deleteSnapshot(each.id)
+                    }
                 }
             }
         }) {

@@ -37,6 +37,10 @@ package struct MirrorOptions: Sendable {
     package var journal = JournalOptions()
     /// How far back the mirror can be mounted as it was. nil: what is there is left as it is.
     package var historyMs: Int64? = 0
+    /// What is kept for looking back is given up for no primary: not on a full disk, not when one goes back in its own
+    /// story, and how long it is kept goes by this machine's clock alone. For a primary that this machine's owner does
+    /// not trust with it.
+    package var keepsHistory = false
     /// Off for tests that apply and merge by hand.
     package var runsInBackground = true
     /// Beyond this, who appends applies first: the journal must not fill the disk with what the

@@ -26,9 +26,13 @@ package final class RecoveredMirror: Sendable {
         return record
     }
 
-    /// - Parameter runsInBackground: merges and checksums; off where the pool is closed again soon.
+    /// - Parameters:
+    ///   - runsInBackground: merges and checksums; off where the pool is closed again soon.
+    ///   - keepsHistory: see ``MirrorOptions``.
     /// - Throws: `.absent` where the pool is no mirror. The store stays the caller's then.
-    package init(store: PoolStore, runsInBackground: Bool) throws(TargetError) {
+    package init(
+        store: PoolStore, runsInBackground: Bool, keepsHistory: Bool = false
+    ) throws(TargetError) {
         guard let record = try Self.replica(of: store) else {
             throw TargetError(.absent, "\(store.path) is no mirror")
         }
@@ -36,6 +40,7 @@ package final class RecoveredMirror: Sendable {
         try TargetError.system { () throws(SystemError) in try store.writeRole() }
         var options = MirrorOptions()
         options.historyMs = nil
+        options.keepsHistory = keepsHistory
         options.runsInBackground = runsInBackground
         options.toleratesDamage = true
         pool = try MirrorPool(
@@ -93,7 +98,7 @@ package final class RecoveredMirror: Sendable {
                 + "shown")
     }
 
-    /// On a full disk the history goes first, then the reserve.
+    /// On a full disk the history goes first, unless it is to be kept, then the reserve.
     private func settle() throws(TargetError) {
         do throws(TargetError) { try pool.applyAll() } catch {
             guard error.kind == .noSpace, pool.store.reserveBytes > 0 else { throw error }
