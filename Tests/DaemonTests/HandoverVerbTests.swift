@@ -94,6 +94,44 @@ import Testing
         }
     }
 
+    /// A mirror behind a server that nobody can ask any more: before a person decides the pool takes no changes.
+    @Test func whereTheMirrorIsLostAPersonDecides() throws {
+        let folder = try makeTemporaryFolder()
+        defer { try? FileManager.default.removeItem(atPath: folder) }
+        let (pool, lost) = (folder + "/pool", "doppel://127.0.0.1:1/vms")
+        try PoolStore.initialize(path: pool, disk: LinuxDisk())
+        let store = try PoolStore.open(path: pool, disk: LinuxDisk())
+        try store.catalog.write { tx in
+            try tx.setHandover(
+                HandoverRecord(poolID: "mirror", address: lost, generationID: "planned"))
+        }
+        try store.close(clean: true, lastSequence: .zero)
+        for _ in 0..<2 {
+            let refused = #expect(throws: ControlFailure.self) { _ = try PoolSession(path: pool) }
+            #expect(refused?.message.contains("target resolve") == true)
+        }
+        var reading = PoolSession.Options()
+        reading.isReadOnly = true
+        try PoolSession(path: pool, options: reading).close()
+        let text = try PoolAccess.perform(
+            ControlRequest(.targetResolve) { $0.target = TargetSpecification(address: lost) },
+            on: pool
+        ).text
+        #expect(text?.contains("cannot be reached") == true)
+        let session = try PoolSession(path: pool)
+        #expect(session.status().generation == 2)
+        #expect(try session.store.catalog.read { try $0.handover() } == nil)
+        try session.close()
+        // One that is no handover's is not decided from here.
+        let other = #expect(throws: ControlFailure.self) {
+            _ = try PoolAccess.perform(
+                ControlRequest(.targetResolve) {
+                    $0.target = TargetSpecification(address: "doppel://127.0.0.1:2/vms")
+                }, on: pool)
+        }
+        #expect(other?.exitCode == ExitKind.usage.rawValue)
+    }
+
     private func targetVerbs(_ mirror: String, _ other: String) -> [ControlRequest] {
         func request(
             _ command: ControlCommand, _ address: String,

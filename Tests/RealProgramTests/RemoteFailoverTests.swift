@@ -116,7 +116,7 @@ import Testing
     /// SIGKILL of the primary, or of the server, at each step of the order; then whoever is the primary goes on.
     private static let kills: [(step: String, isServer: Bool)] =
         getenv("DOPPEL_SOAK") == nil
-        ? [("promoted", false), ("noted", true), ("promoted", true)]
+        ? [("promoted", false), ("noted", true)]
         : ["held", "drained", "noted", "promoted", "fenced", "settled", "demoted"]
             .flatMap { [($0, false), ($0, true)] }
 
