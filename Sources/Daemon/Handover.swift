@@ -147,8 +147,18 @@ extension PoolReplication {
                 noteSuccessor(nil)
                 try store.catalog.write { try $0.setHandover(nil) }
                 hub.takeBack(target.record.id)
-            case .taken: volume.fence(Handover.reason(store.path, note.address))
-            case .unknown: volume.fence(Handover.unknownReason(store.path, note.address))
+            case .taken:
+                volume.fence(Handover.reason(store.path, note.address))
+                // The answer alone was lost.
+                if let taken = try? RemotePool.look(at: note.address)?.history.current,
+                    taken.id == note.generationID
+                {
+                    return taken
+                }
+            case .unknown:
+                let reason = Handover.unknownReason(store.path, note.address)
+                volume.fence(reason)
+                throw ControlFailure(.failed, reason)
             }
             throw error
         }
