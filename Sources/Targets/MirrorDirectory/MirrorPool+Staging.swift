@@ -137,7 +137,9 @@ extension MirrorPool {
         let segment = journal.nextSegment
         let before = state.appliedSequence
         let diverged = divergence
-        let goesBack = sequence < before || diverged != nil
+        // A pool that was handed over, and did nothing alone, goes on where it is.
+        let isOther = options.keepsHistory ? diverged?.isSomething ?? false : diverged != nil
+        let goesBack = sequence < before || isOther
         let keepsHistory = options.historyMs != 0 && !goesBack
         // Once: the next checkpoint is the primary's.
         let isAhead = hello.keepsDiverged && state.incarnationID != hello.incarnationID
@@ -173,7 +175,8 @@ extension MirrorPool {
             if goesBack {
                 // The primary went back, or is another: what was here is no part of its past.
                 for each in try tx.snapshots() where Self.isBase(each) {
-                    if keepsAll {
+                    // One of the moment before is what is kept anyway.
+                    if keepsAll, each.sequence != before {
                         try keepDiverged(each, as: each.createdNs, tx)
                     } else {
                         try tx.deleteSnapshot(each.id)
