@@ -40,6 +40,7 @@ mirror_holds() {
     stop_serving "$1"
     on "$1" "$doppel" mount "$2" "$look"
     is "$(content "$look/disk.img")" "$(content "$mnt/disk.img")" "every byte is the same on $1"
+    is "$(ls "$look/.snapshots")" "" "and nothing had to be kept aside"
     at "$1" "$doppel" unmount "$look"
     serve "$1"
 }
@@ -151,7 +152,7 @@ settled backup1 "$backup"
 stop_serving web1
 on web1 "$doppel" mount "$web" "$mnt"
 is "$(content "$mnt/disk.img")" "$(content "$look/disk.img")" "every byte is the same on web1"
-kept=$(ls "$mnt/.snapshots" | grep diverged-)
+kept=$(ls "$mnt/.snapshots" | grep diverged- | head -n 1)
 is "$(get "$mnt/.snapshots/$kept/disk.img" 3)" lost "and what it did alone is in its snapshot $kept"
 at web1 "$doppel" unmount "$mnt"
 
