@@ -35,7 +35,8 @@ package final class PoolSession: Sendable {
         /// Nothing is to be changed: before the targets were asked for what a crash took, it is opened for
         /// reading.
         package var onlyLooks = false
-        /// What a mirror keeps for looking back is given up for nothing.
+        /// Opened for somebody on another machine who only asks: what a mirror keeps for looking back is given up for
+        /// nothing, and no reserve is made.
         package var keepsHistory = false
         package init() {}
     }
@@ -92,7 +93,8 @@ package final class PoolSession: Sendable {
             throw Self.failure(error)
         }
         status.set { [weak self] in self?.status() }
-        makeReserve()
+        // Nobody elsewhere has space taken by asking.
+        if !options.keepsHistory { makeReserve() }
     }
 
     private typealias Parts = (

@@ -162,7 +162,7 @@ import Testing
     @Test func aPeerIsHeldToItsRate() throws {
         let pair = try TransportPair { $0.limits.bytesPerSecond = 4 << 20 }
         defer { pair.close() }
-        let replica = try pair.replica(bulk: 2)
+        let replica = try pair.replica(bulk: 2, compression: LineCompression(.off))
         _ = try replica.connect(TransportPair.hello)
         try replica.beginStaging(
             id: 1, shape: Self.shape)
@@ -201,7 +201,7 @@ import Testing
     @Test func limitsAreChangedUnderASession() throws {
         let pair = try TransportPair()
         defer { pair.close() }
-        let replica = try pair.replica()
+        let replica = try pair.replica(compression: LineCompression(.off))
         _ = try replica.connect(TransportPair.hello)
         var limits = TransportLimits()
         limits.connectionsOfAPeer = 1

@@ -77,6 +77,7 @@ final class TransportPair {
     }
 
     var address: HostPort { server.addresses[0] }
+    var served: ServedReplica { performer.replica }
 
     func replica(
         bulk: Int = 0, identity: HostIdentity = clientIdentity,

@@ -1,6 +1,7 @@
 import BlockCore
 import Identity
 import Replication
+import Synchronization
 import SystemIO
 import TestSupport
 import Testing
@@ -237,6 +238,47 @@ import Testing
         pair.target.hang(false)
         try withBlocks(1) { try replica.append($0) }
         #expect(pair.target.last == 1)
+    }
+
+    private final class Looks: Sendable {
+        let had = Atomic(0)
+        let isOver = Atomic(false)
+    }
+
+    /// However often somebody looks at a pool that nobody has: a primary gets it.
+    @Test func whoOnlyLooksMakesWayForAPrimary() throws {
+        let pair = try TransportPair()
+        defer { pair.close() }
+        let served = pair.served
+        let looks = Looks()
+        let lookers = (0..<3).map { _ in
+            TestThread { [served, looks] in
+                while !looks.isOver.load(ordering: .relaxed) {
+                    let isHad: Bool? = served.inTurn {
+                        Pause.microseconds(2000)
+                        return true
+                    }
+                    if isHad == nil { Pause.microseconds(1000) }
+                    looks.had.wrappingAdd(isHad == nil ? 0 : 1, ordering: .relaxed)
+                }
+            }
+        }
+        try eventually { looks.had.load(ordering: .relaxed) > 20 }
+        let replica = try pair.replica()
+        _ = try replica.connect(TransportPair.hello)
+        try withBlocks(1) { try replica.append($0) }
+        // Whoever looks does not have it now; a promotion would.
+        let none: Bool? = served.inTurn { true }
+        #expect(none == nil)
+        let had: Bool? = served.inTurn(endingSession: "it is promoted") {
+            !pair.target.isConnected
+        }
+        #expect(had == true, "the target was let go of before")
+        #expect(failure { try withBlocks(2) { try replica.append($0) } }?.kind == .absent)
+        #expect(pair.target.last == 1)
+        looks.isOver.store(true, ordering: .relaxed)
+        for looker in lookers { _ = try looker.join() }
+        _ = try replica.connect(TransportPair.hello)
     }
 
     @Test func whoMayNotAskAnyMoreIsSentAway() throws {

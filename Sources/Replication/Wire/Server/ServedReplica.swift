@@ -209,7 +209,10 @@ package final class ServedReplica: @unchecked Sendable {
 
     /// Under the lock.
     private func next() -> Work? {
-        if let turn = turns.first, session == nil || !turn.endsSession {
+        // Who only looks makes way for a primary; a promotion does not.
+        if let turn = turns.first,
+            turn.endsSession ? session == nil : session != nil || connecting.isEmpty
+        {
             turns.removeFirst()
             return .turn(turn, isHad: session == nil)
         }
