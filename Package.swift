@@ -131,7 +131,8 @@ let package = Package(
         .testTarget(
             name: "DaemonTests",
             dependencies: [
-                "BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "Daemon", "TestSupport",
+                "BlockCore", "SystemIO", "Pool", "Replication", "Targets", "Volume", "VirtualFS",
+                "Daemon", "TestSupport",
             ], swiftSettings: strict),
         .testTarget(
             name: "VirtualFSTests",

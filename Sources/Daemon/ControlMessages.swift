@@ -35,6 +35,8 @@ package enum ControlCommand: String, Codable, Sendable, CaseIterable {
     case targetResolve = "target-resolve"
     /// Shows a mirror, which the daemon is writing to, as it is now or was.
     case mirrorMount = "mirror-mount"
+    /// Keeps a mirror as it is now, for whoever asked, as long as he is connected.
+    case copyOpen = "copy-open"
 
     /// Changes nothing of the pool.
     var onlyLooks: Bool {
@@ -47,7 +49,7 @@ package enum ControlCommand: String, Codable, Sendable, CaseIterable {
     /// What somebody on another machine has to be allowed to ask for it; nil: nobody there can.
     var remoteRight: Right? {
         switch self {
-        case .status, .list, .snapshotList, .sight: .read
+        case .status, .list, .snapshotList, .sight, .copyOpen: .read
         case .failover, .promote, .handoverOutcome: .admin
         default: nil
         }
@@ -252,6 +254,7 @@ package struct ControlResult: Codable, Sendable, Hashable {
     package var failover: FailoverInfo?
     package var promotion: PromotionInfo?
     package var sight: SeenPool?
+    package var source: CloneSourceInfo?
     package init() {}
 }
 

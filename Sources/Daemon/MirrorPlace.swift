@@ -74,8 +74,15 @@ struct MirrorPlace {
     }
 
     private static func identify(_ path: String, _ store: PoolStore) throws -> String {
-        guard let sight = PoolSight.look(at: path, disk: LinuxDisk()) else {
+        var unfinished: String?
+        let found = PoolSight.look(at: path, disk: LinuxDisk()) {
+            unfinished = try $0.unfinishedCopy()
+        }
+        guard let sight = found else {
             throw ControlFailure(.failed, "\(path) is a pool that cannot be looked into")
+        }
+        if let unfinished {
+            throw ControlFailure(.failed, PoolStore.unfinishedCopy(path, of: unfinished))
         }
         let history = try store.catalog.read { try $0.history() }
         // A mirror of the pool that this one was promoted from follows this one as well.

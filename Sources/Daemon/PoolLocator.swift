@@ -138,7 +138,10 @@ package enum PoolAccess {
             return try RemotePool.perform(request, at: remote)
         }
         let location = try PoolLocation.find(path)
-        if let owner = location.owner, owner.writesMirror ?? false {
+        // One that was killed leaves its text as it was.
+        if let owner = location.owner, owner.writesMirror ?? false,
+            ProcessControl.isAlive(owner.pid)
+        {
             if let advice = owner.advice {
                 throw ControlFailure(
                     .inUse, "the pool \(location.poolPath) is in use by \(owner.summary). \(advice)"

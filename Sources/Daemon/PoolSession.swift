@@ -301,6 +301,11 @@ package final class PoolSession: Sendable {
             throw ControlFailure(.usage, "the pool is not mounted")
         case .promote, .sight, .handoverOutcome:
             throw ControlFailure(.usage, "that is asked of a server, not of an open pool")
+        case .copyOpen:
+            throw ControlFailure(
+                .failed,
+                "\(store.path) is no mirror: `doppel target add` makes a copy of it, and keeps it in step"
+            )
         }
         return result
     }

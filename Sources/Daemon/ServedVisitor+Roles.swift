@@ -113,7 +113,11 @@ extension ServedVisitor {
     private func inTurn<T>(endingSession why: String, _ body: () throws -> T) throws -> T {
         while true {
             let served = try pools.find(name)
-            if let found = try served.replica.inTurn(endingSession: why, body) { return found }
+            let found = try served.replica.inTurn(endingSession: why) {
+                served.mirror.endCopies()
+                return try body()
+            }
+            if let found { return found }
             Pause.microseconds(20_000)
         }
     }

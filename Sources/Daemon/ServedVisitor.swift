@@ -18,6 +18,12 @@ final class ServedVisitor: PoolVisitor {
     let pools: ServedPools
     private let allows: @Sendable (Right) -> Bool
     private let disk = LinuxDisk()
+    private let copy = HeldCopy()
+
+    /// What is copied by this visitor.
+    private final class HeldCopy: @unchecked Sendable {  // one caller at a time, as the visitor
+        var copy: MirrorCopy?
+    }
 
     /// - Parameter allows: what the peer may do with the pool now.
     init(
@@ -32,7 +38,11 @@ final class ServedVisitor: PoolVisitor {
         try pools.visitorCame()
     }
 
-    func end() { pools.visitorWent() }
+    func end() {
+        copy.copy?.release()
+        copy.copy = nil
+        pools.visitorWent()
+    }
 
     // MARK: Answering
 
@@ -51,7 +61,38 @@ final class ServedVisitor: PoolVisitor {
                     error: ControlFailure(.usage, "the request is not understood: \(error)"))
             }
             return .answered(JSONLine.encode(reply))
+        case .shape(let leg): return .shape(try opened().shape(Int(clamping: leg)))
+        case .blocks(let leg): return .blocks(try opened().blocks(Int(clamping: leg)))
+        case .hashes(let leg, let image, let range):
+            return .hashes(try opened().hashes(Int(clamping: leg), of: image, in: range))
+        case .read(let leg, let range, let image):
+            let copy = try opened()
+            return try .content(range, of: image) { (place) throws(TargetError) in
+                try copy.read(Int(clamping: leg), range, of: image, into: place)
+            }
         }
+    }
+
+    private func opened() throws(TargetError) -> MirrorCopy {
+        guard allows(.read) else {
+            throw TargetError(.absent, "this host may not read '\(name)' there any more")
+        }
+        guard let copy = copy.copy else { throw TargetError(.io, "no copy was opened") }
+        return copy
+    }
+
+    private func openCopy() throws -> ControlResult {
+        copy.copy?.release()
+        copy.copy = nil
+        let opened = try withPool { open in
+            try open.copy()
+        } aloneWith: { served in
+            try served.mirror.copyAlone()
+        }
+        copy.copy = opened
+        var result = ControlResult()
+        result.source = opened.info
+        return result
     }
 
     private func perform(_ request: ControlRequest) throws -> ControlResult {
@@ -67,6 +108,7 @@ final class ServedVisitor: PoolVisitor {
             throw ControlFailure(.failed, "there is no pool '\(name)'")
         }
         switch verb {
+        case .copyOpen: return try openCopy()
         case .sight: return try sight()
         case .handoverOutcome: return try outcome(request.arguments ?? ControlArguments())
         case .promote: return try promote(request.arguments ?? ControlArguments())
@@ -87,13 +129,19 @@ final class ServedVisitor: PoolVisitor {
     func withPool<T>(
         inSession: (OpenMirror) throws -> T, alone: () throws -> T
     ) throws -> T {
+        try withPool(inSession: inSession, aloneWith: { _ in try alone() })
+    }
+
+    private func withPool<T>(
+        inSession: (OpenMirror) throws -> T, aloneWith alone: (ServedPools.Served) throws -> T
+    ) throws -> T {
         // A session may begin or end between two looks; connecting takes its time.
         let deadlineNs = disk.monotonic() + 10_000_000_000
         while disk.monotonic() < deadlineNs {
             let served = try pools.find(name)
             settle(served.mirror)
             if let found = try served.mirror.look(inSession) { return found }
-            if let found = try served.replica.inTurn({ try alone() }) { return found }
+            if let found = try served.replica.inTurn({ try alone(served) }) { return found }
             Pause.microseconds(20_000)
         }
         throw ControlFailure(
@@ -162,7 +210,7 @@ extension OpenMirror {
         replica.checkpointSequence = checkpoint.rawValue
         replica.shownNs = files.map(\.modifiedNs).max()
         replica.reachFromNs = try reachNs()
-        replica.isConnected = true
+        if hasPrimary { replica.isConnected = true }
         replica.isResyncing = record.staging != nil
         replica.heardNs = record.heardNs
         replica.copies = peers.filter { $0.poolID != store.identity.id }.map(CopyInfo.init)

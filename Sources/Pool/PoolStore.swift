@@ -194,15 +194,24 @@ package final class PoolStore: @unchecked Sendable {
         try tx.setSetting("pool.complete", "1")
     }
 
+    /// What to do with a pool that was not copied to its end.
+    package static func unfinishedCopy(_ path: String, of source: String) -> String {
+        "\(path) is an unfinished copy of \(source): `doppel clone-pool \(source) \(path)` goes on with it. "
+            + "Until then it is nothing that could be used; it may be removed"
+    }
+
     package static func isPool(_ path: String, disk: Disk) -> Bool {
         ((try? disk.status(path + "/catalog.sqlite")) ?? nil) != nil
     }
 
     /// Opens the pool and becomes its owner.
-    /// - Parameter drainTimeoutMs: how long to wait for an owner that says it is draining.
+    /// - Parameters:
+    ///   - drainTimeoutMs: how long to wait for an owner that says it is draining.
+    ///   - goesOn: with a copy that was not finished; anybody else is refused.
     /// - Throws: ``PoolError`` `.inUse` with what the owner wrote about itself.
     package static func open(
-        path: String, disk: Disk, owner: PoolOwner = .current(), drainTimeoutMs: Int64 = 30_000
+        path: String, disk: Disk, owner: PoolOwner = .current(), drainTimeoutMs: Int64 = 30_000,
+        goesOn: Bool = false
     ) throws(PoolError) -> PoolStore {
         guard isPool(path, disk: disk) else {
             throw PoolError(
@@ -217,6 +226,10 @@ package final class PoolStore: @unchecked Sendable {
             guard try catalog.read({ try $0.setting("pool.complete") }) == "1" else {
                 throw PoolError(
                     .damaged, "the catalog of \(path) is not complete: was it edited by hand?")
+            }
+            if !goesOn, let source = try catalog.read({ try $0.unfinishedCopy() }) {
+                catalog.close()
+                throw PoolError(.refused, unfinishedCopy(path, of: source))
             }
             Adoption.discardStages(path, disk: disk)
             let store = try PoolStore(

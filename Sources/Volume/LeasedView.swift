@@ -8,6 +8,7 @@ package final class ViewLease: @unchecked Sendable {  // `isOver` is under `lock
 
     package init() {}
     package func end() { lock.withLock { isOver = true } }
+    package var hasEnded: Bool { lock.withLock { isOver } }
 
     func check() throws(VolumeError) {
         guard lock.withLock({ isOver }) else { return }

@@ -167,6 +167,24 @@ extension Volume {
         }
     }
 
+    /// As ``inventory(whileStill:)``, for content that somebody keeps from changing.
+    /// - Parameter contents: of each step, every image with the layer that it is in.
+    /// - Returns: for each, what it may have that the one before has not.
+    package func steps(
+        through contents: [[ImageID: LayerID]]
+    ) throws(VolumeError) -> [[ImageID: BlockSet]] {
+        try structure.withLock { () throws(VolumeError) in
+            try flushAll()
+            var known: [ImageID: LayerID] = [:]
+            var result: [[ImageID: BlockSet]] = []
+            for tops in contents {
+                result.append(try steps(known, tops))
+                known.merge(tops) { $1 }
+            }
+            return result
+        }
+    }
+
     private func steps(
         _ from: [ImageID: LayerID], _ to: [ImageID: LayerID]
     ) throws(VolumeError) -> [ImageID: BlockSet] {

@@ -29,7 +29,7 @@ struct Doppel: ParsableCommand {
             Import.self,
             Export.self, Mount.self, Unmount.self, List.self, Status.self, Snapshot.self,
             Restore.self, Clone.self, Target.self, Wait.self, Promote.self, Demote.self,
-            Failover.self, Serve.self, Scrub.self,
+            Failover.self, ClonePool.self, Serve.self, Scrub.self,
             Check.self,
             Events.self, Jobs.self, Pair.self, Config.self, Version.self, GenerateManual.self,
         ])

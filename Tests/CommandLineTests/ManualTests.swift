@@ -12,7 +12,13 @@ import Testing
 
     /// Every command with a page of its own, as its words after "doppel".
     static let commands: [[String]] = ((try? ManualPages.all()) ?? []).map { page in
-        Array(page.name.dropLast(2).split(separator: "-").map(String.init).dropFirst())
+        let words = page.name.dropLast(2).split(separator: "-").map(String.init).dropFirst()
+        // A verb may have a hyphen of its own.
+        let verb = words.joined(separator: "-")
+        let isOne = Doppel.configuration.subcommands.contains {
+            $0.configuration.commandName == verb
+        }
+        return isOne ? [verb] : Array(words)
     }.filter { !$0.isEmpty }
 
     /// The words of the commands in a text: lines that begin with `doppel`, up to a pipe or comment.

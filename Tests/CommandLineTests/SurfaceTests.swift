@@ -7,7 +7,7 @@ import Testing
     static let verbs = [
         "init", "adopt", "eject", "create", "resize", "rename", "delete", "import", "export",
         "mount", "unmount", "list", "status", "snapshot", "restore", "clone", "scrub", "check",
-        "version", "pair", "config",
+        "version", "pair", "config", "clone-pool",
     ]
 
     @Test(arguments: verbs) func everyVerbExplainsItself(verb: String) throws {

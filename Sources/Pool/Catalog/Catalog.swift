@@ -10,6 +10,7 @@
 
 import BlockCore
 import GRDB
+import Synchronization
 import SystemIO
 
 package struct CatalogError: Error, CustomStringConvertible, Sendable {
@@ -23,6 +24,7 @@ package struct CatalogError: Error, CustomStringConvertible, Sendable {
 package final class Catalog: Sendable {
     private let queue: DatabaseQueue
     private let latch = Latch()
+    private let isClosed = Atomic(false)
 
     private final class Latch: @unchecked Sendable {  // `failure` is under `lock`
         private let lock = Lock()
@@ -110,6 +112,10 @@ package final class Catalog: Sendable {
         // belongs together without a transaction. SQLite's own guard against changes here, query_only,
         // forgets every prepared statement each time it is set.
         try queue.unsafeRead { db in
+            // Somebody may look into what was closed underneath.
+            guard !isClosed.load(ordering: .relaxed) else {
+                throw CatalogError(message: "the catalog is closed", cause: "")
+            }
             let changes = db.totalChangesCount
             defer { assert(db.totalChangesCount == changes, "a read changed the catalog") }
             return try body(CatalogTransaction(db))
@@ -139,5 +145,9 @@ package final class Catalog: Sendable {
         }
     }
 
-    package func close() { if closes { try? queue.close() } }
+    package func close() {
+        guard closes else { return }
+        isClosed.store(true, ordering: .relaxed)
+        try? queue.close()
+    }
 }

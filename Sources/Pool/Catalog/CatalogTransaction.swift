@@ -43,6 +43,14 @@ package final class CatalogTransaction {
             arguments: [key, value])
     }
 
+    /// Of what this pool is to be a copy, while not all of it is there.
+    package func unfinishedCopy() throws -> String? { try setting("clone.unfinished") }
+    /// - Parameter source: nil: all of it is there.
+    package func setUnfinishedCopy(of source: String?) throws {
+        if let source { return try setSetting("clone.unfinished", source) }
+        try execute(sql: "DELETE FROM settings WHERE key = 'clone.unfinished'")
+    }
+
     package func identity() throws -> PoolIdentity {
         PoolIdentity(
             id: try required("pool.id"), formatVersion: Int(try required("pool.format")) ?? 0,

@@ -126,6 +126,28 @@ extension MirrorPool {
         }
     }
 
+    /// What the mirror shows now, and before it each snapshot that it shows, the oldest first: all of it stays
+    /// until it is released.
+    func allViews() throws(TargetError) -> [(snapshot: SnapshotRecord?, view: MirrorView)] {
+        let newest = try newestView()
+        var views: [(snapshot: SnapshotRecord?, view: MirrorView)] = []
+        do throws(TargetError) {
+            try applying.withLock { () throws(TargetError) in
+                let snapshots = try rows { try $0.snapshots() }.filter {
+                    $0.state == .complete && $0.isOfWholePool && $0.sequence <= newest.sequence
+                }
+                for each in snapshots.sorted(by: { $0.sequence < $1.sequence }) {
+                    views.append((each, try view(of: each.name)))
+                }
+            }
+        } catch {
+            for each in views { each.view.release() }
+            newest.release()
+            throw error
+        }
+        return views + [(nil, newest)]
+    }
+
     /// A second row for the same layers: the first may go while the view is open.
     private func view(of name: String) throws(TargetError) -> MirrorView {
         let number = nextViewNumber

@@ -184,7 +184,29 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         }
     }
 
-    package func disconnect() {
+    /// Without a primary, to be looked into.
+    func openAlone() throws(TargetError) -> MirrorPool {
+        let store = try TargetError.pool { () throws(PoolError) in try openStore() }
+        do throws(TargetError) {
+            guard let record = try MirrorPool.roles(of: store).replica, record.role == .replica
+            else { throw TargetError(.absent, "\(path) is a pool, but not a mirror") }
+            let pool = try MirrorPool(store: store, record: record, options: options)
+            lock.withLock {
+                openPool = pool
+                boundPoolID = store.identity.id
+            }
+            openedCatalog = catalogFile()
+            return pool
+        } catch {
+            try? store.close(clean: false, lastSequence: .zero)
+            throw error
+        }
+    }
+
+    package func disconnect() { disconnect(endsViews: false) }
+
+    /// - Parameter endsViews: who reads the mirror does not go on doing so.
+    func disconnect(endsViews: Bool) {
         syncer?.stop()
         syncer = nil
         worker?.stop()
@@ -196,7 +218,9 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
         staging = nil
         failure = nil
         // Who reads the mirror goes on doing so, as long as nothing is wrong with it.
-        if isSound, let pool, pool.afterViews({ [weak self] in self?.close(isSound: true) }) {
+        if isSound, !endsViews, let pool,
+            pool.afterViews({ [weak self] in self?.close(isSound: true) })
+        {
             return
         }
         close(isSound: isSound)

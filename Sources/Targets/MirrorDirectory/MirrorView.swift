@@ -58,6 +58,8 @@ package final class MirrorView: @unchecked Sendable {  // changed only before an
             return !isReleased
         }
         guard isFirst else { return }
+        // Of one that was closed underneath, the next open removes it.
+        guard !pool.lease.hasEnded else { return pool.viewReleased() }
         do throws(TargetError) { try pool.delete([pin]) } catch {
             // The next open removes it.
             pool.log.error("a view of \(pool.store.path) was not released: \(error)")

@@ -1,4 +1,4 @@
-// A mirror that a primary writes to just now, as somebody sees it who only looks. Valid during the call that it is
+// A mirror that is open, for its primary writes to it just now, as somebody sees it who only looks. Valid during the call that it is
 // given to (`ServedMirror.look`).
 
 import BlockCore
@@ -9,8 +9,13 @@ import Volume
 
 package struct OpenMirror {
     private let pool: MirrorPool
+    /// Otherwise somebody makes a copy of it.
+    package let hasPrimary: Bool
 
-    init(_ pool: MirrorPool) { self.pool = pool }
+    init(_ pool: MirrorPool, hasPrimary: Bool) {
+        self.pool = pool
+        self.hasPrimary = hasPrimary
+    }
 
     package var store: PoolStore { pool.store }
     package var volume: Volume { pool.volume }
@@ -23,6 +28,9 @@ package struct OpenMirror {
     package func rows<T>(_ body: (CatalogTransaction) throws -> T) throws(TargetError) -> T {
         try pool.rows(body)
     }
+
+    /// All that it shows, for somebody who makes a copy of it; may be kept longer than the call.
+    package func copy() throws(TargetError) -> MirrorCopy { try MirrorCopy(pool) }
 
     /// How far back every moment can be had; nil where none can.
     package func reachNs() throws(TargetError) -> Int64? { try pool.reachNs() }

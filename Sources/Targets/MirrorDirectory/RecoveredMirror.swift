@@ -115,6 +115,8 @@ package final class RecoveredMirror: Sendable {
     package func view(at sequence: SequenceNumber) throws(TargetError) -> MirrorView {
         try pool.view(at: sequence)
     }
+    /// All that it shows, for somebody who makes a copy of it.
+    package func copy() throws(TargetError) -> MirrorCopy { try MirrorCopy(pool) }
     /// How far back every moment can be had; nil where none can.
     package func reachNs() throws(TargetError) -> Int64? { try pool.reachNs() }
 

@@ -17,6 +17,7 @@ package final class ServedMirror: ReplicaTarget, @unchecked Sendable {  // one c
     private let lock = Lock()
     /// Under `lock`, for those who look; changed by the one caller alone.
     private var shared: MirrorTarget?
+    private var isConnected = false
     private var mirror: MirrorTarget? {
         get { lock.withLock { shared } }
         set { lock.withLock { shared = newValue } }
@@ -40,6 +41,7 @@ package final class ServedMirror: ReplicaTarget, @unchecked Sendable {  // one c
         if hello.laysOut { try layOut(for: hello) }
         let mirror = try mirror(for: hello)
         var report = try mirror.connect(hello)
+        lock.withLock { isConnected = true }
         report.poolID = mirror.poolID
         return report
     }
@@ -54,7 +56,8 @@ package final class ServedMirror: ReplicaTarget, @unchecked Sendable {  // one c
             }
             return mirror
         }
-        mirror?.disconnect()
+        // Another primary, which takes its place: who copies what the other one shipped begins anew.
+        mirror?.disconnect(endsViews: true)
         let (path, disk) = (path, disk)
         let new = MirrorTarget(
             path: path, primaryPoolID: hello.poolID, poolID: hello.mirrorID, disk: disk,
@@ -92,9 +95,42 @@ package final class ServedMirror: ReplicaTarget, @unchecked Sendable {  // one c
         try MirrorTarget.create(path: path, primaryPoolID: hello.poolID, disk: disk)
     }
 
+    /// One of which a copy is being made stays open for that.
     package func disconnect() {
+        lock.withLock { isConnected = false }
         mirror?.disconnect()
-        mirror = nil
+        if mirror?.pool == nil { mirror = nil }
+    }
+
+    /// All that it shows, while no session has it; it is closed when that is let go of, or its primary has been here.
+    /// - Throws: `.absent` where it is no mirror, or shows nothing yet.
+    package func copyAlone() throws(TargetError) -> MirrorCopy {
+        if let open = mirror, let pool = open.pool { return try MirrorCopy(pool) }
+        guard let sight = PoolSight.look(at: path, disk: disk) else {
+            throw TargetError(.absent, "\(path) holds no pool that can be looked into")
+        }
+        guard sight.isReplica, let primaryPoolID = sight.primaryPoolID else {
+            throw TargetError(
+                .absent,
+                "\(path) is a primary: `doppel target add` there makes a copy, and keeps it in step"
+            )
+        }
+        let (path, disk) = (path, disk)
+        let new = MirrorTarget(
+            path: path, primaryPoolID: primaryPoolID, poolID: nil, disk: disk, options: options,
+            look: { PoolSight.look(at: path, disk: disk) }, openStore: openStore)
+        let pool = try new.openAlone()
+        mirror = new
+        // Closes it when nobody looks into it any more.
+        defer { disconnect() }
+        return try MirrorCopy(pool)
+    }
+
+    /// Whoever copies it finds out at the next thing that he reads.
+    package func endCopies() {
+        guard let mirror else { return }
+        mirror.disconnect(endsViews: true)
+        self.mirror = nil
     }
 
     /// What is open now, for somebody who only looks: nothing of the session waits for him, but for the pool's closing,
@@ -102,7 +138,8 @@ package final class ServedMirror: ReplicaTarget, @unchecked Sendable {  // one c
     /// - Returns: nil where nothing is open.
     package func look<T>(_ body: (OpenMirror) throws -> T) rethrows -> T? {
         guard let mirror, let pool = mirror.pool else { return nil }
-        return try pool.look { try body(OpenMirror(pool)) }
+        let hasPrimary = lock.withLock { isConnected }
+        return try pool.look { try body(OpenMirror(pool, hasPrimary: hasPrimary)) }
     }
 
     private func connected() throws(TargetError) -> MirrorTarget {

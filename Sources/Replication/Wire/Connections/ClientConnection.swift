@@ -145,7 +145,8 @@ package struct ClientConnection: LinkMachine {
         }
         state = .open
         guard role != .control else {
-            link.decoder.accepts = WireKinds(LinkCore.notices + [.answered, .failed])
+            link.decoder.accepts = WireKinds(
+                LinkCore.notices + [.answered, .hashes, .blocks, .content, .poolShape, .failed])
             return .entered
         }
         link.decoder.accepts = WireKinds(

@@ -75,7 +75,7 @@ package struct WireContent: Sendable {
 
     /// Fills `target` with the blocks of `range`.
     /// - Throws: where the records are not of all of them, in order.
-    func fill(
+    package func fill(
         _ target: UnsafeMutableRawBufferPointer, with range: BlockRange, of image: ImageID
     ) throws(WireError) {
         var next = range.start
@@ -121,6 +121,19 @@ package struct WireContent: Sendable {
 }
 
 extension WireReply {
+    /// - Parameter read: fills the buffer from its beginning; what it leaves is zeros.
+    package static func content(
+        _ range: BlockRange, of image: ImageID,
+        read: (UnsafeMutableRawBufferPointer) throws(TargetError) -> Int
+    ) throws(TargetError) -> WireReply {
+        let buffer = RecordBuffer(
+            capacityBytes: Int(range.lengthBytes) + 2 * StreamRecord.headerBytes)
+        try buffer.append(blocks: range, of: image, sizeBytes: 0, at: .zero, read: read)
+        do throws(WireError) {
+            return .content(try WireContent(WireBuffer(copying: buffer.batch.pieces[0])))
+        } catch { throw TargetError(.io, "\(error)") }
+    }
+
     package var kind: WireKind {
         switch self {
         case .flushed: .flushed

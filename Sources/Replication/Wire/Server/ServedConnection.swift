@@ -202,12 +202,18 @@ package final class ServedConnection: @unchecked Sendable {  // fields are under
         kick()
     }
 
-    /// - Returns: a body of records, compressed; nil where it goes as it is.
-    func pack(_ records: RecordBatch, with packer: FramePacker) -> WireBuffer? {
-        guard lock.withLock({ machine.mayPack }) else { return nil }
+    /// - Returns: the same, compressed where that is agreed on, and pays.
+    func pack(_ reply: WireReply, with packer: FramePacker) -> WireReply {
+        guard case .content(let content) = reply, lock.withLock({ machine.mayPack }) else {
+            return reply
+        }
         let none = UnsafeRawBufferPointer(start: nil, count: 0)
-        let packed = packer.pack(none, records, line: line.current(nowNs: now()), clock: now)
-        return packed.map { WireBuffer(copying: $0) }
+        let line = line.current(nowNs: now())
+        return content.buffer.withBytes { bytes in
+            let batch = RecordBatch(pieces: [bytes], firstSequence: .zero, lastSequence: .zero)
+            let packed = packer.pack(none, batch, line: line, clock: now)
+            return packed.map { .content(WireContent(packed: WireBuffer(copying: $0))) } ?? reply
+        }
     }
 
     /// - Parameter reply: nil for what the acknowledgement says.

@@ -371,18 +371,11 @@ package final class ServedReplica: @unchecked Sendable {
         case .allocatedBlocks: return .blocks(try target.allocatedBlocks())
         case .shape: return .shape(try target.shape())
         case .read(_, let range, let image):
-            let buffer = RecordBuffer(capacityBytes: 64 << 10)
-            try buffer.append(blocks: range, of: image, sizeBytes: 0, at: .zero) {
-                (place) throws(TargetError) in
+            let reply = try WireReply.content(range, of: image) { (place) throws(TargetError) in
                 try target.read(range, of: image, into: place)
                 return place.count
             }
-            if let packed = connection.pack(buffer.batch, with: packer) {
-                return .content(WireContent(packed: packed))
-            }
-            do throws(WireError) {
-                return .content(try WireContent(WireBuffer(copying: buffer.batch.pieces[0])))
-            } catch { throw TargetError(.io, "\(error)") }
+            return connection.pack(reply, with: packer)
         default: throw TargetError(.io, "'\(request.kind)' is no request that reads")
         }
     }

@@ -29,12 +29,15 @@ final class ServedVisit: @unchecked Sendable {  // fields are under `lock`
     init(_ visitor: any PoolVisitor, _ connection: ServedConnection) {
         self.visitor = visitor
         WorkerThread.start("doppel-visit") { [self, weak connection] in
+            let packer = FramePacker(LineCompression())
             while let (number, query) = next(connection) {
                 let reply: WireReply
                 do throws(TargetError) { reply = try visitor.answer(query) } catch {
                     reply = .failed(error)
                 }
-                connection?.answer(number, reply, 0, WireAcknowledgement())
+                guard let connection else { continue }
+                connection.answer(
+                    number, connection.pack(reply, with: packer), 0, WireAcknowledgement())
             }
             connection?.isDone()
             visitor.end()
