@@ -124,7 +124,7 @@ final class LocalCloneSource: CloneSource, @unchecked Sendable {  // one caller 
     init(_ path: String) throws {
         let store = try PoolStore.open(path: path, disk: LinuxDisk())
         do {
-            mirror = try RecoveredMirror(store: store, runsInBackground: false)
+            mirror = try RecoveredMirror(store: store, runsInBackground: false, keepsHistory: true)
         } catch {
             try? store.close(clean: false, lastSequence: .zero)
             guard error.kind == .absent else { throw ControlFailure(.failed, error.message) }
