@@ -14,6 +14,7 @@ import Identity
 import NIOCore
 import NIOPosix
 import Replication
+import Synchronization
 import SystemIO
 
 final class ClientChannel: WireChannel, ChannelInboundHandler, @unchecked Sendable {
@@ -28,6 +29,7 @@ final class ClientChannel: WireChannel, ChannelInboundHandler, @unchecked Sendab
     private let options: TransportClient.Options
     private let receiver: RemoteConnection
 
+    private let unsent = Atomic(0)
     private let lock = Lock()
     // Under `lock`:
     private var given = OutgoingBytes()
@@ -59,8 +61,11 @@ final class ClientChannel: WireChannel, ChannelInboundHandler, @unchecked Sendab
         tell {
             guard !closes else { return }
             given.put(pieces)
+            let count = pieces.reduce(0) { $0 + $1.count }
+            unsent.add(count, ordering: .relaxed)
         }
     }
+    var unsentBytes: Int { unsent.load(ordering: .relaxed) }
     func close() { tell { closes = true } }
 
     private func tell(_ change: () -> Void) {
@@ -143,7 +148,12 @@ final class ClientChannel: WireChannel, ChannelInboundHandler, @unchecked Sendab
         guard let context else { return }
         drain.look(at: context.channel, receiver.line)
         while context.channel.isWritable, let chunk = sending.take() {
+            let count = chunk.readableBytes
             context.writeAndFlush(wrapOutboundOut(chunk), promise: nil)
+            let before = unsent.subtract(count, ordering: .relaxed).oldValue
+            if !RemoteConnection.hasRoom(before), RemoteConnection.hasRoom(before - count) {
+                receiver.madeRoom()
+            }
         }
         drain.look(at: context.channel, receiver.line)
         guard isClosing else { return }

@@ -25,6 +25,7 @@ package final class MemoryLink: WireLink, @unchecked Sendable {  // one thread
             guard !isClosedByClient else { return }
             for piece in pieces { piece.withBytes { toServer.append(contentsOf: $0) } }
         }
+        package var unsentBytes: Int { toServer.count }
         package func close() { isClosedByClient = true }
         package var isOpen: Bool { !isClosedByClient || !isClosedByServer }
     }

@@ -147,6 +147,26 @@ import Testing
 
     // MARK: Pipelining
 
+    /// What a line does not take waits with whoever has it: what is found out about the line holds for that.
+    @Test func littleIsGivenToALineThatTakesNothing() throws {
+        let world = World(seed: 4)
+        let replica = world.replica()
+        _ = try replica.connect(WireSamples.hello)
+        world.link.pipes[0].stopsToServer = true
+        var (given, next) = (0, UInt64(41))
+        do {
+            while given < 30 << 20 {
+                try withTrims(next, count: 1000) { batch in
+                    try replica.send(batch)
+                    given += batch.lengthBytes
+                }
+                next += 1000
+            }
+            Issue.record("all of it was taken")
+        } catch { #expect((error as? TargetError)?.kind == .absent) }
+        #expect(given >= 4 << 20 && given <= (4 << 20) + (65 << 10), "\(given)")
+    }
+
     /// Many batches are under way at once; a failure in the middle lets none after it be done (E4).
     @Test(arguments: Seeds.run(5)) func nothingIsDoneAfterAFailure(seed: UInt64) throws {
         let world = World(seed: seed)

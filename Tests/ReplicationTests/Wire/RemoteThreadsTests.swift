@@ -42,6 +42,7 @@ import Testing
     private final class Channel: WireChannel, @unchecked Sendable {  // the line has its own lock
         let up = Line()
         func send(_ pieces: [WirePiece]) { up.put(joined(pieces)) }
+        var unsentBytes: Int { 0 }
         func close() { up.close() }
     }
 

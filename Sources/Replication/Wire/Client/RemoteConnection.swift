@@ -4,6 +4,10 @@ import BlockCore
 import SystemIO
 
 package final class RemoteConnection: @unchecked Sendable {  // fields are under `lock`
+    /// Records wait with whoever has them rather than here: what a line is like, and whether it pays to compress,
+    /// holds for what was not packed yet.
+    private static let mostUnsentBytes = 4 << 20
+
     private let link: any WireLink
     private let lock = Lock()
     private let changed = Condition()
@@ -36,6 +40,10 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
     }
     package func tick() { handle { machine, now in machine.tick(now: now) } }
     package func lost(_ why: String) { handle { machine, _ in machine.lost(why) } }
+    /// Less than ``mostUnsentBytes`` waits for the line.
+    package func madeRoom() { lock.withLock { changed.broadcast() } }
+    package static func hasRoom(_ unsentBytes: Int) -> Bool { unsentBytes < mostUnsentBytes }
+    private var hasRoom: Bool { Self.hasRoom(channel?.unsentBytes ?? 0) }
     package var wakeNs: Int64 { lock.withLock { machine.wakeNs } }
     /// The transport tells it.
     package let line = LineRate()
@@ -239,7 +247,7 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
         defer { lock.unlock() }
         try wait { () throws(TargetError) -> Void? in
             if let failure { throw failure }
-            return machine.hasCredit(for: batch, isStage: false) ? () : nil
+            return machine.hasCredit(for: batch, isStage: false) && hasRoom ? () : nil
         }
         try sending { () throws(WireError) in
             try machine.append(
@@ -300,7 +308,7 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
         defer { lock.unlock() }
         try wait { () throws(TargetError) -> Void? in
             if let failure { throw failure }
-            return machine.hasCredit(for: batch, isStage: true) ? () : nil
+            return machine.hasCredit(for: batch, isStage: true) && hasRoom ? () : nil
         }
         try sending { () throws(WireError) in
             try machine.stage(

@@ -25,6 +25,8 @@ package protocol WireChannel: AnyObject, Sendable {
     /// Takes all of it, in order; never blocks. What is borrowed is sent or copied on return. How much may
     /// wait to be sent is bounded by credit.
     func send(_ pieces: [WirePiece])
+    /// Of that, what waits here for the line.
+    var unsentBytes: Int { get }
     /// Sends what waits, then closes.
     func close()
 }
