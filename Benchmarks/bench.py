@@ -3,7 +3,7 @@
 
     make bench                                  everything (about half an hour)
     make bench BENCH="--only throughput"        one part: throughput, fsync, snapshots, scale,
-                                                mirror, modes, resync, tracking
+                                                mirror, modes, resync, tracking, remote, line
     Benchmarks/bench.py --seconds 1 --rounds 1  a smoke run
 
 Each round runs each job once on every peer, so that a drift of the machine meets all of them; a cell
@@ -26,6 +26,7 @@ import time
 
 from mirrors import mirror, modes, resync, tracking
 from peers import PEERS, available, doppel_mount, mounted
+from remote import line, remote
 from tools import DOPPEL, MIB, TIB, call, doppel, fio, random_4k, say, table
 
 # Job, and what the design wants of it as a multiple of qemu's FUSE export.
@@ -227,6 +228,7 @@ def scale(arguments):
 PARTS = {
     "throughput": throughput, "fsync": fsync, "snapshots": snapshots, "scale": scale,
     "mirror": mirror, "modes": modes, "resync": resync, "tracking": tracking,
+    "remote": remote, "line": line,
 }
 
 
