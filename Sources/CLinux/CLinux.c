@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -197,6 +198,8 @@ int clx_unlock(int fd) {
     struct flock l = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
     return result(fcntl(fd, F_OFD_SETLK, &l));
 }
+int clx_try_lock_directory(int fd) { return result(flock(fd, LOCK_EX | LOCK_NB)); }
+int clx_unlock_directory(int fd) { return result(flock(fd, LOCK_UN)); }
 int clx_set_io_flusher(void) { return result(prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)); }
 int clx_raise_file_limit(void) {
     struct rlimit l;

@@ -4,6 +4,7 @@
 //                          │   ▲
 //                          └───┘ SIGHUP: settings and the key are read anew; the key also when it was changed
 //
+// The root is locked (ServedRoot.swift) from before it listens until the pools are closed: no two runs overlap.
 // It remembers nothing but its pools: whoever was connected connects again to the next one, and goes on.
 
 import BlockCore
@@ -23,6 +24,8 @@ package struct ServeRequest: Sendable {
     /// How long a mirror keeps what it was.
     package var historyMs: Int64 = 3_600_000
     package var mostPools = 256
+    /// How long a run of the server that ends on the same root is waited for.
+    package var rootTimeoutMs: Int64 = 30_000
     package var limits = TransportLimits()
     /// Reads the settings anew; nil where there are none to read.
     package var reading: (@Sendable () throws -> ServeRequest)?
@@ -66,6 +69,11 @@ package enum ServeDaemon {
             throw ControlFailure(
                 .usage, "\(root) is a pool: what is served is the folder that pools are in")
         }
+        guard
+            let lock = try ServedRoot.take(
+                root, timeoutMs: request.rootTimeoutMs, unless: { orders.isToStop })
+        else { return }
+        defer { lock.release() }
         let pools = ServedPools(
             root: root, historyMs: request.historyMs, mostPools: request.mostPools)
         let teller = NoticeTeller(request.identity.map { StateDirectory(path: $0.stateDirectory) })
@@ -215,6 +223,7 @@ private final class ServeOrders: @unchecked Sendable {  // `waiting` is under `l
             changed.signal()
         }
     }
+    var isToStop: Bool { lock.withLock { waiting.contains(.stop) } }
     func next() -> Order {
         lock.lock()
         defer { lock.unlock() }

@@ -76,7 +76,8 @@ final class ServedPools: @unchecked Sendable {  // fields are under `lock`
     // MARK: Promotions
 
     /// Whoever asked for this generation was told that it did not begin: from here on it never does. In memory: a
-    /// request never outlives the run of the server that it was sent to.
+    /// request never outlives the run of the server that it was sent to, and the next run waits for that one's end
+    /// (ServedRoot.swift).
     func callOff(_ generationID: String) {
         lock.withLock {
             guard !calledOff.contains(generationID) else { return }

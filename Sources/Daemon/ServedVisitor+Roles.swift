@@ -47,12 +47,17 @@ extension ServedVisitor {
             SeenPool(sight: try open.rows { try PoolSight($0) }, isInUse: true)
         } alone: {
             // Who holds it has just opened it, perhaps, and has not yet mended what a crash left of its role.
-            for _ in 0..<9 {
-                let seen = try look()
-                if !seen.isInUse || seen.sight.began(id) { return seen }
+            var seen = try look()
+            for _ in 0..<9 where seen.isInUse {
                 Pause.microseconds(100_000)
+                seen = try look()
             }
-            return try look()
+            // Another process may be about to begin it: nothing was called off there.
+            guard !seen.isInUse || seen.sight.began(id) else {
+                throw ControlFailure(
+                    .inUse, "\(path) is in use there: how that ended can be said when it is free")
+            }
+            return seen
         }
         try require(result.sight?.sight.poolID, arguments.poolID)
         return result

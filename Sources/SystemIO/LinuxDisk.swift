@@ -89,6 +89,36 @@ public final class LinuxDisk: Disk, @unchecked Sendable {  // no state
         return LinuxLock(fd: fd)
     }
 
+    /// Keeps a directory to one who asks; nothing is left in it.
+    /// - Returns: nil while somebody else has it.
+    public func tryLockDirectory(_ path: String) throws(SystemError) -> DiskLock? {
+        let fd = clx_open(path, Int32(CLX_OPEN_READ | CLX_OPEN_DIRECTORY), 0)
+        try checked(fd, "open", path)
+        let result = clx_try_lock_directory(fd)
+        if result < 0 {
+            _ = clx_close(fd)
+            if result == -EAGAIN { return nil }
+            throw SystemError(operation: "lock", path: path, errno: -result)
+        }
+        return LinuxLock(fd: fd, isDirectory: true)
+    }
+
+    /// Processes that have locked this directory; those that the kernel does not name are left out.
+    public func lockHolders(ofDirectory path: String) -> [Int32] {
+        guard let inode = (try? status(path))?.inode,
+            let bytes = try? readSmall("/proc/locks", limit: 1 << 20)
+        else { return [] }
+        // 1: FLOCK  ADVISORY  WRITE 4321 08:01:131077 0 EOF
+        return String(decoding: bytes, as: UTF8.self).split(separator: "\n").compactMap { line in
+            let words = line.split(separator: " ")
+            guard words.count == 8, words[1] == "FLOCK",
+                words[5].split(separator: ":").last == Substring(String(inode)),
+                let process = Int32(words[4]), process > 0
+            else { return nil }
+            return process
+        }
+    }
+
     public override func now() -> Int64 { clx_realtime_ns() }
     public override func monotonic() -> Int64 { clx_monotonic_ns() }
     public override func bootID() -> String? {
@@ -98,13 +128,17 @@ public final class LinuxDisk: Disk, @unchecked Sendable {  // no state
     }
 }
 
-/// An open-file-description lock: it belongs to the descriptor, so it is gone with the process.
+/// An open-file-description lock, of a directory flock's: it belongs to the descriptor, so it is gone with the process.
 final class LinuxLock: DiskLock, @unchecked Sendable {  // `fd` is guarded by `released`
     private let fd: Int32
+    private let isDirectory: Bool
     private let released = Lock()
     private var isReleased = false
 
-    init(fd: Int32) { self.fd = fd }
+    init(fd: Int32, isDirectory: Bool = false) {
+        self.fd = fd
+        self.isDirectory = isDirectory
+    }
     deinit { release() }
 
     override func release() {
@@ -113,7 +147,7 @@ final class LinuxLock: DiskLock, @unchecked Sendable {  // `fd` is guarded by `r
             isReleased = true
             // Unlocked before it is closed: a process being started right now has a copy of the
             // descriptor until its exec, and would hold the lock that long.
-            _ = clx_unlock(fd)
+            _ = isDirectory ? clx_unlock_directory(fd) : clx_unlock(fd)
             _ = clx_close(fd)
         }
     }

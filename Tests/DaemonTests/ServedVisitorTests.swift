@@ -91,6 +91,39 @@ import Testing
         }
     }
 
+    /// Whoever holds it may be about to carry it out.
+    @Test func ofAPoolThatAnotherProcessHoldsNothingIsSaid() throws {
+        try withMirror { pools, path, id, sequence in
+            let outcome = ControlRequest(.handoverOutcome) {
+                $0.generationID = "one"
+                $0.poolID = id.own
+            }
+            let other = try PoolStore.open(path: path, disk: LinuxDisk())
+            let asked = try ask(pools, outcome)
+            #expect(asked.error?.exitCode == ExitKind.inUse.rawValue, "\(asked)")
+            // Its file says so before it is done: power may go in between.
+            var ahead = try other.catalog.read { try PoolSight($0) }
+            ahead.isReplica = false
+            ahead.history = GenerationHistory([
+                .init(
+                    generation: Generation(
+                        number: 2, id: "one", parentID: nil, startSequence: .zero),
+                    poolID: id.own, begunNs: 0, cause: .planned)
+            ])
+            try ahead.write(to: path, disk: LinuxDisk())
+            let opening = TestThread { () -> Void in
+                Pause.microseconds(200_000)
+                try other.writeRole()
+                try other.close(clean: true, lastSequence: .zero)
+            }
+            let free = try ask(pools, outcome)
+            try opening.join()
+            #expect(free.result?.sight?.sight.began("one") == false, "\(free)")
+            let late = try ask(pools, promotion("one", id, sequence))
+            #expect(late.error?.message.contains("called off") == true, "\(late)")
+        }
+    }
+
     @Test func aMirrorThatLacksSomethingIsNotHandedTo() throws {
         try withMirror { pools, path, id, sequence in
             let refusals = [

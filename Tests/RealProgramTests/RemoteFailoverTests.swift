@@ -161,6 +161,25 @@ import Testing
         }
     }
 
+    /// A run that ends finishes what came, a promotion too: the next one is not asked for it meanwhile.
+    @Test func theNextServerWaitsForTheOneBefore() throws {
+        try Sandbox.with { box in
+            let server = try MirrorServer(box, isEncrypted: false)
+            defer { server.kill() }
+            let log = box.folder + "/next.log"
+            let next = try BackgroundShell(
+                "exec \"$1\" serve \"$2\" --without-keys --listen 127.0.0.1:0 2>\"$3\"",
+                [Sandbox.binary, server.root, log])
+            defer { next.kill() }
+            try box.until("the next one waits") {
+                box.read(log).contains("process \(server.pid ?? 0)): it is waited for")
+            }
+            #expect(!box.read(log).contains(" at 127.0.0.1:"))
+            #expect(server.terminate() == 0)
+            try box.until("the next one listens") { box.read(log).contains(" at 127.0.0.1:") }
+        }
+    }
+
     // MARK: Forced
 
     @Test func aMirrorIsPromotedWhileItsPrimaryIsConnected() throws {

@@ -75,6 +75,9 @@ int clx_remove_xattr(const char *path, const char *name);
 /// Exclusive open-file-description lock on the whole file; -EAGAIN when held.
 int clx_try_lock(int fd);
 int clx_unlock(int fd);
+/// The same for a directory, which nobody can open for writing: flock(2); -EAGAIN when held.
+int clx_try_lock_directory(int fd);
+int clx_unlock_directory(int fd);
 int clx_set_io_flusher(void);
 int clx_raise_file_limit(void);
 int64_t clx_realtime_ns(void);
