@@ -42,6 +42,7 @@ package enum PoolDemotion {
         var options = PoolSession.Options()
         options.connectsTargets = false
         options.recovery = .start
+        options.isToFollow = true
         try PoolSession(path: path, options: options).close()
         let store = try PoolStore.open(path: path, disk: LinuxDisk())
         let isSettled = !store.wasUnclean

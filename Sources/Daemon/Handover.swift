@@ -4,10 +4,11 @@
 //        this pool                               the mirror            crash: the next open of this pool
 //   1    changes are held, not failed                                  a primary
 //   2                                            has everything        a primary
-//   3    note: handing over to it, generation g                        asks the mirror: no primary, so the
-//                                                                      note goes, and this one is
-//   4                                            primary, in g         asks the mirror: it is, so this one
-//                                                                      becomes its mirror
+//   3    note: handing over to it, generation g                        asks the mirror: it did not begin g, so
+//                                                                      the note goes, and this one is
+//   4                                            primary, in g         asks the mirror: it did, so this one
+//                                                                      becomes its mirror; where that is a
+//                                                                      mirror by now, a person says whose
 //   5    fenced: who was held hears EROFS                              the same
 //   6    all of it durable here, too                                   the same
 //   7    a mirror                                                      a mirror
@@ -247,7 +248,8 @@ enum Handover {
     }
 
     /// Before a pool is opened for changes: how did the handover end that was under way?
-    static func settle(_ store: PoolStore) throws {
+    /// - Parameter isToFollow: it is opened to become a mirror, of whomever a person named.
+    static func settle(_ store: PoolStore, isToFollow: Bool = false) throws {
         guard let note = try store.catalog.read({ try $0.handover() }) else { return }
         switch outcome(note) {
         case .notTaken:
@@ -260,6 +262,8 @@ enum Handover {
                             + "the primary"))
             }
         case .taken:
+            if isToFollow, try RemotePool.look(at: note.address)?.isReplica ?? false { return }
+            _ = try successor(of: store, at: note.address)
             let (sequence, isSettled) = try writeDown(store)
             try becomeMirror(store, of: note.address, at: sequence, isSettled: isSettled)
         case .unknown:
@@ -291,10 +295,23 @@ enum Handover {
     static func becomeMirror(
         _ store: PoolStore, of address: String, at sequence: SequenceNumber, isSettled: Bool
     ) throws {
+        try Demotion.run(
+            store, to: try successor(of: store, at: address), at: address, sequence: sequence,
+            isSettled: isSettled)
+    }
+
+    /// Who took over may have handed over since, or been replaced: a mirror is nobody's primary.
+    private static func successor(of store: PoolStore, at address: String) throws -> PoolSight {
         guard let sight = try RemotePool.look(at: address) else {
             throw ControlFailure(.failed, "\(address) cannot be looked into")
         }
-        try Demotion.run(
-            store, to: sight, at: address, sequence: sequence, isSettled: isSettled)
+        guard sight.isReplica else { return sight }
+        let next = try store.catalog.read { try $0.targets() }
+            .first { $0.poolID != nil && $0.poolID == sight.primaryPoolID }
+        throw ControlFailure(
+            .failed,
+            "\(store.path) was handed over to \(address), which took over, and is a mirror itself by now: "
+                + "this pool takes no changes any more. `doppel demote \(store.path) --to "
+                + "\(next?.address ?? "ADDRESS")` makes it follow the pool that is the primary now")
     }
 }

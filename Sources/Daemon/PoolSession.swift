@@ -29,6 +29,8 @@ package final class PoolSession: Sendable {
         package var atNs: Int64?
         /// A handover that was cut off is about to be decided by a person.
         package var keepsRole = false
+        /// It is about to become a mirror, of whomever a person named.
+        package var isToFollow = false
         /// After a crash of the machine.
         package var recovery = RecoveryPolicy.attempt
         package var recoveryListener = RecoveryListener()
@@ -77,7 +79,7 @@ package final class PoolSession: Sendable {
             }
             self.options = options
             if !options.isReadOnly, !options.keepsRole {
-                try Handover.settle(store)
+                try Handover.settle(store, isToFollow: options.isToFollow)
                 try PoolRecovery.run(store, options)
             }
             let parts = try Self.open(store, options, status, mirrorMounts)

@@ -74,8 +74,8 @@ extension RemotePool {
 }
 
 extension PoolSight {
-    /// It is a primary, and that generation led to it.
-    func began(_ generationID: String) -> Bool { !isReplica && history.contains(generationID) }
+    /// Of a generation that it alone was asked to begin: it did, whatever it became since.
+    func began(_ generationID: String) -> Bool { history.contains(generationID) }
 }
 
 /// A promotion that a person asks for, of a mirror anywhere.

@@ -132,6 +132,66 @@ import Testing
         #expect(other?.exitCode == ExitKind.usage.rawValue)
     }
 
+    /// The process that handed over dies before it is a mirror; before it is opened again the mirror handed over to a
+    /// third pool, and is a mirror itself.
+    @Test func whoTookOverMayHaveHandedOverSince() throws {
+        let folder = try makeTemporaryFolder()
+        defer { try? FileManager.default.removeItem(atPath: folder) }
+        let paths = ["one", "two", "three"].map { folder + "/" + $0 }
+        func session(_ path: String) throws -> PoolSession {
+            var options = PoolSession.Options()
+            options.connectsTargets = true
+            return try PoolSession(path: path, options: options)
+        }
+        func ok(_ session: PoolSession, _ request: ControlRequest) throws {
+            if let error = session.execute(request).error { throw error }
+        }
+        func isReplica(_ path: String) -> Bool? {
+            PoolSight.look(at: path, disk: LinuxDisk())?.isReplica
+        }
+        try PoolStore.initialize(path: paths[0], disk: LinuxDisk())
+        let first = try session(paths[0])
+        try ok(first, ControlRequest(.targetAdd) { $0.target = .init(address: paths[1]) })
+        try ok(first, ControlRequest(.wait) { $0.timeoutMs = 50_000 })
+        let own = try first.store.catalog.read { try PoolSight($0) }
+        let sequence = first.volume.sequence
+        try first.close()
+        let mirror = try #require(PoolSight.look(at: paths[1], disk: LinuxDisk()))
+        let note = HandoverRecord(
+            poolID: mirror.poolID, address: paths[1], generationID: "planned")
+        let store = try PoolStore.open(path: paths[0], disk: LinuxDisk())
+        try store.catalog.write { try $0.setHandover(note) }
+        try store.close(clean: true, lastSequence: sequence)
+        _ = try Handover.promote(
+            note, from: own.poolID, primaryAddress: paths[0], at: sequence)
+
+        let second = try session(paths[1])
+        try ok(second, ControlRequest(.targetRemove) { $0.target = .init(address: paths[0]) })
+        try ok(second, ControlRequest(.targetAdd) { $0.target = .init(address: paths[2]) })
+        try ok(second, ControlRequest(.wait) { $0.timeoutMs = 50_000 })
+        _ = try second.failOver(to: paths[2], timeoutMs: 50_000)
+        try second.close()
+        #expect(isReplica(paths[1]) == true && isReplica(paths[2]) == false)
+
+        // It was taken: this one is no primary any more, and a person says whom it follows.
+        #expect(Handover.outcome(note) == .taken)
+        for _ in 0..<2 {
+            let refused = #expect(throws: ControlFailure.self) {
+                _ = try PoolSession(path: paths[0])
+            }
+            #expect(
+                refused?.message.contains("doppel demote \(paths[0]) --to") == true,
+                "\(String(describing: refused))")
+        }
+        _ = try PoolDemotion.perform(path: paths[0], to: paths[2])
+        #expect(isReplica(paths[0]) == true)
+        let third = try session(paths[2])
+        try ok(third, ControlRequest(.targetAdd) { $0.target = .init(address: paths[0]) })
+        try ok(third, ControlRequest(.wait) { $0.timeoutMs = 50_000 })
+        try third.close()
+        try PoolSession(path: paths[0]).close()
+    }
+
     private func targetVerbs(_ mirror: String, _ other: String) -> [ControlRequest] {
         func request(
             _ command: ControlCommand, _ address: String,
