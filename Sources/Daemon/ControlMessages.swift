@@ -74,6 +74,8 @@ package struct ControlArguments: Codable, Sendable, Hashable {
     package var mountPoint: String?
     /// Of a promotion: says what would be, and changes nothing.
     package var dryRun: Bool?
+    /// Of a promotion: also where the mirror's journal is damaged.
+    package var acceptsDamage: Bool?
     /// Of a handover: the generation that it begins.
     package var generationID: String?
     /// Of a handover: the mirror's own id, whom it has to follow, and how far it has to be.

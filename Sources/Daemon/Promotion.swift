@@ -32,6 +32,12 @@ package struct JournalDamage: Codable, Sendable, Hashable {
     /// Of the journal, beyond that; they are kept in `quarantine/`.
     package var lostBytes: UInt64
 
+    fileprivate init(_ found: Journal.Salvage) {
+        reason = found.reason
+        throughSequence = found.last.rawValue
+        lostBytes = found.lostBytes
+    }
+
     /// Blocks may be newer than that: they were written in place before the damage was met.
     package var text: String {
         "its journal does not verify (\(reason)): what came after operation \(throughSequence) is lost, "
@@ -44,18 +50,23 @@ package struct JournalDamage: Codable, Sendable, Hashable {
 package enum PoolPromotion {
     /// - Parameters:
     ///   - force: also where the mirror's journal is damaged.
+    ///   - reportsDamage: says with `dryRun` what is damaged, where it would fail otherwise.
     ///   - dryRun: says what would be, and changes nothing that opening does not.
     ///   - generationID: of the generation that begins; nil for any.
     ///   - accept: asked where something may be lost; false leaves the mirror as it is.
     package static func perform(
-        path: String, dryRun: Bool, force: Bool, generationID: String? = nil,
-        accept: (PromotionInfo) throws -> Bool
+        path: String, dryRun: Bool, force: Bool, reportsDamage: Bool = false,
+        generationID: String? = nil, accept: (PromotionInfo) throws -> Bool
     ) throws -> PromotionInfo {
         do {
             let store = try PoolStore.open(path: path, disk: LinuxDisk())
             let mirror: RecoveredMirror
             var damage: JournalDamage?
             do {
+                if dryRun, reportsDamage, let info = try damagedPreview(of: store) {
+                    try? store.close(clean: false, lastSequence: .zero)
+                    return info
+                }
                 damage = try cutOffDamage(of: store, force: force && !dryRun)
                 mirror = try RecoveredMirror(store: store, runsInBackground: false)
             } catch {
@@ -93,12 +104,31 @@ package enum PoolPromotion {
         } catch { throw PoolSession.failure(error) }
     }
 
+    /// A mirror that cannot be brought to its last operation is not opened to be looked at.
+    private static func damagedPreview(of store: PoolStore) throws -> PromotionInfo? {
+        guard let found = try RecoveredMirror.journalDamage(of: store),
+            let record = try RecoveredMirror.replica(of: store)
+        else { return nil }
+        let shownNs = try store.catalog.read { tx in
+            try tx.nodes().map { max($0.modifyNs, $0.changeNs) }.max() ?? 0
+        }
+        var info = PromotionInfo(
+            path: store.path, generation: (record.generation?.number ?? 0) + 1,
+            primaryPool: record.primaryPoolID, checkpointSequence: found.last.rawValue,
+            shownNs: shownNs,
+            loss: LossPreview(
+                knowledge: .unknown, primary: record.primaryAddress,
+                reason: "what its journal had is not all there", fromNs: shownNs,
+                heardNs: record.heardNs), better: [])
+        info.damage = JournalDamage(found)
+        return info
+    }
+
     private static func cutOffDamage(
         of store: PoolStore, force: Bool
     ) throws -> JournalDamage? {
         guard let found = try RecoveredMirror.journalDamage(of: store) else { return nil }
-        let damage = JournalDamage(
-            reason: found.reason, throughSequence: found.last.rawValue, lostBytes: found.lostBytes)
+        let damage = JournalDamage(found)
         guard force else {
             throw ControlFailure(
                 .damaged, "\(store.path): \(damage.text). `doppel promote --force` takes it over so"

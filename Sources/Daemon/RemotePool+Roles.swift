@@ -80,8 +80,8 @@ extension PoolSight {
 
 /// A promotion that a person asks for, of a mirror anywhere.
 package enum AnyPromotion {
-    /// As ``PoolPromotion/perform(path:dryRun:force:generationID:accept:)``; a mirror behind a server is promoted by
-    /// that. There somebody is asked first, so that nothing is held up meanwhile.
+    /// As ``PoolPromotion/perform(path:dryRun:force:reportsDamage:generationID:accept:)``; a mirror behind a server
+    /// is promoted by that. There somebody is asked first, so that nothing is held up meanwhile.
     package static func perform(
         _ address: String, dryRun: Bool, force: Bool, accept: (PromotionInfo) throws -> Bool
     ) throws -> PromotionInfo {
@@ -91,12 +91,19 @@ package enum AnyPromotion {
                 accept: accept)
         }
         let preview = try ask(place) { $0.dryRun = true }
+        // What is lost by damage is for the person's own word alone; a session of the primary hides it until it ends.
+        if let damage = preview.damage, !force {
+            throw ControlFailure(
+                .damaged, "\(place.text): \(damage.text). `doppel promote --force` takes it over so"
+            )
+        }
         guard !dryRun, try preview.isSure || accept(preview) else { return preview }
         let generationID = PoolStore.randomID()
         do {
             return try ask(place) {
                 $0.generationID = generationID
                 $0.force = !preview.isSure || force
+                $0.acceptsDamage = force
             }
         } catch {
             // What was asked may have been done, and the answer lost; from here on it is not done any more.

@@ -78,7 +78,9 @@ extension ServedVisitor {
             result.promotion = try withPool { open in
                 try open.preview()
             } alone: {
-                try PoolPromotion.perform(path: path, dryRun: true, force: false) { _ in false }
+                try PoolPromotion.perform(
+                    path: path, dryRun: true, force: false, reportsDamage: true
+                ) { _ in false }
             }
             return result
         }
@@ -99,7 +101,8 @@ extension ServedVisitor {
             } else {
                 let force = arguments.force ?? false
                 result.promotion = try PoolPromotion.perform(
-                    path: path, dryRun: false, force: force, generationID: id
+                    path: path, dryRun: false, force: arguments.acceptsDamage ?? false,
+                    generationID: id
                 ) { info in
                     if force { return true }
                     throw ControlFailure(

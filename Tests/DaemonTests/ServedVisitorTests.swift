@@ -146,6 +146,40 @@ import Testing
         }
     }
 
+    @Test func aDamagedMirrorIsPromotedByAWordForThatAlone() throws {
+        try withMirror { pools, path, _, _ in
+            let disk = LinuxDisk()
+            let store = try PoolStore.open(path: path, disk: disk)
+            let first = try #require(try store.catalog.read { try $0.replica() }).journalSegment
+            try store.close(clean: true, lastSequence: .zero)
+            let names = try disk.list(path + "/journal").map(\.name) + ["\(first)"]
+            for name in names {
+                try disk.writeDurably(
+                    path + "/journal/" + name, contents: [UInt8](repeating: 0xd0, count: 8192))
+            }
+            let preview = try ask(pools, ControlRequest(.promote) { $0.dryRun = true })
+            #expect(preview.result?.promotion?.damage != nil, "\(preview)")
+            #expect(preview.result?.promotion?.isSure == false)
+            let forced = try ask(
+                pools,
+                ControlRequest(.promote) {
+                    $0.generationID = "one"
+                    $0.force = true
+                })
+            #expect(forced.error?.exitCode == ExitKind.damaged.rawValue, "\(forced)")
+            #expect(PoolSight.look(at: path, disk: disk)?.isReplica == true)
+            let done = try ask(
+                pools,
+                ControlRequest(.promote) {
+                    $0.generationID = "two"
+                    $0.force = true
+                    $0.acceptsDamage = true
+                })
+            #expect(done.result?.promotion?.isPromoted == true, "\(done)")
+            #expect(PoolSight.look(at: path, disk: disk)?.isReplica == false)
+        }
+    }
+
     @Test func whatIsNoRequestIsSaidToBeNone() throws {
         try withMirror { pools, _, _, _ in
             let visitor = try ServedVisitor("vms", pools) { _ in true }
