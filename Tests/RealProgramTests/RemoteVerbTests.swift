@@ -98,8 +98,10 @@ import Testing
                 "--right", "read")
             try box.until("the session has ended") { try !box.target(server.address).isInStep }
             #expect(try status(box, server.address).images == 1)
-            #expect(
-                try box.target(server.address).reason?.contains("may not replicate") ?? false)
+            // It connects again, and hears why.
+            try box.until("it says why") {
+                try box.target(server.address).reason?.contains("may not replicate") ?? false
+            }
             // Who may do nothing any more is not even let in.
             try box.ok("pair", "--config", there, "--remove", "client")
             try box.until("it is refused") {
