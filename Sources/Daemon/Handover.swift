@@ -3,7 +3,8 @@
 //
 //        this pool                               the mirror            crash: the next open of this pool
 //   1    changes are held, not failed                                  a primary
-//   2                                            has everything        a primary
+//   2                                            has everything        a primary; what this disk lost the
+//                                                                      mirror has, which is not called stale
 //   3    note: handing over to it, generation g                        asks the mirror: it did not begin g, so
 //                                                                      the note goes, and this one is
 //   4                                            primary, in g         asks the mirror: it did, so this one

@@ -386,6 +386,8 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         let sealed = lock.withLock { unsettled }
         let head = self.head
         let draining = self.draining
+        // With it: what comes after a cut is in another head, and this one's commit is not to speak for that.
+        let sequence = core.sequence
         core.cut.unlock()
         for each in sealed {
             _ = try VolumeError.wrapping(id) { () throws(LayerError) in
@@ -396,7 +398,6 @@ package final class Image: @unchecked Sendable {  // V1, V2; the rest is atomic 
         // The size is the image's only as long as the head is: a cut in between seals the old size
         // with the layer, and this commit's is then only an upper bound that the seal corrects.
         let punches = try VolumeError.wrapping(id) { () throws(LayerError) in
-            let sequence = core.sequence
             // V5: what is taken here was noted in the head before, so the head's commit has it.
             let leaving = try draining?.take(imageSizeBytes: sizeBytes)
             let punches = try head.commit(imageSizeBytes: sizeBytes, sequence: sequence)

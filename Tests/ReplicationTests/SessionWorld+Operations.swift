@@ -88,6 +88,9 @@ extension SessionWorld {
         guard let count = wire?.count, !target.isAbsent else { return }
         try arrive(min(count, 1 + random.below(4)))
         guard session.state == .streaming else { return }
+        if random.chance(20) {
+            try tell(.becameDurable(through: SequenceNumber(rawValue: told.durable)))
+        }
         if bug == .hearsTooEarly { told.written = max(told.written, session.sent.rawValue) }
         try tell(
             .heard(

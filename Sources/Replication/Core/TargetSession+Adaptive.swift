@@ -30,15 +30,18 @@ extension TargetSession {
         policy.all.mode = mode
         effects += [.policyChanged(policy), .tell(kind: "mode-changed", message: news(step, mode))]
         // What an fsync may wait for now nobody has asked the target for.
-        if mode == .sync { flushWanted = max(flushWanted, sent) }
+        if mode == .sync { wantFlush(sent, now) }
         if !counts { count(now, &effects) }
     }
 
     /// How long the oldest request waits that was not answered, as far as that can be known.
     private func waitingNs(_ now: Int64) -> Int64 {
         let givenNs = underway.records.sinceNs.map { now - $0 } ?? 0
-        let isFlushAsked = underway.flushAsked > durable && flushWanted > durable
-        if policy.all.mode == .sync, isFlushAsked { return max(givenNs, now - flushWantedSinceNs) }
+        if policy.all.mode == .sync, underway.flushAsked > durable,
+            let sinceNs = wantedFlushes.sinceNs
+        {
+            return max(givenNs, now - sinceNs)
+        }
         return max(givenNs, waitingForAnswerNs(now))
     }
 
@@ -46,7 +49,9 @@ extension TargetSession {
         switch outstanding?.operation {
         case .send: return now - sendingSinceNs
         case .flush:
-            if policy.all.mode == .sync, flushWanted > durable { return now - flushWantedSinceNs }
+            if policy.all.mode == .sync, let sinceNs = wantedFlushes.sinceNs {
+                return now - sinceNs
+            }
             // Writes may have come meanwhile.
             let ageNs = now - (outstanding?.sinceNs ?? now)
             return ageNs > 1_000_000_000 ? ageNs : 0

@@ -41,6 +41,7 @@ extension TargetSession {
         levelThrough = .zero
         durable = isKnown ? report.checkpoint : .zero
         (sent, written) = (durable, durable)
+        wantedFlushes.remove(through: durable)
         // An answer may have been lost: the target can be further than it was known to be. Sequence
         // numbers never go back, so a cut at or before its checkpoint is one that it has.
         if isKnown { effects.append(.acknowledge(.durable, durable)) }

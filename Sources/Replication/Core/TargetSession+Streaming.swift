@@ -36,14 +36,15 @@ struct Underway: Sendable {
     mutating func noteDurable(_ through: SequenceNumber, nowNs: Int64) {
         flushes.removeAll { $0 <= through }
         flushSinceNs = nowNs
+        progressNs = nowNs
     }
 
     /// Since when nothing was heard of something that has to be; nil where there is no such thing.
     var silentSinceNs: Int64? {
         let flushNs = flushes.isEmpty ? nil : flushSinceNs
         let recordsNs = [records.sinceNs, fullSinceNs].compactMap { $0 }.min()
-        let waits = [recordsNs.map { max($0, progressNs) }, flushNs]
-        return waits.compactMap { $0 }.min()
+        // What was given before a flush is done before it.
+        return [recordsNs, flushNs].compactMap { $0 }.min().map { max($0, progressNs) }
     }
 
     mutating func removeAll() {
@@ -81,8 +82,16 @@ extension TargetSession {
     }
 
     mutating func noteFlushAsked(_ through: SequenceNumber, _ now: Int64) {
-        underway.noteFlush(through: through, nowNs: now)
         unflushed.removeAll()
+        guard through > durable else { return }
+        underway.noteFlush(through: through, nowNs: now)
+    }
+
+    mutating func wantFlush(_ sequence: SequenceNumber, _ now: Int64) {
+        if sequence > max(flushWanted, durable) {
+            wantedFlushes.note(through: sequence, bytes: 0, nowNs: now)
+        }
+        flushWanted = max(flushWanted, sequence)
     }
 
     mutating func hear(
@@ -103,11 +112,7 @@ extension TargetSession {
             if policy.hearsOfWrites { effects.append(.acknowledge(.written, written)) }
         }
         let isDurable = min(progress.durable, sent)
-        if isDurable > durable {
-            noteDurable(isDurable, now, &effects)
-            underway.noteDurable(isDurable, nowNs: now)
-            underway.progressNs = now
-        }
+        if isDurable > durable { noteDurable(isDurable, now, &effects) }
     }
 
     /// Nothing can be done before the target is heard, whatever the stream has.
@@ -122,21 +127,14 @@ extension TargetSession {
     ) {
         unflushed.removeAll()
         guard through > durable else { return }
-        if flushWanted > durable {
-            adaptive?.note(.durable, tookNs: now - flushWantedSinceNs, nowNs: now)
-        }
         becomeDurable(through, now, &effects)
-        if flushWanted > durable { flushWantedSinceNs = now }
     }
 
-    /// It got further without being asked. Who waits for more than that waits since it began to.
+    /// It got further without being asked.
     mutating func noteDurable(
         _ through: SequenceNumber, _ now: Int64, _ effects: inout [SessionEffect]
     ) {
         unflushed.remove(through: through)
-        if flushWanted > durable, flushWanted <= through {
-            adaptive?.note(.durable, tookNs: now - flushWantedSinceNs, nowNs: now)
-        }
         becomeDurable(through, now, &effects)
     }
 
@@ -145,6 +143,10 @@ extension TargetSession {
     ) {
         durable = through
         flushProgressNs = now
+        underway.noteDurable(through, nowNs: now)
+        if let sinceNs = wantedFlushes.remove(through: through) {
+            adaptive?.note(.durable, tookNs: now - sinceNs, nowNs: now)
+        }
         effects.append(.acknowledge(.durable, durable))
     }
 
@@ -152,6 +154,7 @@ extension TargetSession {
         guard let done = resync else { return }
         durable = max(durable, done.stagedThrough)
         (sent, written) = (durable, durable)
+        wantedFlushes.remove(through: durable)
         effects += [.legIsClean, .acknowledge(.durable, durable)]
         resync = nil
         mustShip = false
@@ -181,8 +184,8 @@ extension TargetSession {
     private func isSilent(_ now: Int64, _ limitNs: Int64) -> Bool {
         if let outstanding, now - outstanding.sinceNs > limitNs { return true }
         let isFlushDue = outstanding != nil || underway.flushAsked > durable
-        if isFlushDue, flushWanted > durable,
-            now - max(flushWantedSinceNs, flushProgressNs) > limitNs
+        if isFlushDue, let sinceNs = wantedFlushes.sinceNs,
+            now - max(sinceNs, flushProgressNs) > limitNs
         {
             return true
         }

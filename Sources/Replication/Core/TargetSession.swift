@@ -88,7 +88,8 @@ package struct TargetSession: Sendable {
     /// The operation under way, since when.
     var outstanding: (operation: SessionOperation, sinceNs: Int64)?
     var flushWanted = SequenceNumber.zero
-    var flushWantedSinceNs: Int64 = 0
+    /// Since when somebody waits, for each that does.
+    var wantedFlushes = SentStretches(stretchNs: 100_000)
     var hasRecords = false
     /// The next record is a barrier: what it stands for has to be staged.
     var metBarrier = false
@@ -159,8 +160,7 @@ package struct TargetSession: Sendable {
             if !hasRecords { recordsSinceNs = now }
             hasRecords = true
         case .flushWanted(let sequence):
-            if flushWanted <= durable { flushWantedSinceNs = now }
-            flushWanted = max(flushWanted, sequence)
+            wantFlush(sequence, now)
         case .ringOverflowed:
             let reason = "it fell behind further than the write stream reaches back"
             fail(TargetError(.io, reason), now, &effects)

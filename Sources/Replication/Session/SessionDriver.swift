@@ -239,7 +239,8 @@ package final class SessionDriver: @unchecked Sendable {
             lock.unlock()
             let event = perform(operation)
             // What it has by itself need not be waited for.
-            let durable = operation == .send ? target?.durableThrough : nil
+            let durable =
+                operation == .send && pipeline == nil ? target?.durableThrough : nil
             lock.lock()
             if let durable { apply(.becameDurable(through: durable)) }
             if courtesy.isWritten != session.makesWay {

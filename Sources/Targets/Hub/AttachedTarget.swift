@@ -19,6 +19,7 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
     private var inStepFrom: SequenceNumber?
     /// It was not yet given again what it lost.
     private var isLacking = false
+    private var isBeingHandedTo = false
     private var events: [EventRecord] = []
     private var fence: String?
     private var rate = RateMeter()
@@ -180,6 +181,9 @@ package final class AttachedTarget: @unchecked Sendable {  // under `lock`; the 
             isLacking = false
         }
     }
+    /// The pool is being handed over to it, and takes no change meanwhile.
+    var isHandedTo: Bool { lock.withLock { isBeingHandedTo } }
+    func setHandedTo(_ isSo: Bool) { lock.withLock { isBeingHandedTo = isSo } }
     var isWithheld: Bool { lock.withLock { isLacking } }
     func setWithheld(_ isSo: Bool) { lock.withLock { isLacking = isSo } }
     /// What was done for it since the pool was opened.

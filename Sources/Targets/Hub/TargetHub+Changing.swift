@@ -229,12 +229,14 @@ extension TargetHub {
     /// Lets go of the target, which is as it should be: to be opened by somebody else.
     package func release(_ id: TargetID) throws(TargetError) {
         guard let target = target(id) else { throw TargetError(.absent, "there is no such target") }
+        target.setHandedTo(true)
         halt(target)
     }
 
     /// The opposite of ``release(_:)``.
     package func takeBack(_ id: TargetID) {
         guard let target = target(id) else { return }
+        target.setHandedTo(false)
         launch(target)
         wakeKeeper()
     }

@@ -234,6 +234,12 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
     /// H3. A full store is tried again at the next tick: until then nobody is answered.
     func recordStale(_ target: AttachedTarget, tellsOthers: Bool = true) {
         guard let stale = target.staleWork else { return }
+        // It has all there is, and all there will be before it is known who goes on: should the power go
+        // here, it is asked for what this disk lost.
+        guard !target.isHandedTo else {
+            target.clearStaleWork()
+            return target.driver?.staleRecorded() ?? ()
+        }
         if !stale.isRecorded {
             guard writeStale(target, stale) else { return }
             target.noteStaleRecorded(
