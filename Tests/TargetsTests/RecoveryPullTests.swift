@@ -162,6 +162,23 @@ import Testing
         #expect(sameBytes(bytes[..<40_000], pattern(40_000, seed: 1)[...]))
     }
 
+    /// A handover that the power cuts short leaves a primary, whose mirror holds what was written and not flushed here.
+    @Test func whoWasToTakeOverIsAskedAllTheSame() throws {
+        var random = SeededRandom(seed: 8)
+        let pair = try RecoveryPair(mode: .sync)
+        let bytes = pattern(50_000, seed: 9)
+        try bytes.withUnsafeBytes { try pair.images[0].write($0, at: 4096) }
+        try pair.untilLevel()
+        try pair.hub.release(RecoveryPair.first)
+        pair.hub.keepHouse()
+        #expect(pair.hub.all[0].record.isWhole && pair.hub.all[0].record.stale == nil)
+        pair.losePower(&random)
+        _ = try #require(try pair.recover())
+        try pair.open()
+        let there = try #require(try pair.contents()[pair.images[0].id])
+        #expect(sameBytes(there[4096..<54_096], bytes[...]))
+    }
+
     /// Semi-sync promises what the mirror's machine holds: one that went down with the primary may lack
     /// what was flushed.
     @Test func aMirrorThatLostSomethingItselfIsNotTakenFrom() throws {
