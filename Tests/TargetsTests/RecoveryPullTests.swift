@@ -162,6 +162,14 @@ import Testing
         #expect(sameBytes(bytes[..<40_000], pattern(40_000, seed: 1)[...]))
     }
 
+    /// However soon after the pool is closed: the next open takes no change either.
+    @Test func whoWasToldThatItWasReplacedKnowsItWhenItIsOpenedAgain() throws {
+        let pair = try RecoveryPair(mode: .flush)
+        pair.hub.fence(RecoveryPair.first, reason: "another took over")
+        #expect(pair.hub.close())
+        #expect(try pair.catalog.read { try $0.fence() } != nil)
+    }
+
     /// A handover that the power cuts short leaves a primary, whose mirror holds what was written and not flushed here.
     @Test func whoWasToTakeOverIsAskedAllTheSame() throws {
         var random = SeededRandom(seed: 8)

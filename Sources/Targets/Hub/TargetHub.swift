@@ -411,6 +411,8 @@ package final class TargetHub: @unchecked Sendable {  // tables are under `lock`
                 // One that has everything is not stale because its primary ended.
                 if !isLevel { recordStale(target, tellsOthers: false) }
             }
+            // Heard a moment ago, it is known to no other run yet (G6).
+            recordFence(target)
             do throws(TargetError) { try target.secure(upTo: last, stream, store) } catch {
                 log.error("target \(target.record.address): \(error)")
                 isSound = false
