@@ -121,6 +121,21 @@ import Testing
             told(99, &session).contains(.acknowledge(.durable, SequenceNumber(rawValue: 22))))
     }
 
+    /// In step at 10, at time 0.
+    private static func streaming(_ options: SessionOptions) -> TargetSession {
+        let checkpoint = SequenceNumber(rawValue: 10)
+        let report = ReplicaReport(
+            incarnationID: "this", generation: nil, checkpoint: checkpoint, snapshots: [],
+            staging: nil)
+        let position = StreamPosition(
+            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
+            acknowledged: checkpoint)
+        var session = TargetSession(options: options, seed: 1)
+        _ = session.apply(.start, now: 0)
+        _ = session.apply(.connected(report, position), now: 0)
+        return session
+    }
+
     /// The next is given, and asked for, while the last are on their way; and who hears nothing in time, whatever it
     /// is, gives the target up.
     @Test func moreIsGivenWhileSomethingIsUnderWay() {
@@ -128,15 +143,7 @@ import Testing
         var options = SessionOptions()
         options.mode = .sync
         options.timeoutMs = 1
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: sequence(10), snapshots: [],
-            staging: nil)
-        let position = StreamPosition(
-            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
-            acknowledged: sequence(10))
-        var session = TargetSession(options: options, seed: 1)
-        _ = session.apply(.start, now: 0)
-        _ = session.apply(.connected(report, position), now: 0)
+        var session = Self.streaming(options)
         #expect(session.apply(.given(through: sequence(12), bytes: 1), now: 1) == [.run(.send)])
         #expect(session.apply(.flushWanted(sequence(12)), now: 1).isEmpty)
         #expect(session.apply(.given(through: sequence(14), bytes: 1), now: 2) == [.run(.flush)])
@@ -166,18 +173,32 @@ import Testing
         #expect(session.state == .disconnected)
     }
 
+    /// It is not asked for any more, however it was heard: a target that is well is neither left behind for it, nor
+    /// asked for nothing more.
+    @Test func aFlushThatWasAnsweredIsUnderWayNoMore() {
+        var options = SessionOptions()
+        options.timeoutMs = 1
+        var session = Self.streaming(options)
+        for number in UInt64(11)...40 {
+            let through = SequenceNumber(rawValue: number)
+            let now = Int64(number) * 100_000
+            _ = session.apply(.flushWanted(through), now: now)
+            let next = session.apply(.given(through: through, bytes: 1), now: now)
+            #expect(next == [.run(.flush)], "\(number)")
+            _ = session.apply(.flushAsked(through: through), now: now)
+            _ = session.apply(.becameDurable(through: through), now: now)
+            let progress = TargetProgress(written: through, durable: through, hasRoom: true)
+            _ = session.apply(.heard(progress), now: now)
+        }
+        _ = session.apply(.sent(through: nil, isBarrierNext: false), now: 4_000_000)
+        _ = session.apply(.tick, now: 60_000_000)
+        #expect(session.state == .streaming)
+    }
+
     /// Nothing is given to one that takes no more, until it does.
     @Test func whoIsFullIsGivenNothing() {
         func sequence(_ number: UInt64) -> SequenceNumber { SequenceNumber(rawValue: number) }
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: sequence(10), snapshots: [],
-            staging: nil)
-        let position = StreamPosition(
-            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
-            acknowledged: sequence(10))
-        var session = TargetSession(options: SessionOptions(), seed: 1)
-        _ = session.apply(.start, now: 0)
-        _ = session.apply(.connected(report, position), now: 0)
+        var session = Self.streaming(SessionOptions())
         #expect(session.apply(.noRoom, now: 1).isEmpty)
         #expect(session.awaitsTarget)
         #expect(session.apply(.recordsWaiting, now: 2).isEmpty)
