@@ -15,6 +15,10 @@ package final class Relay: @unchecked Sendable {  // fields are under `lock`
     private var open: [Int32: Int32] = [:]
     private var isCut = false
     private var held: Set<Direction> = []
+    private var passed: [Direction: UInt64] = [:]
+    /// It breaks when so much went there.
+    private var breaksAt: [Direction: UInt64] = [:]
+    private var trigger: [UInt8]?
     private var isOver = false
     private var threads: [WorkerThread] = []
 
@@ -52,22 +56,45 @@ package final class Relay: @unchecked Sendable {  // fields are under `lock`
     // MARK: What happens to the line
 
     /// Every connection breaks; no new one comes about before ``mend()``.
-    package func cut() {
-        lock.withLock {
-            isCut = true
-            changed.broadcast()
-            for (one, other) in open {
-                shutdown(one, Int32(SHUT_RDWR))
-                shutdown(other, Int32(SHUT_RDWR))
-            }
+    package func cut() { lock.withLock { breakAll() } }
+    package func mend() { lock.withLock { (isCut, breaksAt) = (false, [:]) } }
+    /// It is cut as soon as so many more bytes went that way.
+    package func cut(after bytes: UInt64, _ direction: Direction) {
+        lock.withLock { breaksAt[direction] = (passed[direction] ?? 0) + bytes }
+    }
+    package var hasBroken: Bool { lock.withLock { isCut } }
+
+    /// Under the lock.
+    private func breakAll() {
+        isCut = true
+        changed.broadcast()
+        for (one, other) in open {
+            shutdown(one, Int32(SHUT_RDWR))
+            shutdown(other, Int32(SHUT_RDWR))
         }
     }
-    package func mend() { lock.withLock { isCut = false } }
     /// Nothing arrives any more, and nobody is told.
     package func hold(_ directions: Set<Direction>) {
         lock.withLock {
             held = directions
             changed.broadcast()
+        }
+    }
+
+    /// How many bytes went through since it began, over all connections.
+    package func passed(_ direction: Direction) -> UInt64 {
+        lock.withLock { passed[direction] ?? 0 }
+    }
+
+    /// As soon as a client sends this text, what it is answered does not arrive: no key may be in use.
+    package func holdAnswers(to text: String) { lock.withLock { trigger = Array(text.utf8) } }
+    package var isHolding: Bool { lock.withLock { !held.isEmpty } }
+    /// Connections break, and what was held on them is lost; new ones come about at once.
+    package func dropConnections() {
+        lock.withLock {
+            breakAll()
+            isCut = false
+            held = []
         }
     }
 
@@ -126,6 +153,23 @@ package final class Relay: @unchecked Sendable {  // fields are under `lock`
         close(server)
     }
 
+    /// Under the lock.
+    private func count(_ bytes: Int, _ direction: Direction) {
+        passed[direction, default: 0] += UInt64(bytes)
+        guard let end = breaksAt[direction], passed[direction]! >= end else { return }
+        breaksAt[direction] = nil
+        breakAll()
+    }
+
+    /// Under the lock.
+    private func look(for bytes: ArraySlice<UInt8>) {
+        guard let text = trigger,
+            bytes.indices.contains(where: { bytes[$0...].starts(with: text) })
+        else { return }
+        trigger = nil
+        held = [.toClient]
+    }
+
     private func pump(from: Int32, to: Int32, _ direction: Direction) {
         var bytes = [UInt8](repeating: 0, count: 64 << 10)
         while true {
@@ -133,6 +177,7 @@ package final class Relay: @unchecked Sendable {  // fields are under `lock`
             if got < 0, errno == EINTR { continue }
             guard got > 0 else { break }
             lock.withLock {
+                if direction == .toServer { look(for: bytes[..<got]) }
                 while held.contains(direction), !isOver, !isCut { changed.wait(lock) }
             }
             var sent = 0
@@ -145,6 +190,7 @@ package final class Relay: @unchecked Sendable {  // fields are under `lock`
                 sent += more
             }
             guard sent == got else { break }
+            lock.withLock { count(got, direction) }
         }
         shutdown(from, Int32(SHUT_RDWR))
         shutdown(to, Int32(SHUT_RDWR))
