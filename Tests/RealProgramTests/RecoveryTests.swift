@@ -1,6 +1,4 @@
 import Foundation
-import Pool
-import SystemIO
 import TestSupport
 import Testing
 
@@ -24,33 +22,6 @@ import Testing
         }
     }
 
-    /// The pool was last in use before the machine started.
-    private func pretendRestart(_ pool: String) throws {
-        // The locks of the process that was killed may go a moment after it.
-        for attempt in 0... {
-            do {
-                let catalog = try Catalog.open(at: pool + "/catalog.sqlite")
-                defer { catalog.close() }
-                return try catalog.write { try $0.setSetting("boot", "the start before") }
-            } catch {
-                guard attempt < 200 else { throw error }
-                usleep(20_000)
-            }
-        }
-    }
-
-    private func goDown(_ box: Sandbox, _ lossy: LossyMount, drop: String = "drop") throws {
-        try box.killDaemon()
-        try lossy.tell(drop)
-        try pretendRestart(box.pool)
-    }
-
-    private func diverged(_ folder: String) throws -> [String] {
-        try FileManager.default.contentsOfDirectory(atPath: folder + "/.snapshots").filter {
-            $0.hasPrefix("diverged-")
-        }
-    }
-
     private static let isLong = getenv("DOPPEL_SOAK") != nil
 
     @Test(arguments: isLong ? ["sync", "semi-sync"] : ["semi-sync"])
@@ -65,7 +36,7 @@ import Testing
             try #require(rename(box.mountPoint + "/b.img", box.mountPoint + "/c.img") == 0)
             let new = try TestFile(box.mountPoint + "/new.img", O_RDWR | O_CREAT)
             try new.write(pattern(9000, seed: 5), at: 0)
-            try goDown(box, lossy)
+            try box.goDown(lossy)
             try box.mount()
             #expect(try box.text(a, count: 7) == "flushed")
             let bytes = [UInt8](try box.bytes(a))
@@ -77,7 +48,7 @@ import Testing
             #expect([UInt8](try box.bytes(box.mountPoint + "/new.img")) == pattern(9000, seed: 5))
             #expect(try box.events().contains { $0.kind == "recovery-pull" })
             // What the disk had is kept, and nothing has to be shipped.
-            #expect(try diverged(box.mountPoint).count == 1)
+            #expect(try Sandbox.diverged(box.mountPoint).count == 1)
             try box.settle()
             try box.lookIntoMirror()
             #expect(try box.target().resyncedBytes < 1 << 20)
@@ -103,7 +74,7 @@ import Testing
         try withPool(mode: "sync") { box, lossy in
             let a = box.mountPoint + "/a.img"
             try TestFile(a, O_RDWR).write(pattern(40_000, seed: 3), at: 0)
-            try goDown(box, lossy)
+            try box.goDown(lossy)
             try #require(rename(box.mirror, box.folder + "/away") == 0)
             // A verb does not wait, and changes nothing.
             let refused = try box.run("create", box.pool, "c.img", "--size", "1M")
@@ -138,7 +109,7 @@ import Testing
             let a = box.mountPoint + "/a.img"
             try box.write("flushed", to: a)
             try TestFile(a, O_RDWR).write(pattern(40_000, seed: 3), at: 8192)
-            try goDown(box, lossy)
+            try box.goDown(lossy)
             try box.mount("--on-recovery", "start")
             #expect(try box.text(a, count: 7) == "flushed")
             #expect([UInt8](try box.bytes(a))[8192..<48_192].allSatisfy { $0 == 0 })
@@ -147,7 +118,7 @@ import Testing
             try box.untilInStep()
             try box.lookIntoMirror()
             try box.expectSame(box.mountPoint, box.look)
-            let kept = try diverged(box.look)
+            let kept = try Sandbox.diverged(box.look)
             try #require(kept.count == 1, "\(kept)")
             let old = [UInt8](try box.bytes(box.look + "/.snapshots/\(kept[0])/a.img"))
             #expect(sameBytes(old[8192..<48_192], pattern(40_000, seed: 3)[...]))
@@ -158,7 +129,7 @@ import Testing
             try box.mount()
             try box.settle()
             try box.lookIntoMirror()
-            #expect(try diverged(box.look) == kept)
+            #expect(try Sandbox.diverged(box.look) == kept)
         }
     }
 
@@ -168,7 +139,7 @@ import Testing
             let a = box.mountPoint + "/a.img"
             try box.ok("target", "pause", box.pool, box.mirror)
             try box.write("flushed", to: a)
-            try goDown(box, lossy)
+            try box.goDown(lossy)
             try box.mount()
             #expect(try box.text(a, count: 7) == "flushed")
             #expect(try !box.events().contains { $0.kind == "recovery-pull" })
@@ -201,7 +172,7 @@ import Testing
                         try box.killDaemon()
                     }
                     try lossy.tell(random.chance(50) ? "drop" : "drop \(random.next())")
-                    try pretendRestart(box.pool)
+                    try box.pretendRestart()
                     try box.mount("--on-recovery", "wait")
                     let found = try images.map { try contents(box.mountPoint + "/" + $0) }
                     if let violation = stamps.violation(of: found) {

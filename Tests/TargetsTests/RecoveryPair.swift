@@ -24,11 +24,16 @@ final class RecoveryPair {
     private(set) var images: [Image] = []
     let mode: TargetRecord.Mode
 
-    /// - Parameter other: of a second mirror, where there is to be one.
-    init(mode: TargetRecord.Mode, beside other: TargetRecord.Mode? = nil) throws {
+    /// - Parameters:
+    ///   - other: of a second mirror, where there is to be one.
+    ///   - reached: how the first one is reached.
+    init(
+        mode: TargetRecord.Mode, beside other: TargetRecord.Mode? = nil,
+        reached: (MirrorFixture) -> any TargetFixture = { $0 }
+    ) throws {
         self.mode = mode
         mirror = try MirrorFixture()
-        shared = Shared(["/mirror": mirror])
+        shared = Shared(["/mirror": reached(mirror)])
         if other != nil { shared.fixtures["/mirror2"] = try MirrorFixture() }
         power = CommitPower(disk: disk)
         for path in ["/pool", "/pool/images", "/pool/quarantine"] {
@@ -147,6 +152,6 @@ final class RecoveryPair {
 }
 
 private final class Shared: @unchecked Sendable {  // used by one thread
-    var fixtures: [String: MirrorFixture]
-    init(_ fixtures: [String: MirrorFixture]) { self.fixtures = fixtures }
+    var fixtures: [String: any TargetFixture]
+    init(_ fixtures: [String: any TargetFixture]) { self.fixtures = fixtures }
 }
