@@ -22,6 +22,15 @@ final class LossyFileSystem: @unchecked Sendable {  // `store` is under `lock`
         lock.withLock { while store.hangs { changed.wait(lock) } }
     }
 
+    /// The same, before a sync.
+    func waitForSync(_ inode: UInt64) {
+        guard inode != Self.control else { return }
+        lock.withLock {
+            store.meetSync()
+            while store.hangs { changed.wait(lock) }
+        }
+    }
+
     /// As a slow disk has it.
     func waitForWrite(_ inode: UInt64) {
         waitForDisk(inode)
@@ -84,6 +93,9 @@ extension LossyStore {
 
 private func waitForDisk(_ request: fuse_req_t?, _ inode: UInt64) {
     LossyFileSystem.of(request!).waitForDisk(inode)
+}
+private func waitForSync(_ request: fuse_req_t?, _ inode: UInt64) {
+    LossyFileSystem.of(request!).waitForSync(inode)
 }
 
 enum LossyOperations {
@@ -191,7 +203,7 @@ enum LossyOperations {
             }
         }
         table.fsyncdir = { request, inode, _, _ in
-            waitForDisk(request, inode)
+            waitForSync(request, inode)
             answer(request) { (request, store) throws(Errno) in
                 try store.sync(inode)
                 fuse_reply_err(request, 0)
@@ -270,7 +282,10 @@ enum LossyOperations {
         table.read = { request, inode, size, offset, _ in
             waitForDisk(request, inode)
             answer(request) { (request, store) throws(Errno) in
-                let data = store.contents[inode]?.read(size, at: offset) ?? []
+                let data =
+                    inode == LossyFileSystem.control
+                    ? Array(store.standing.utf8.dropFirst(Int(offset)))
+                    : store.contents[inode]?.read(size, at: offset) ?? []
                 data.withUnsafeBytes {
                     _ = fuse_reply_buf(
                         request, $0.baseAddress?.assumingMemoryBound(to: CChar.self), $0.count)
@@ -292,7 +307,7 @@ enum LossyOperations {
             }
         }
         table.fsync = { request, inode, _, _ in
-            waitForDisk(request, inode)
+            waitForSync(request, inode)
             answer(request) { (request, store) throws(Errno) in
                 if inode != LossyFileSystem.control { try store.sync(inode) }
                 fuse_reply_err(request, 0)

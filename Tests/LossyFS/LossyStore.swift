@@ -179,6 +179,9 @@ struct LossyStore {
     private var spaceBytes: Int?
     /// Reading, writing and syncing wait until it is over.
     private(set) var hangs = false
+    /// It begins when so many more syncs were begun.
+    private var syncsUntilHang: Int?
+    private var syncCount = 0
     /// The power goes when so many more syncs were done.
     private var syncsUntilOff: Int?
     /// The power is gone: nothing changes until `drop` brings back what is left.
@@ -367,7 +370,18 @@ struct LossyStore {
         }
     }
 
+    /// One is about to begin.
+    mutating func meetSync() {
+        syncCount += 1
+        guard let left = syncsUntilHang else { return }
+        syncsUntilHang = left > 0 ? left - 1 : nil
+        if left == 0 { hangs = true }
+    }
+
     // MARK: Commands
+
+    /// For who reads where commands are written: syncs so far, and whether it hangs.
+    var standing: String { "\(syncCount) \(hangs ? "hangs" : "goes")\n" }
 
     mutating func obey(_ line: String) throws(Errno) {
         let words = line.split(whereSeparator: \.isWhitespace).map(String.init)
@@ -392,7 +406,10 @@ struct LossyStore {
             guard let count = Int(words[1]), count >= 0 else { throw Errno(EINVAL) }
             syncsUntilOff = count
         case ("hang", 1): hangs = true
-        case ("go", 1): hangs = false
+        case ("hang", 2):
+            guard let count = Int(words[1]), count >= 0 else { throw Errno(EINVAL) }
+            syncsUntilHang = count
+        case ("go", 1): (hangs, syncsUntilHang) = (false, nil)
         case ("space", 2):
             guard words[1] == "-" || Int(words[1]) != nil else { throw Errno(EINVAL) }
             spaceBytes = Int(words[1])

@@ -29,6 +29,14 @@ package final class LossyMount: @unchecked Sendable {  // used by one test
         }
     }
 
+    /// How many syncs were begun, and whether it hangs.
+    package func standing() throws -> (syncs: Int, hangs: Bool) {
+        let words = String(decoding: try contents(file(".lossy")), as: UTF8.self)
+            .split(separator: " ")
+        guard words.count == 2, let syncs = Int(words[0]) else { throw Failure("\(words)") }
+        return (syncs, words[1] == "hangs\n")
+    }
+
     /// Nothing of it answers any more, as if its machine hung.
     package func stop() throws {
         guard kill(server.pid, SIGSTOP) == 0 else { throw Failure("SIGSTOP: errno \(errno)") }

@@ -34,7 +34,10 @@ package final class RecoveredMirror: Sendable {
         store: PoolStore, runsInBackground: Bool, keepsHistory: Bool = false
     ) throws(TargetError) {
         guard let record = try Self.replica(of: store) else {
-            throw TargetError(.absent, "\(store.path) is no mirror")
+            // Who asks again for what was done, and did not hear of it, is told.
+            let number = (try? store.catalog.read { try $0.poolState() })?.generation.number
+            let role = number.map { ": it is a primary, of generation \($0)" } ?? ""
+            throw TargetError(.absent, "\(store.path) is no mirror\(role)")
         }
         // A promotion that was cut off left it ahead.
         try TargetError.system { () throws(SystemError) in try store.writeRole() }
