@@ -100,8 +100,8 @@ extension SimulatedWorld {
 }
 
 /// Hands everything on, but for what the bug does.
-final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at a time
-    private let inner: any ReplicaTarget
+final class BuggyTarget: ForwardingTarget, @unchecked Sendable {  // one caller at a time
+    let inner: any ReplicaTarget
     private let bug: SimulatedBug
     private unowned let primary: SimulatedSite
     private var appended = SequenceNumber.zero
@@ -157,8 +157,6 @@ final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at 
         }
     }
 
-    var durableThrough: SequenceNumber? { inner.durableThrough }
-
     func flush() throws(TargetError) -> SequenceNumber {
         try write()
         guard bug == .acknowledgesEarly, appended > .zero else { return try inner.flush() }
@@ -201,24 +199,6 @@ final class BuggyTarget: ReplicaTarget, @unchecked Sendable {  // one caller at 
         held = nil
         try inner.commitStaging(id: id, at: sequence, snapshot: snapshot)
     }
-
-    func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64] {
-        try inner.blockHashes(of: image, in: range)
-    }
-
-    func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
-        try inner.allocatedBlocks()
-    }
-
-    func read(
-        _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
-    ) throws(TargetError) {
-        try inner.read(range, of: image, into: buffer)
-    }
-
-    func shape() throws(TargetError) -> PoolShape { try inner.shape() }
-
-    func disconnect() { inner.disconnect() }
 
     // MARK: Records
 

@@ -75,7 +75,7 @@ final class SocketFixture: TargetFixture {
 }
 
 /// A target that can be taken away from a server that goes on asking it.
-private final class Severable: ReplicaTarget, @unchecked Sendable {  // `isSevered` is under `lock`
+private final class Severable: ForwardingTarget, @unchecked Sendable {  // `isSevered`: under `lock`
     let inner: any ReplicaTarget
     private let lock = Lock()
     private var isSevered = false
@@ -84,39 +84,11 @@ private final class Severable: ReplicaTarget, @unchecked Sendable {  // `isSever
 
     func sever() { lock.withLock { isSevered = true } }
 
-    private func reach() throws(TargetError) -> any ReplicaTarget {
+    func reach() throws(TargetError) -> any ReplicaTarget {
         guard !lock.withLock({ isSevered }) else { throw TargetError(.absent, "it is gone") }
         return inner
     }
 
-    func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
-        try reach().connect(hello)
-    }
-    func append(_ batch: RecordBatch) throws(TargetError) { try reach().append(batch) }
-    func flush() throws(TargetError) -> SequenceNumber { try reach().flush() }
-    var durableThrough: SequenceNumber? { inner.durableThrough }
-    func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
-        try reach().beginStaging(id: id, shape: shape)
-    }
-    func stage(_ batch: RecordBatch, number: UInt64) throws(TargetError) {
-        try reach().stage(batch, number: number)
-    }
-    func syncStaging() throws(TargetError) { try reach().syncStaging() }
-    func commitStaging(
-        id: UInt64, at sequence: SequenceNumber, snapshot: SnapshotInfo?
-    ) throws(TargetError) {
-        try reach().commitStaging(id: id, at: sequence, snapshot: snapshot)
-    }
-    func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64] {
-        try reach().blockHashes(of: image, in: range)
-    }
-    func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
-        try reach().allocatedBlocks()
-    }
-    func read(
-        _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
-    ) throws(TargetError) { try reach().read(range, of: image, into: buffer) }
-    func shape() throws(TargetError) -> PoolShape { try reach().shape() }
     func disconnect() {
         guard !lock.withLock({ isSevered }) else { return }
         inner.disconnect()
@@ -124,19 +96,18 @@ private final class Severable: ReplicaTarget, @unchecked Sendable {  // `isSever
 }
 
 /// A remote replica whose batches of a staging are taken when `stage` returns.
-private final class Settled: ReplicaTarget, @unchecked Sendable {  // one thread
+private final class Settled: ForwardingTarget, @unchecked Sendable {  // one thread
     private let remote: RemoteReplica
     private var order: UInt64 = 0
 
     init(_ remote: RemoteReplica) { self.remote = remote }
 
+    var inner: any ReplicaTarget { remote }
+
     func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
         order = 0
         return try remote.connect(hello)
     }
-    func append(_ batch: RecordBatch) throws(TargetError) { try remote.append(batch) }
-    func flush() throws(TargetError) -> SequenceNumber { try remote.flush() }
-    var durableThrough: SequenceNumber? { remote.durableThrough }
     func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
         order += 1
         try remote.beginStaging(id: id, shape: shape)
@@ -160,15 +131,4 @@ private final class Settled: ReplicaTarget, @unchecked Sendable {  // one thread
         order += 1
         try remote.commitStaging(id: id, at: sequence, snapshot: snapshot)
     }
-    func blockHashes(of image: ImageID, in range: BlockRange) throws(TargetError) -> [UInt64] {
-        try remote.blockHashes(of: image, in: range)
-    }
-    func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
-        try remote.allocatedBlocks()
-    }
-    func read(
-        _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
-    ) throws(TargetError) { try remote.read(range, of: image, into: buffer) }
-    func shape() throws(TargetError) -> PoolShape { try remote.shape() }
-    func disconnect() { remote.disconnect() }
 }
