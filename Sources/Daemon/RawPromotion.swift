@@ -30,8 +30,6 @@ package struct RawPromotionInfo: Codable, Sendable, Hashable {
 
 package enum RawPromotion {
     private static let sequenceShift: UInt64 = 48
-    private static let defaultTimeoutMs: Int64 = 5000
-    private static let defaultHistoryMs: Int64 = 3_600_000
 
     /// - Parameter accept: asked where something may be lost; false leaves the mirror as it is.
     package static func perform(
@@ -131,7 +129,8 @@ package enum RawPromotion {
         if let address = state.primaryAddress {
             let record = TargetRecord(
                 address: address, poolID: state.primaryPoolID, mode: .flush,
-                timeoutMs: defaultTimeoutMs, historyMs: defaultHistoryMs, addedNs: now,
+                timeoutMs: TargetRecord.defaultTimeoutMs, historyMs: TargetRecord.defaultHistoryMs,
+                addedNs: now,
                 stale: .init(
                     sinceNs: now, sequence: state.checkpoint,
                     reason: "it was the primary until now, and is to follow this pool"))

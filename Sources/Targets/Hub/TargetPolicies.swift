@@ -40,6 +40,8 @@ extension TargetRecord.OnTimeout {
 }
 
 extension TargetRecord {
+    package static let defaultTimeoutMs: Int64 = 5000
+    package static let defaultHistoryMs: Int64 = 3_600_000
     /// What most guests do not notice.
     package static let defaultLatencyBudgetUs: Int64 = 5000
 

@@ -42,8 +42,6 @@ package struct NewGeneration: Sendable, Hashable {
 
 enum Promotion {
     private static let sequenceShift: UInt64 = 48
-    private static let defaultTimeoutMs: Int64 = 5000
-    private static let defaultHistoryMs: Int64 = 3_600_000
 
     /// Nobody replays it any more. What a crash leaves of it only takes space.
     static func removeJournal(_ pool: String, disk: Disk) {
@@ -149,7 +147,8 @@ enum Promotion {
                 records.append(
                     TargetRecord(
                         address: address, poolID: poolID, mode: .flush,
-                        timeoutMs: defaultTimeoutMs, historyMs: defaultHistoryMs, addedNs: now))
+                        timeoutMs: TargetRecord.defaultTimeoutMs,
+                        historyMs: TargetRecord.defaultHistoryMs, addedNs: now))
             }
         }
         if let address = new.primaryAddress ?? replica.primaryAddress {
