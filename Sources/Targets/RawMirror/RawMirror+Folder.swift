@@ -1,4 +1,4 @@
-// A raw mirror's folder without its primary: what is in it, and how copies of images become one.
+// A raw mirror's folder without its primary: how it is laid out, what is in it, and how copies of images become one.
 
 import BlockCore
 import Pool
@@ -27,6 +27,33 @@ package struct SeedItem: Sendable {
 }
 
 extension RawMirror {
+    /// Lays out a new mirror in a new or empty folder, bound to its primary.
+    /// - Returns: its UUID.
+    /// - Throws: `.absent` where something else is.
+    package static func create(
+        path: String, primaryPoolID: String, disk: Disk
+    ) throws(TargetError) -> String {
+        try TargetError.system { () throws(SystemError) in
+            if try disk.status(path) == nil {
+                try disk.createDirectory(path, mode: 0o755)
+                try disk.syncDirectory(parentPath(path))
+            }
+        }
+        let isThere = RawFolderState.isThere(path, disk: disk)
+        let others = try TargetError.system { () throws(SystemError) in try disk.list(path) }
+            .filter { $0.name != "lost+found" && $0.name != RawFolderState.folderName }
+        guard !isThere, others.isEmpty else {
+            throw TargetError(
+                .absent,
+                "\(path) is not empty (\(others.first?.name ?? "a raw mirror") is in it): a raw mirror "
+                    + "needs a new or empty folder; `--seed` takes copies of the images that are there"
+            )
+        }
+        return try TargetError.system { () throws(SystemError) in
+            try RawFolderState.lay(path, primaryPoolID: primaryPoolID, disk: disk)
+        }.id
+    }
+
     /// Changes nothing.
     /// - Returns: nil where there is no raw mirror.
     package static func look(
