@@ -30,11 +30,8 @@ extension Volume {
             }
             let above = try contents(of: merge.upper, layer: upper)
             let below = try contents(of: merge.lower, layer: lower)
-            var visible = below.data
-            visible.subtract(above.data)
-            visible.subtract(above.zero)
             var hidden = below.data
-            hidden.subtract(visible)
+            hidden.subtract(below.visibleData(below: above))
             guard !hidden.isEmpty else { continue }
             core.epochs.synchronize()
             punch(hidden.ranges.map { MapExtent(range: $0, state: .data) }, in: lower)

@@ -174,10 +174,7 @@ extension Volume {
         }
         let above = try contents(of: merge.upper, layer: upper)
         let below = try contents(of: merge.lower, layer: lower)
-        var visible = below.data
-        visible.subtract(above.data)
-        visible.subtract(above.zero)
-        let isUp = visible.count < above.data.count
+        let isUp = below.visibleData(below: above).count < above.data.count
         let record = MergeRecord(
             layerID: isUp ? merge.lower.id : merge.upper.id,
             intoLayerID: isUp ? merge.upper.id : merge.lower.id, direction: isUp ? .up : .down)
@@ -195,8 +192,7 @@ extension Volume {
         let above = try contents(of: merge.upper, layer: upper)
         if merge.direction == .down { return above }
         var below = try contents(of: merge.lower, layer: lower)
-        below.data.subtract(above.data)
-        below.data.subtract(above.zero)
+        below.data = below.visibleData(below: above)
         below.zero.subtract(above.data)
         below.zero.subtract(above.zero)
         // Below a base there is nothing that a zero would have to hide.

@@ -23,6 +23,14 @@ package struct LayerContents: Sendable {
         }
     }
 
+    /// What of its data is read where a layer is above it.
+    package func visibleData(below above: LayerContents) -> BlockSet {
+        var visible = data
+        visible.subtract(above.data)
+        visible.subtract(above.zero)
+        return visible
+    }
+
     package static func read(
         disk: Disk, path: String, layer: LayerID
     ) throws(LayerError) -> LayerContents {

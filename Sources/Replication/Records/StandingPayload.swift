@@ -40,19 +40,13 @@ package enum StandingPayload {
 
     package static func encode(_ standing: CopyStanding) -> [UInt8] {
         var bytes: [UInt8] = []
-        func put<T: FixedWidthInteger>(_ value: T) {
-            withUnsafeBytes(of: value.littleEndian) { bytes.append(contentsOf: $0) }
-        }
-        put(UInt64(standing.stale == nil ? 0 : 1))
-        put(standing.stale?.sinceNs ?? 0)
-        put(standing.stale?.sequence.rawValue ?? 0)
+        bytes.put(UInt64(standing.stale == nil ? 0 : 1))
+        bytes.put(standing.stale?.sinceNs ?? 0)
+        bytes.put(standing.stale?.sequence.rawValue ?? 0)
         // A person reads it: the beginning tells enough.
         let reason = String(
             decoding: (standing.stale?.reason ?? "").utf8.prefix(longestReasonBytes), as: UTF8.self)
-        for text in [standing.poolID, standing.address, reason] {
-            put(UInt32(text.utf8.count))
-            bytes.append(contentsOf: text.utf8)
-        }
+        for text in [standing.poolID, standing.address, reason] { bytes.put(text: text) }
         return bytes
     }
 
@@ -62,19 +56,9 @@ package enum StandingPayload {
         func number<T: FixedWidthInteger>(_ type: T.Type, at offset: Int) -> T {
             T(littleEndian: bytes.loadUnaligned(fromByteOffset: offset, as: T.self))
         }
-        var position = 24
-        func text() -> String? {
-            guard bytes.count - position >= 4 else { return nil }
-            let count = Int(number(UInt32.self, at: position))
-            position += 4
-            guard bytes.count - position >= count else { return nil }
-            defer { position += count }
-            return String(
-                validating: UnsafeRawBufferPointer(rebasing: bytes[position..<position + count]),
-                as: UTF8.self)
-        }
-        guard let pool = text(), let address = text(), let reason = text(),
-            position == bytes.count
+        var texts = PayloadTexts(bytes, from: 24)
+        guard let pool = texts.next(), let address = texts.next(), let reason = texts.next(),
+            texts.isAtEnd
         else { return nil }
         let stale = CopyStanding.Stale(
             sinceNs: number(Int64.self, at: 8),

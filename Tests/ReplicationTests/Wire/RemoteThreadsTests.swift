@@ -46,35 +46,6 @@ import Testing
         func close() { up.close() }
     }
 
-    /// Something to do, or not any more.
-    private final class Bell: @unchecked Sendable {  // fields are under `lock`
-        private let lock = Lock()
-        private let changed = Condition()
-        private var rings = 0
-        private var isOver = false
-
-        func ring() {
-            lock.withLock {
-                rings += 1
-                changed.signal()
-            }
-        }
-        func end() {
-            lock.withLock {
-                isOver = true
-                changed.signal()
-            }
-        }
-        /// - Returns: false when it is over.
-        func wait() -> Bool {
-            lock.lock()
-            defer { lock.unlock() }
-            if rings == 0, !isOver { _ = changed.wait(lock, timeoutMs: 20) }
-            rings = 0
-            return !isOver
-        }
-    }
-
     private final class ThreadedLink: WireLink, @unchecked Sendable {  // fields are under `lock`
         private let begun = ContinuousClock.now
         private let lock = Lock()
@@ -91,7 +62,7 @@ import Testing
             let replica = replica
             threads = [
                 WorkerThread.start("performs") {
-                    while work.wait() { while replica.performNext() {} }
+                    while work.wait(timeoutMs: 20) { while replica.performNext() {} }
                     while replica.performNext() {}
                 }
             ]
@@ -128,7 +99,7 @@ import Testing
             let writes = WorkerThread.start("server writes") {
                 var goesOn = true
                 while goesOn {
-                    goesOn = output.wait()
+                    goesOn = output.wait(timeoutMs: 20)
                     let (pieces, isLast) = server.takeOutput()
                     down.put(joined(pieces))
                     if isLast { goesOn = false }
