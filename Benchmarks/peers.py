@@ -41,31 +41,43 @@ def doppel_mount(folder, size):
 
 
 @contextlib.contextmanager
+def running(command, ready):
+    """A program in the foreground, until the block ends."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+        def is_ready():
+            if process.poll() is not None:
+                log.seek(0)
+                raise RuntimeError(f"{' '.join(command)} ended: exit {process.returncode}: {log.read().decode()}")
+            return ready()
+
+        try:
+            wait_for(command[0], is_ready)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
 def served(command, path, size):
     """A server in the foreground that shows a disk of `size` bytes at `path`."""
-    log = tempfile.TemporaryFile()
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
     def ready():
-        if server.poll() is not None:
-            log.seek(0)
-            raise RuntimeError(f"{command[0]} ended: {log.read().decode()}")
         with contextlib.suppress(OSError):
             return os.path.ismount(path) or os.path.ismount(os.path.dirname(path))
         return False
 
     try:
-        wait_for(command[0], ready)
-        wait_for(command[0], lambda: os.stat(path).st_size == size)
-        yield path
+        # It unmounts when it is asked to end.
+        with running(command, ready):
+            wait_for(command[0], lambda: os.stat(path).st_size == size)
+            yield path
     finally:
-        # Both unmount when they are asked to end.
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
         for place in (path, os.path.dirname(path)):
             if os.path.ismount(place):
                 subprocess.run(["fusermount3", "-uz", place], check=False)
@@ -168,40 +180,39 @@ class Monitor:
 
 @contextlib.contextmanager
 def qemu_mirror(folder, size):
-    """blockdev-mirror in write-blocking mode behind NBD and nbdfuse: each write goes to both."""
-    stores = [os.path.join(folder, f"store{number}.raw") for number in (1, 2)]
+    """blockdev-mirror between two raw files."""
+    second = os.path.join(folder, "store2.raw")
+    fill(second, size)
+    with blockdev_mirror(folder, size, [
+            "--blockdev", f"driver=file,node-name=file1,filename={second}",
+            "--blockdev", "driver=raw,node-name=raw1,file=file1"]) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def blockdev_mirror(folder, size, second):
+    """blockdev-mirror in write-blocking mode behind NBD and nbdfuse: each write goes to a raw file and to the
+    block device that the options `second` name raw1."""
+    first = os.path.join(folder, "store1.raw")
     nbd, qmp, mount_point = (os.path.join(folder, name) for name in ("nbd.sock", "qmp.sock", "mnt"))
-    for store in stores:
-        fill(store, size)
+    fill(first, size)
     os.makedirs(mount_point)
-    command = ["qemu-storage-daemon"]
-    for number, store in enumerate(stores):
-        command += ["--blockdev", f"driver=file,node-name=file{number},filename={store}"]
-        command += ["--blockdev", f"driver=raw,node-name=raw{number},file=file{number}"]
-    command += [
+    command = [
+        "qemu-storage-daemon",
+        "--blockdev", f"driver=file,node-name=file0,filename={first}",
+        "--blockdev", "driver=raw,node-name=raw0,file=file0",
+        *second,
         "--nbd-server", f"addr.type=unix,addr.path={nbd}",
         "--export", "type=nbd,id=disk,node-name=raw0,name=disk,writable=on",
         "--chardev", f"socket,id=qmp,path={qmp},server=on,wait=off", "--monitor", "chardev=qmp",
     ]
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    try:
-        wait_for("qemu-storage-daemon", lambda: os.path.exists(nbd) and os.path.exists(qmp))
+    with running(command, lambda: os.path.exists(nbd) and os.path.exists(qmp)):
         monitor = Monitor(qmp)
-        monitor.ask(
-            "blockdev-mirror", **{
-                "job-id": "mirror", "device": "raw0", "target": "raw1", "sync": "full",
-                "copy-mode": "write-blocking"})
-        wait_for(
-            "blockdev-mirror",
-            lambda: any(job["ready"] for job in monitor.ask("query-block-jobs")), 120)
+        monitor.ask("blockdev-mirror", **{
+            "job-id": "mirror", "device": "raw0", "target": "raw1", "sync": "full",
+            "copy-mode": "write-blocking"})
+        wait_for("blockdev-mirror",
+                 lambda: any(job["ready"] for job in monitor.ask("query-block-jobs")), 300)
         path = os.path.join(mount_point, "disk.raw")
-        command = ["nbdfuse", path, f"nbd+unix:///disk?socket={nbd}"]
-        with served(command, path, size) as path:
+        with served(["nbdfuse", path, f"nbd+unix:///disk?socket={nbd}"], path, size) as path:
             yield path
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()

@@ -11,7 +11,7 @@ import subprocess
 import time
 
 from mirrors import forget_caches, largest_file, timed
-from peers import Monitor, doppel_mount, served
+from peers import blockdev_mirror, doppel_mount, running
 from tools import DOPPEL, MIB, call, doppel, fill, fio, random_4k, say, table, wait_for
 
 
@@ -25,29 +25,6 @@ def listens(port, host="127.0.0.1"):
     with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
         return True
     return False
-
-
-@contextlib.contextmanager
-def running(name, command, ready, **options):
-    """A program in the foreground, until the block ends."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-
-    def is_ready():
-        if process.poll() is not None:
-            raise RuntimeError(f"{name} ended: exit {process.returncode}: {' '.join(command)}")
-        return ready()
-
-    try:
-        wait_for(name, is_ready)
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 @contextlib.contextmanager
@@ -83,7 +60,7 @@ def doppel_server(folder, keys=True, host="127.0.0.1", prefix=()):
             ready = (lambda: listens(port)) if not prefix else (
                 lambda: subprocess.run([*prefix, "bash", "-c", f": </dev/tcp/{host}/{port}"],
                                        stderr=subprocess.DEVNULL).returncode == 0)
-            stack.enter_context(running("doppel serve", command, ready))
+            stack.enter_context(running(command, ready))
             yield f"doppel://{host}:{port}/vms"
         finally:
             os.environ.pop("DOPPEL_CONFIG")
@@ -105,7 +82,7 @@ def ssh_server(folder):
     command = [shutil.which("sshd"), "-D", "-f", "/dev/null"]
     for option in options:
         command += ["-o", option]
-    with running("sshd", command, lambda: listens(port)):
+    with running(command, lambda: listens(port)):
         yield (f"ssh -p {port} -i {keys['user']} -o BatchMode=yes -o StrictHostKeyChecking=no "
                "-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR")
 
@@ -121,39 +98,21 @@ def nbd_server(path, tls_folder=None):
             file.write(f"doppel:{os.urandom(32).hex()}\n")
         command += ["--object", f"tls-creds-psk,id=tls,endpoint=server,dir={tls_folder}", "--tls-creds", "tls"]
         uri = f"nbds://doppel@127.0.0.1:{port}/?tls-psk-file={key}"
-    with running("qemu-nbd", [*command, "-p", str(port), path], lambda: listens(port)):
+    with running([*command, "-p", str(port), path], lambda: listens(port)):
         yield uri
 
 
 @contextlib.contextmanager
 def qemu_mirror_over_nbd(folder, size):
-    """blockdev-mirror in write-blocking mode from a local file to a plain NBD export over TCP."""
-    stores = [os.path.join(folder, f"store{number}.raw") for number in (1, 2)]
-    nbd, qmp, mount_point = (os.path.join(folder, name) for name in ("nbd.sock", "qmp.sock", "mnt"))
-    for store in stores:
-        fill(store, size)
-    os.makedirs(mount_point)
-    with nbd_server(stores[1]) as uri:
+    """blockdev-mirror from a local file to a plain NBD export over TCP."""
+    second = os.path.join(folder, "store2.raw")
+    fill(second, size)
+    with nbd_server(second) as uri:
         port = uri.rsplit(":", 1)[1].rstrip("/")
-        command = [
-            "qemu-storage-daemon",
-            "--blockdev", f"driver=file,node-name=file,filename={stores[0]}",
-            "--blockdev", "driver=raw,node-name=raw0,file=file",
-            "--blockdev", f"driver=nbd,node-name=raw1,server.type=inet,server.host=127.0.0.1,server.port={port}",
-            "--nbd-server", f"addr.type=unix,addr.path={nbd}",
-            "--export", "type=nbd,id=disk,node-name=raw0,name=disk,writable=on",
-            "--chardev", f"socket,id=qmp,path={qmp},server=on,wait=off", "--monitor", "chardev=qmp",
-        ]
-        with running("qemu-storage-daemon", command, lambda: os.path.exists(nbd) and os.path.exists(qmp)):
-            monitor = Monitor(qmp)
-            monitor.ask("blockdev-mirror", **{
-                "job-id": "mirror", "device": "raw0", "target": "raw1", "sync": "full",
-                "copy-mode": "write-blocking"})
-            wait_for("blockdev-mirror",
-                     lambda: any(job["ready"] for job in monitor.ask("query-block-jobs")), 300)
-            path = os.path.join(mount_point, "disk.raw")
-            with served(["nbdfuse", path, f"nbd+unix:///disk?socket={nbd}"], path, size) as path:
-                yield path
+        with blockdev_mirror(folder, size, [
+                "--blockdev",
+                f"driver=nbd,node-name=raw1,server.type=inet,server.host=127.0.0.1,server.port={port}"]) as path:
+            yield path
 
 
 @contextlib.contextmanager
