@@ -136,7 +136,7 @@ let package = Package(
             ], swiftSettings: strict),
         .testTarget(
             name: "VirtualFSTests",
-            dependencies: ["BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS"],
+            dependencies: ["BlockCore", "SystemIO", "Pool", "Volume", "VirtualFS", "TestSupport"],
             swiftSettings: strict),
         .executableTarget(
             name: "doppel",

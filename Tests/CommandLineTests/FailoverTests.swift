@@ -4,56 +4,22 @@ import Testing
 
 /// A pool is handed over to its mirror: nothing is lost, and there is one primary, whoever dies when.
 @Suite(.enabled(if: hasFuse)) struct FailoverTests {
-    private struct Outcome: Decodable {
-        var generation: UInt64
-        var pauseMs: Int64
-        var sequence: UInt64
-    }
-
-    /// Which of the two takes changes.
-    private func primaries(_ box: Sandbox, _ name: String) throws -> [String] {
-        try [box.pool, box.mirror].filter {
-            try box.run("create", $0, name, "--size", "1M").code == 0
-        }
-    }
-
-    private func contents(_ path: String, _ box: Sandbox) throws -> [String: Data] {
-        try box.ok("mount", path, box.mountPoint, "--read-only")
-        defer { _ = try? box.run("unmount", box.mountPoint) }
-        var result: [String: Data] = [:]
-        for name in try names(in: box.mountPoint) {
-            result[name] = try box.bytes(box.mountPoint + "/" + name)
-        }
-        return result
-    }
-
     @Test func aMountedPoolIsHandedOverWhileItIsWritten() throws {
         try Sandbox.withMirror("a.img") { box in
-            let script = """
-                i=0
-                while printf '%08d' $i | dd of="$1/a.img" bs=4096 seek=$((i % 500)) conv=notrunc,fsync \
-                    status=none 2>/dev/null; do echo $i > "$2"; i=$((i + 1)); done
-                """
-            let last = box.folder + "/last"
-            let writer = try BackgroundShell(script, [box.mountPoint, last])
+            let writer = try NumberWriter(box, "a.img")
             defer { writer.kill() }
-            try box.until("something was written") { access(last, F_OK) == 0 }
             let outcome = try box.json(
                 box.ok("failover", box.pool, "--to", box.mirror, "--planned", "--json"),
-                Outcome.self)
+                HandoverLine.self)
             #expect(outcome.generation == 2)
             #expect(outcome.pauseMs >= 0)
             // Who writes hears it at once, and of the new primary.
             try box.until("the writer hears of it") { !writer.isRunning }
             #expect(box.writeError(box.mountPoint + "/a.img") == EROFS)
             #expect(try box.status().problems.contains { $0.contains(box.mirror) })
-            let number = try #require(
-                Int(box.read(last).trimmingCharacters(in: .whitespacesAndNewlines)))
             try box.ok("unmount", box.mountPoint)
             try box.lookIntoMirror()
-            let text = try box.text(
-                box.look + "/a.img", count: 8, at: off_t(number % 500 * 4096))
-            #expect(Int(text) == number, "what was acknowledged last is there")
+            try writer.expectLast(in: box.look)
             // And the old one follows.
             try box.write("of the new one", to: box.look + "/a.img", at: 3 << 20)
             try box.ok("wait", box.look, "--timeout", "50s")
@@ -71,12 +37,14 @@ import Testing
             try box.write("first", to: box.mountPoint + "/a.img")
             try box.ok("unmount", box.mountPoint)
             try box.ok("failover", box.pool, "--to", box.mirror, "--planned")
-            #expect(try primaries(box, "second.img") == [box.mirror])
+            #expect(
+                try box.primaries(creating: "second.img") == [box.mirror])
             try box.ok("wait", box.mirror, "--timeout", "50s")
             try box.ok("failover", box.mirror, "--to", box.pool, "--planned")
-            #expect(try primaries(box, "third.img") == [box.pool])
+            #expect(
+                try box.primaries(creating: "third.img") == [box.pool])
             try box.ok("wait", box.pool, "--timeout", "50s")
-            #expect(try contents(box.pool, box) == contents(box.mirror, box))
+            #expect(try box.content(of: box.pool) == box.content(of: box.mirror))
             #expect(try box.status().generation == 3)
         }
     }
@@ -97,9 +65,11 @@ import Testing
             #expect(died.code != 0, "\(died)")
             let isOver = ["promoted", "fenced", "settled", "demoted"].contains(step)
             let expected = isOver ? box.mirror : box.pool
-            #expect(try primaries(box, "after.img") == [expected], "killed when \(step)")
+            #expect(
+                try box.primaries(creating: "after.img") == [expected],
+                "killed when \(step)")
             try box.ok("wait", expected, "--timeout", "50s")
-            let (one, other) = (try contents(box.pool, box), try contents(box.mirror, box))
+            let (one, other) = (try box.content(of: box.pool), try box.content(of: box.mirror))
             #expect(one == other)
             #expect(one.keys.sorted() == ["a.img", "after.img", "late.img"])
             #expect(try one["a.img"] == box.bytes(file))
@@ -119,7 +89,7 @@ import Testing
             let refused = try box.run("create", box.pool, "b.img", "--size", "1M")
             #expect(refused.code == 1)
             #expect(refused.errors.contains("target resolve"), "\(refused)")
-            #expect(try contents(box.pool, box).keys.sorted() == ["a.img"])
+            #expect(try box.content(of: box.pool).keys.sorted() == ["a.img"])
             try #require(rename(box.mirror + "-away", box.mirror) == 0)
             try box.ok("create", box.pool, "b.img", "--size", "1M")
         }

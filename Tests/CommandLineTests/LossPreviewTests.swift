@@ -4,29 +4,8 @@ import Testing
 
 /// What a promotion may lose is told before it is done.
 @Suite(.enabled(if: hasFuse)) struct LossPreviewTests {
-    private struct Plan: Decodable {
-        struct Loss: Decodable {
-            struct File: Decodable {
-                var path: String
-                var change: String
-                var ranges: Int
-                var bytes: UInt64
-            }
-            var knowledge: String
-            var reason: String
-            var images: [File]
-            var bytes: UInt64
-            var fromNs: Int64
-            var throughNs: Int64?
-            var staleSinceNs: Int64?
-            var heardNs: Int64?
-        }
-        var isPromoted: Bool
-        var loss: Loss
-    }
-
-    private func plan(_ box: Sandbox) throws -> Plan {
-        try box.json(box.ok("promote", box.mirror, "--dry-run", "--json"), Plan.self)
+    private func plan(_ box: Sandbox) throws -> PromotionLine {
+        try box.json(box.ok("promote", box.mirror, "--dry-run", "--json"), PromotionLine.self)
     }
 
     @Test func whatWouldBeLostIsListedExactly() throws {
@@ -72,7 +51,7 @@ import Testing
             try box.write("both", to: box.mountPoint + "/a.img")
             try box.settle()
             try box.killDaemon()
-            let done = try box.json(box.ok("promote", box.mirror, "--json"), Plan.self)
+            let done = try box.json(box.ok("promote", box.mirror, "--json"), PromotionLine.self)
             #expect(done.isPromoted)
             #expect(done.loss.knowledge == "exact")
             #expect(done.loss.images.isEmpty)

@@ -127,16 +127,24 @@ import Testing
 
     // MARK: A raw mirror becomes a pool
 
-    @Test func aRawMirrorIsPromotedAndTheOldPrimaryFollows() throws {
+    /// A mounted pool with one image, and a raw mirror that has all of it.
+    /// - Parameter content: a command that prints what is in the image.
+    private func withRawMirror(
+        of content: String, _ body: (Sandbox, _ plain: String) throws -> Void
+    ) throws {
         try Sandbox.with { box in
             let plain = box.folder + "/plain"
             try box.ok("init", box.pool)
             try box.mount("--mirror", "raw:\(plain),timeout=2s")
-            try box.shell(
-                "cd '\(box.mountPoint)'; head -c 4000000 /dev/urandom > a.img; sync a.img"
-            )
-            .expectOK()
+            let image = box.mountPoint + "/a.img"
+            try box.shell("\(content) > '\(image)'; sync '\(image)'").expectOK()
             try box.settle()
+            try body(box, plain)
+        }
+    }
+
+    @Test func aRawMirrorIsPromotedAndTheOldPrimaryFollows() throws {
+        try withRawMirror(of: "head -c 4000000 /dev/urandom") { box, plain in
             let content = try box.bytes(box.mountPoint + "/a.img")
             try box.killDaemon()
             let refused = try box.run("promote", "raw:" + plain)
@@ -167,15 +175,7 @@ import Testing
     }
 
     @Test func aTornOneIsPromotedByForceAlone() throws {
-        try Sandbox.with { box in
-            let plain = box.folder + "/plain"
-            try box.ok("init", box.pool)
-            try box.mount("--mirror", "raw:\(plain),timeout=2s")
-            try box.shell(
-                "printf flushed > '\(box.mountPoint)/a.img'; sync '\(box.mountPoint)/a.img'"
-            )
-            .expectOK()
-            try box.settle()
+        try withRawMirror(of: "printf flushed") { box, plain in
             try box.killDaemon()
             let look = try box.run("promote", "raw:" + plain, "--dry-run")
             #expect(look.code == 0 && look.output.contains("torn"), "\(look)")

@@ -27,16 +27,6 @@ import Testing
         }
     }
 
-    private func content(_ path: String, _ box: Sandbox) throws -> [String: Data] {
-        try box.ok("mount", path, box.mountPoint, "--read-only")
-        defer { _ = try? box.run("unmount", box.mountPoint) }
-        var result: [String: Data] = [:]
-        for name in try names(in: box.mountPoint) {
-            result[name] = try box.bytes(box.mountPoint + "/" + name)
-        }
-        return result
-    }
-
     private func checkKept(_ box: Sandbox, in path: String, _ name: String) throws {
         try box.ok("mount", path, box.mountPoint)
         defer { _ = try? box.run("unmount", box.mountPoint) }
@@ -85,16 +75,16 @@ import Testing
                 try box.ok("wait", one, "--target", two, "--timeout", "50s")
                 try box.ok("unmount", box.look)
             }
-            let kept = try content(one, box)
+            let kept = try box.content(of: one)
             #expect(kept.keys.sorted() == ["a.img", "of-one.img"])
-            #expect(try content(two, box) == kept)
+            #expect(try box.content(of: two) == kept)
             try checkKept(box, in: two, "two")
             #expect(try box.status(of: one).generation == 3)
             // The lost one comes back: it was replaced.
             try #require(rename(box.folder + "/lost", box.pool) == 0)
             try box.ok("demote", box.pool, "--to", one)
             try box.ok("wait", one, "--timeout", "50s")
-            #expect(try content(box.pool, box) == kept)
+            #expect(try box.content(of: box.pool) == kept)
         }
     }
 
@@ -102,9 +92,9 @@ import Testing
         try withTwoPrimaries { box, one, two in
             try box.ok("target", "resolve", one, two, "--keep", "there")
             try box.ok("wait", two, "--target", one, "--timeout", "50s")
-            let kept = try content(two, box)
+            let kept = try box.content(of: two)
             #expect(kept.keys.sorted() == ["a.img", "of-two.img"])
-            #expect(try content(one, box) == kept)
+            #expect(try box.content(of: one) == kept)
             try checkKept(box, in: one, "one")
         }
     }

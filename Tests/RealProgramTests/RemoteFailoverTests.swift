@@ -5,18 +5,6 @@ import Testing
 
 /// A pool's role goes to its mirror behind a server, planned and forced; whoever dies when, there is one primary.
 @Suite(.enabled(if: hasFuse, "needs /dev/fuse")) struct RemoteFailoverTests {
-    private struct Outcome: Decodable {
-        var to: String
-        var generation: UInt64
-        var pauseMs: Int64
-    }
-    private struct Promotion: Decodable {
-        struct Loss: Decodable { var knowledge: String }
-        var path: String
-        var generation: UInt64
-        var isPromoted: Bool
-        var loss: Loss
-    }
     private struct Seen: Decodable {
         struct Replica: Decodable { var role: String }
         var generation: UInt64
@@ -31,38 +19,12 @@ import Testing
         return try #require(try box.json(outcome.output, [Seen].self).first)
     }
 
-    /// Which of the two takes changes.
-    private func primaries(_ box: Sandbox, _ server: MirrorServer, _ name: String) throws
-        -> [String]
-    {
-        try [box.pool, server.mirror].filter {
-            try box.run("create", $0, name, "--size", "1M").code == 0
-        }
-    }
-
-    private func contents(_ path: String, _ box: Sandbox) throws -> [String: Data] {
-        try box.ok("mount", path, box.mountPoint, "--read-only")
-        defer { _ = try? box.run("unmount", box.mountPoint) }
-        var result: [String: Data] = [:]
-        for name in try names(in: box.mountPoint) {
-            result[name] = try box.bytes(box.mountPoint + "/" + name)
-        }
-        return result
-    }
-
     // MARK: Planned
 
     @Test func aMountedPoolIsHandedOverWhileItIsWritten() throws {
         try Sandbox.withServer("a.img") { box, server in
-            let script = """
-                i=0
-                while printf '%08d' $i | dd of="$1/a.img" bs=4096 seek=$((i % 500)) conv=notrunc,fsync \
-                    status=none 2>/dev/null; do echo $i > "$2"; i=$((i + 1)); done
-                """
-            let last = box.folder + "/last"
-            let writer = try BackgroundShell(script, [box.mountPoint, last])
+            let writer = try NumberWriter(box, "a.img")
             defer { writer.kill() }
-            try box.until("something was written") { access(last, F_OK) == 0 }
             // Not by somebody who may only replicate: and nothing changes.
             let refused = try box.run(
                 "failover", box.pool, "--to", server.address, "--planned", "--timeout", "30s")
@@ -72,20 +34,16 @@ import Testing
             try box.untilInStep(server.address)
             let outcome = try box.json(
                 box.ok("failover", box.pool, "--to", server.address, "--planned", "--json"),
-                Outcome.self)
+                HandoverLine.self)
             #expect(outcome.generation == 2 && outcome.to == server.address)
             #expect(outcome.pauseMs >= 0 && outcome.pauseMs < 20_000)
             try box.until("the writer hears of it") { !writer.isRunning }
             #expect(box.writeError(box.mountPoint + "/a.img") == EROFS)
             #expect(try seen(box, server.address).replica.role == "primary")
-            let number = try #require(
-                Int(box.read(last).trimmingCharacters(in: .whitespacesAndNewlines)))
             // The server has let go of it.
             mkdir(box.look, 0o755)
             try box.ok("mount", server.mirror, box.look)
-            let text = try box.text(
-                box.look + "/a.img", count: 8, at: off_t(number % 500 * 4096))
-            #expect(Int(text) == number, "what was acknowledged last is there")
+            try writer.expectLast(in: box.look)
             try box.write("of the new one", to: box.look + "/a.img", at: 3 << 20)
             let mounted = try seen(box, server.address)
             #expect(mounted.mountPoint == box.look && mounted.generation == 2)
@@ -149,10 +107,12 @@ import Testing
             }
             let isOver = ["promoted", "fenced", "settled", "demoted"].contains(step)
             let expected = isOver ? server.mirror : box.pool
-            #expect(try primaries(box, server, "after.img") == [expected], "killed when \(step)")
+            #expect(
+                try box.primaries(creating: "after.img", mirror: server.mirror) == [expected],
+                "killed when \(step)")
             if !isOver { try box.ok("wait", box.pool, "--timeout", "50s") }
             let (one, other) = (
-                try contents(box.pool, box), try contents(server.mirror, box)
+                try box.content(of: box.pool), try box.content(of: server.mirror)
             )
             let all = ["a.img", "after.img", "late.img"]
             #expect(other.keys.sorted() == all)
@@ -192,7 +152,7 @@ import Testing
             try box.untilInStep(server.address)
             let preview = try box.json(
                 box.ok("failover", "--to", server.address, "--forced", "--dry-run", "--json"),
-                Promotion.self)
+                PromotionLine.self)
             #expect(!preview.isPromoted && preview.loss.knowledge == "unknown")
             #expect(preview.path == server.address && preview.generation == 2)
             let unsure = try box.run("promote", server.address)
@@ -202,7 +162,7 @@ import Testing
             #expect(box.writeError(box.mountPoint + "/a.img") == 0)
             let done = try box.json(
                 box.ok("failover", "--to", server.address, "--forced", "--yes", "--json"),
-                Promotion.self)
+                PromotionLine.self)
             #expect(done.isPromoted && done.generation == 2)
             // It comes again, and is fenced.
             try box.until("the old primary is fenced") {

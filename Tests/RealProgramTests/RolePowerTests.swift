@@ -23,18 +23,6 @@ import Testing
         try box.json(box.ok("list", path, "--json"), [ImageLine].self).map(\.path).sorted()
     }
 
-    /// Everything in a pool or a mirror, by name.
-    private func contents(_ path: String, _ box: Sandbox) throws -> [String: Data] {
-        mkdir(box.look, 0o755)
-        try box.ok("mount", path, box.look, "--read-only")
-        defer { _ = try? box.run("unmount", box.look) }
-        var result: [String: Data] = [:]
-        for name in try TestSupport.names(in: box.look) {
-            result[name] = try box.bytes(box.look + "/" + name)
-        }
-        return result
-    }
-
     private func off(_ lossy: LossyMount, _ random: inout SeededRandom, limit: Int) throws {
         try lossy.tell("off \(random.below(limit))")
     }
@@ -68,8 +56,12 @@ import Testing
                 #expect(outcome.code != 0 || takers == [other], "seed \(seed): it was done")
                 if takers == [other] { swap(&one, &other) }
                 try box.ok("wait", one, "--timeout", "50s")
-                #expect(try contents(one, box) == expected, "seed \(seed), round \(round)")
-                #expect(try contents(other, box) == expected, "seed \(seed), round \(round)")
+                #expect(
+                    try box.content(of: one, at: box.look) == expected,
+                    "seed \(seed), round \(round)")
+                #expect(
+                    try box.content(of: other, at: box.look) == expected,
+                    "seed \(seed), round \(round)")
             }
         }
     }
@@ -101,9 +93,9 @@ import Testing
             // One that was demoted and is no target yet.
             _ = try box.run("target", "add", one, two)
             try box.ok("wait", one, "--target", two, "--timeout", "50s")
-            let kept = try contents(one, box)
+            let kept = try box.content(of: one, at: box.look)
             #expect(try kept["of-one"] == box.bytes(box.folder + "/of-one"))
-            #expect(try contents(two, box) == kept)
+            #expect(try box.content(of: two, at: box.look) == kept)
             try box.ok("mount", two, box.look, "--read-only")
             defer { _ = try? box.run("unmount", box.look) }
             let old = try TestSupport.names(in: box.look + "/.snapshots").filter {

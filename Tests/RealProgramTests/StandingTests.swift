@@ -5,17 +5,6 @@ import Testing
 /// No copy that survives is taken for a whole one that is none: before anybody is answered without a mirror,
 /// the other mirrors know.
 @Suite(.enabled(if: hasFuse, "needs /dev/fuse")) struct StandingTests {
-    private struct Plan: Decodable {
-        struct Loss: Decodable {
-            var knowledge: String
-            var staleSinceNs: Int64?
-            var staleReason: String?
-            var staleToldBy: String?
-        }
-        var loss: Loss
-        var better: [String]
-    }
-
     @Test func theOtherMirrorKnowsWhichOneWasLeftBehind() throws {
         try LossyMount.with { lossy in
             try Sandbox.withMirror(
@@ -44,7 +33,7 @@ import Testing
                 #expect(refused.errors.contains("\(other) was told so"), "\(refused)")
                 #expect(refused.errors.contains("\(other) holds more"), "\(refused)")
                 let plan = try box.json(
-                    box.ok("promote", box.mirror, "--dry-run", "--json"), Plan.self)
+                    box.ok("promote", box.mirror, "--dry-run", "--json"), PromotionLine.self)
                 #expect(plan.better == [other])
                 #expect(plan.loss.staleToldBy == other)
                 #expect(plan.loss.staleReason?.contains("no progress") == true)
@@ -52,7 +41,7 @@ import Testing
                 #expect(since > started && since < Int64(Date().timeIntervalSince1970 * 1e9))
                 // The other has nobody before it.
                 let whole = try box.json(
-                    box.ok("promote", other, "--dry-run", "--json"), Plan.self)
+                    box.ok("promote", other, "--dry-run", "--json"), PromotionLine.self)
                 #expect(whole.better.isEmpty)
                 #expect(whole.loss.staleSinceNs == nil)
             }
@@ -83,7 +72,7 @@ import Testing
             try box.killDaemon()
             try #require(rename(box.pool, box.folder + "/lost") == 0)
             let plan = try box.json(
-                box.ok("promote", box.mirror, "--dry-run", "--json"), Plan.self)
+                box.ok("promote", box.mirror, "--dry-run", "--json"), PromotionLine.self)
             #expect(plan.loss.staleToldBy == other)
             #expect(plan.loss.staleReason == "it is paused")
         }
@@ -104,7 +93,7 @@ import Testing
             try box.killDaemon()
             try #require(rename(box.pool, box.folder + "/lost") == 0)
             let plan = try box.json(
-                box.ok("promote", box.mirror, "--dry-run", "--json"), Plan.self)
+                box.ok("promote", box.mirror, "--dry-run", "--json"), PromotionLine.self)
             #expect(plan.loss.staleSinceNs == nil)
             #expect(plan.better.isEmpty)
         }

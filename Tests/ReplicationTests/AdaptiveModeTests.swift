@@ -122,18 +122,10 @@ import Testing
         options.latencyBudgetUs = 5000
         var session = TargetSession(options: options, seed: 1)
         _ = session.apply(.start, now: nowNs)
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: sequence(10), snapshots: [],
-            staging: nil)
-        let position = StreamPosition(
-            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
-            acknowledged: sequence(10))
-        let effects = session.apply(.connected(report, position), now: nowNs)
+        let effects = session.apply(.connectedInStep(at: sequence(10)), now: nowNs)
         #expect(effects.contains(.countForAcknowledgements))
         return session
     }
-
-    private func sequence(_ number: UInt64) -> SequenceNumber { SequenceNumber(rawValue: number) }
 
     /// What is sent first waited since it came in step, and not for ever.
     @Test func whatWaitedBeforeItWasInStepIsNotHeldAgainstIt() {

@@ -11,22 +11,10 @@ import Testing
         var session = TargetSession(options: SessionOptions(), seed: 1)
         var nowNs: Int64 = 0
 
-        private static let checkpoint = SequenceNumber(rawValue: 10)
-        private var report: ReplicaReport {
-            ReplicaReport(
-                incarnationID: "this", generation: nil, checkpoint: Self.checkpoint, snapshots: [],
-                staging: nil)
-        }
-        private var position: StreamPosition {
-            StreamPosition(
-                isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
-                acknowledged: Self.checkpoint)
-        }
-
         mutating func tell(_ event: SessionEvent) {
             for effect in session.apply(event, now: nowNs) {
                 switch effect {
-                case .run(.connect): tell(.connected(report, position))
+                case .run(.connect): tell(.connectedInStep(at: sequence(10)))
                 case .run(.disconnect): tell(.disconnected)
                 case .run(.send): tell(.sent(through: nil, isBarrierNext: false))
                 case .run(let other): Issue.record("\(other)")

@@ -15,13 +15,9 @@ import Testing
         _ = session.apply(.start, now: 0)
         // It is not known when the last run was: it begins with a look.
         #expect(operation(connect(&session, now: 0)) == .look)
-        _ = session.apply(.looked(isLevel: true, through: Self.sequence(10)), now: 0)
+        _ = session.apply(.looked(isLevel: true, through: sequence(10)), now: 0)
         #expect(session.isInStep(nowNs: 0))
         return session
-    }
-
-    private static func sequence(_ number: UInt64) -> SequenceNumber {
-        SequenceNumber(rawValue: number)
     }
 
     private func operation(_ effects: [SessionEffect]) -> SessionOperation? {
@@ -32,13 +28,13 @@ import Testing
     /// A run from its look to its commit, which takes so long.
     private func run(_ session: inout TargetSession, from startNs: Int64, takesNs: Int64) {
         let opening = session.apply(
-            .looked(isLevel: false, through: Self.sequence(20)), now: startNs)
+            .looked(isLevel: false, through: sequence(20)), now: startNs)
         guard case .openLeg = operation(opening) else {
             Issue.record("\(opening)")
             return
         }
         let leg = LegSummary(
-            end: .head, blocks: [:], shapeSequence: Self.sequence(20), streamFrom: Self.sequence(20)
+            end: .head, blocks: [:], shapeSequence: sequence(20), streamFrom: sequence(20)
         )
         var effects = session.apply(.legOpened(leg), now: startNs)
         if operation(effects) == .stageStream {
@@ -50,11 +46,11 @@ import Testing
         }
         let end = session.apply(.legCommitted, now: startNs + takesNs)
         // P1, after what was committed left the ring.
-        let committed = end.firstIndex(of: .acknowledge(.durable, Self.sequence(20)))
+        let committed = end.firstIndex(of: .acknowledge(.durable, sequence(20)))
         let released = end.firstIndex(of: .stopStreaming)
         #expect(committed != nil && released != nil && committed! < released!)
         #expect(session.state == .scheduled)
-        #expect(session.durable == Self.sequence(20))
+        #expect(session.durable == sequence(20))
     }
 
     @Test func aRunBeginsAtItsTimeAndNotBefore() {
@@ -68,8 +64,8 @@ import Testing
 
     @Test func whoWaitsNeedNotWaitForTheTime() {
         var session = session()
-        #expect(operation(session.apply(.flushWanted(Self.sequence(10)), now: 1)) == nil)
-        #expect(operation(session.apply(.flushWanted(Self.sequence(20)), now: 2)) == .look)
+        #expect(operation(session.apply(.flushWanted(sequence(10)), now: 1)) == nil)
+        #expect(operation(session.apply(.flushWanted(sequence(20)), now: 2)) == .look)
         run(&session, from: 2, takesNs: 1)
         #expect(operation(session.apply(.tick, now: 3)) == nil)
     }
@@ -77,8 +73,8 @@ import Testing
     /// Who waits asks for a checkpoint, also where the content is the same.
     @Test func aCheckpointIsMadeForWhoWaitsThoughNothingLacks() {
         var session = session()
-        _ = session.apply(.flushWanted(Self.sequence(20)), now: 2)
-        let effects = session.apply(.looked(isLevel: true, through: Self.sequence(20)), now: 2)
+        _ = session.apply(.flushWanted(sequence(20)), now: 2)
+        let effects = session.apply(.looked(isLevel: true, through: sequence(20)), now: 2)
         guard case .openLeg = operation(effects) else {
             Issue.record("\(effects)")
             return
@@ -90,25 +86,25 @@ import Testing
     @Test func aRunNeedNotKeepPaceWithTheWriters() {
         var session = session()
         #expect(operation(session.apply(.tick, now: 30 * Self.second)) == .look)
-        let looked = SessionEvent.looked(isLevel: false, through: Self.sequence(20))
+        let looked = SessionEvent.looked(isLevel: false, through: sequence(20))
         guard case .openLeg = operation(session.apply(looked, now: 30 * Self.second)) else {
             Issue.record("no run begins")
             return
         }
         let leg = LegSummary(
-            end: .head, blocks: [:], shapeSequence: Self.sequence(20), streamFrom: Self.sequence(20)
+            end: .head, blocks: [:], shapeSequence: sequence(20), streamFrom: sequence(20)
         )
         // What the target is to be told comes with the run: some of the stream is in it.
         #expect(
             operation(session.apply(.legOpened(leg), now: 30 * Self.second)) == .stageStream)
         var stretch = StagedStretch()
-        stretch.through = Self.sequence(25)
+        stretch.through = sequence(25)
         let next = operation(session.apply(.streamStaged(stretch), now: 31 * Self.second))
         guard case .commitLeg(_, let place, .head) = next else {
             Issue.record("\(String(describing: next))")
             return
         }
-        #expect(place == Self.sequence(25))
+        #expect(place == sequence(25))
     }
 
     @Test func aTimeThatPassedDuringARunIsLeftOut() {
@@ -124,7 +120,7 @@ import Testing
         var session = session()
         _ = session.apply(.tick, now: 30 * Self.second)
         _ = session.apply(
-            .looked(isLevel: false, through: Self.sequence(20)), now: 30 * Self.second)
+            .looked(isLevel: false, through: sequence(20)), now: 30 * Self.second)
         #expect(session.isInStep(nowNs: 60 * Self.second))
         #expect(!session.isInStep(nowNs: 66 * Self.second))
     }
@@ -137,13 +133,10 @@ import Testing
         #expect(!session.isInStep(nowNs: 31 * Self.second))
         _ = session.apply(.disconnected, now: 31 * Self.second)
         #expect(operation(session.apply(.tick, now: 33 * Self.second)) == .connect)
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: Self.sequence(10), snapshots: [],
-            staging: nil)
         let position = StreamPosition(
             isSameIncarnation: true, holdsAllAfterCheckpoint: false, isDirty: true,
-            acknowledged: Self.sequence(10))
-        let effects = session.apply(.connected(report, position), now: 33 * Self.second)
+            acknowledged: sequence(10))
+        let effects = session.apply(.connected(.at(sequence(10)), position), now: 33 * Self.second)
         #expect(operation(effects) == .look)
         #expect(!session.isInStep(nowNs: 33 * Self.second))
         run(&session, from: 33 * Self.second, takesNs: 1)
@@ -159,18 +152,15 @@ import Testing
         #expect(operation(session.apply(.tick, now: 33 * Self.second)) == .connect)
         #expect(operation(connect(&session, now: 33 * Self.second)) == .look)
         let level = session.apply(
-            .looked(isLevel: true, through: Self.sequence(10)), now: 33 * Self.second)
+            .looked(isLevel: true, through: sequence(10)), now: 33 * Self.second)
         #expect(level.contains(.tell(kind: "target-in-step", message: "it is at a checkpoint")))
         #expect(session.isInStep(nowNs: 33 * Self.second))
     }
 
     private func connect(_ session: inout TargetSession, now: Int64) -> [SessionEffect] {
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: Self.sequence(10), snapshots: [],
-            staging: nil)
         let position = StreamPosition(
             isSameIncarnation: true, holdsAllAfterCheckpoint: false, isDirty: false,
-            acknowledged: Self.sequence(10))
-        return session.apply(.connected(report, position), now: now)
+            acknowledged: sequence(10))
+        return session.apply(.connected(.at(sequence(10)), position), now: now)
     }
 }

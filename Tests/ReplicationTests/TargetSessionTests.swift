@@ -71,21 +71,13 @@ import Testing
     @Test func aTargetThatConfirmsLessThanItTookIsConnectedAnew() {
         var options = SessionOptions()
         options.mode = .async
-        var session = TargetSession(options: options, seed: 1)
-        _ = session.apply(.start, now: 0)
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: SequenceNumber(rawValue: 10),
-            snapshots: [], staging: nil)
-        let position = StreamPosition(
-            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
-            acknowledged: SequenceNumber(rawValue: 10))
-        _ = session.apply(.connected(report, position), now: 0)
-        let through = SequenceNumber(rawValue: 12)
+        var session = TargetSession.streaming(options)
+        let through = sequence(12)
         _ = session.apply(.sent(through: through, isBarrierNext: false), now: 1)
         _ = session.apply(.sent(through: nil, isBarrierNext: false), now: 2)
         #expect(session.apply(.flushWanted(through), now: 3).contains(.run(.flush)))
-        let effects = session.apply(.flushed(through: SequenceNumber(rawValue: 11)), now: 4)
-        #expect(effects.contains(.acknowledge(.durable, SequenceNumber(rawValue: 11))))
+        let effects = session.apply(.flushed(through: sequence(11)), now: 4)
+        #expect(effects.contains(.acknowledge(.durable, sequence(11))))
         #expect(session.state == .disconnected)
     }
 
@@ -95,55 +87,33 @@ import Testing
         options.mode = .async
         options.flushBytes = 1000
         var session = TargetSession(options: options, seed: 1)
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: SequenceNumber(rawValue: 10),
-            snapshots: [], staging: nil)
-        let position = StreamPosition(
-            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
-            acknowledged: SequenceNumber(rawValue: 10))
         func told(_ through: UInt64, _ session: inout TargetSession) -> [SessionEffect] {
-            session.apply(.becameDurable(through: SequenceNumber(rawValue: through)), now: 3)
+            session.apply(.becameDurable(through: sequence(through)), now: 3)
         }
         _ = session.apply(.start, now: 0)
         #expect(told(99, &session).isEmpty)
-        _ = session.apply(.connected(report, position), now: 0)
+        _ = session.apply(.connectedInStep(at: sequence(10)), now: 0)
         _ = session.apply(
-            .sent(through: SequenceNumber(rawValue: 20), bytes: 900, isBarrierNext: false), now: 1)
+            .sent(through: sequence(20), bytes: 900, isBarrierNext: false), now: 1)
         let effects = told(15, &session)
-        #expect(effects == [.acknowledge(.durable, SequenceNumber(rawValue: 15))])
+        #expect(effects == [.acknowledge(.durable, sequence(15))])
         #expect(told(15, &session).isEmpty)
         // What was durable counts no more towards the next flush.
-        #expect(told(20, &session) == [.acknowledge(.durable, SequenceNumber(rawValue: 20))])
+        #expect(told(20, &session) == [.acknowledge(.durable, sequence(20))])
         let next = session.apply(
-            .sent(through: SequenceNumber(rawValue: 22), bytes: 900, isBarrierNext: false), now: 4)
+            .sent(through: sequence(22), bytes: 900, isBarrierNext: false), now: 4)
         #expect(!next.contains(.run(.flush)))
         #expect(
-            told(99, &session).contains(.acknowledge(.durable, SequenceNumber(rawValue: 22))))
-    }
-
-    /// In step at 10, at time 0.
-    private static func streaming(_ options: SessionOptions) -> TargetSession {
-        let checkpoint = SequenceNumber(rawValue: 10)
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: checkpoint, snapshots: [],
-            staging: nil)
-        let position = StreamPosition(
-            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
-            acknowledged: checkpoint)
-        var session = TargetSession(options: options, seed: 1)
-        _ = session.apply(.start, now: 0)
-        _ = session.apply(.connected(report, position), now: 0)
-        return session
+            told(99, &session).contains(.acknowledge(.durable, sequence(22))))
     }
 
     /// The next is given, and asked for, while the last are on their way; and who hears nothing in time, whatever it
     /// is, gives the target up.
     @Test func moreIsGivenWhileSomethingIsUnderWay() {
-        func sequence(_ number: UInt64) -> SequenceNumber { SequenceNumber(rawValue: number) }
         var options = SessionOptions()
         options.mode = .sync
         options.timeoutMs = 1
-        var session = Self.streaming(options)
+        var session = TargetSession.streaming(options)
         #expect(session.apply(.given(through: sequence(12), bytes: 1), now: 1) == [.run(.send)])
         #expect(session.apply(.flushWanted(sequence(12)), now: 1).isEmpty)
         #expect(session.apply(.given(through: sequence(14), bytes: 1), now: 2) == [.run(.flush)])
@@ -178,9 +148,9 @@ import Testing
     @Test func aFlushThatWasAnsweredIsUnderWayNoMore() {
         var options = SessionOptions()
         options.timeoutMs = 1
-        var session = Self.streaming(options)
+        var session = TargetSession.streaming(options)
         for number in UInt64(11)...40 {
-            let through = SequenceNumber(rawValue: number)
+            let through = sequence(number)
             let now = Int64(number) * 100_000
             _ = session.apply(.flushWanted(through), now: now)
             let next = session.apply(.given(through: through, bytes: 1), now: now)
@@ -197,8 +167,7 @@ import Testing
 
     /// Nothing is given to one that takes no more, until it does.
     @Test func whoIsFullIsGivenNothing() {
-        func sequence(_ number: UInt64) -> SequenceNumber { SequenceNumber(rawValue: number) }
-        var session = Self.streaming(SessionOptions())
+        var session = TargetSession.streaming(SessionOptions())
         #expect(session.apply(.noRoom, now: 1).isEmpty)
         #expect(session.awaitsTarget)
         #expect(session.apply(.recordsWaiting, now: 2).isEmpty)
@@ -212,18 +181,12 @@ import Testing
     /// Who waits for it goes on waiting: it is not left behind for that, and not told as lost.
     @Test func aTargetThatConnectsAnewIsWaitedForMeanwhile() {
         var session = TargetSession(options: SessionOptions(), seed: 1)
-        let position = StreamPosition(
-            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
-            acknowledged: SequenceNumber(rawValue: 10))
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: SequenceNumber(rawValue: 10),
-            snapshots: [], staging: nil)
         _ = session.apply(.start, now: 0)
         #expect(session.apply(.connectAnew(reason: "new"), now: 0).isEmpty)
         // It may have been told the old already.
-        #expect(session.apply(.connected(report, position), now: 0) == [.run(.disconnect)])
+        #expect(session.apply(.connectedInStep(at: sequence(10)), now: 0) == [.run(.disconnect)])
         #expect(session.apply(.disconnected, now: 0) == [.run(.connect)])
-        _ = session.apply(.connected(report, position), now: 1)
+        _ = session.apply(.connectedInStep(at: sequence(10)), now: 1)
         #expect(session.state == .streaming && session.counts)
         #expect(session.apply(.connectAnew(reason: "new"), now: 2).isEmpty)
         // What is under way ends first.
@@ -232,23 +195,17 @@ import Testing
                 .run(.disconnect)
             ])
         #expect(session.apply(.disconnected, now: 2) == [.run(.connect)])
-        _ = session.apply(.connected(report, position), now: 3)
+        _ = session.apply(.connectedInStep(at: sequence(10)), now: 3)
         #expect(session.state == .streaming && session.counts)
     }
 
     /// The line is found to be dead just before the timeout: who waits does so until then, and not for once more.
     @Test func anAnswerThatNeverComesIsWaitedForOnce() {
         var session = TargetSession(options: SessionOptions(), seed: 1)
-        let position = StreamPosition(
-            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
-            acknowledged: SequenceNumber(rawValue: 10))
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: SequenceNumber(rawValue: 10),
-            snapshots: [], staging: nil)
         let askedNs: Int64 = 60_000_000_000
         let limitNs = session.options.timeoutMs * 1_000_000
         _ = session.apply(.start, now: 0)
-        _ = session.apply(.connected(report, position), now: 0)
+        _ = session.apply(.connectedInStep(at: sequence(10)), now: 0)
         _ = session.apply(.sent(through: nil, isBarrierNext: false), now: 1)
         #expect(session.apply(.recordsWaiting, now: askedNs).contains(.run(.send)))
         func isLeftBehind(_ event: SessionEvent, afterNs: Int64) -> Bool {
@@ -271,10 +228,8 @@ import Testing
         let position = StreamPosition(
             isSameIncarnation: false, holdsAllAfterCheckpoint: false, isDirty: true,
             acknowledged: .zero, isNew: true)
-        let report = ReplicaReport(
-            incarnationID: nil, generation: nil, checkpoint: .zero, snapshots: [], staging: nil)
         _ = session.apply(.start, now: 0)
-        _ = session.apply(.connected(report, position), now: 1)
+        _ = session.apply(.connected(.at(.zero, incarnationID: nil), position), now: 1)
         if session.state == .negotiating { _ = session.apply(.compared, now: 2) }
         let image = ImageID(rawValue: 1)
         let all = BlockSet([BlockRange(start: 0, count: 4096)])
@@ -308,14 +263,12 @@ import Testing
     @Test(arguments: [false, true]) func aNewTargetThatHasSomethingIsCompared(isSame: Bool) {
         var session = TargetSession(options: SessionOptions(), seed: 1)
         _ = session.apply(.start, now: 0)
-        let checkpoint = SequenceNumber(rawValue: 10)
-        let report = ReplicaReport(
-            incarnationID: "of before", generation: nil, checkpoint: checkpoint, snapshots: [],
-            staging: nil)
+        let checkpoint = sequence(10)
         let position = StreamPosition(
             isSameIncarnation: isSame, holdsAllAfterCheckpoint: isSame, isDirty: true,
             acknowledged: .zero, isNew: true)
-        let effects = session.apply(.connected(report, position), now: 0)
+        let effects = session.apply(
+            .connected(.at(checkpoint, incarnationID: "of before"), position), now: 0)
         #expect(effects.contains(.run(.markEverything)))
         #expect(effects.contains(.joinLegs(through: checkpoint)))
         #expect(!effects.contains(.acknowledge(.durable, checkpoint)))
@@ -334,16 +287,7 @@ import Testing
 
     /// What overflowed after it was sent is in the legs, with its cuts: the target has those.
     @Test func aBarrierAfterAnOverflowGoesBackToNoCut() {
-        func sequence(_ number: UInt64) -> SequenceNumber { SequenceNumber(rawValue: number) }
-        var session = TargetSession(options: SessionOptions(), seed: 1)
-        _ = session.apply(.start, now: 0)
-        let report = ReplicaReport(
-            incarnationID: "this", generation: nil, checkpoint: sequence(10), snapshots: [],
-            staging: nil)
-        let position = StreamPosition(
-            isSameIncarnation: true, holdsAllAfterCheckpoint: true, isDirty: false,
-            acknowledged: sequence(10))
-        _ = session.apply(.connected(report, position), now: 0)
+        var session = TargetSession.streaming()
         _ = session.apply(.sent(through: sequence(27), bytes: 1, isBarrierNext: false), now: 1)
         let flush = session.apply(.sent(through: nil, isBarrierNext: true), now: 2)
         #expect(flush.contains(.run(.flush)))

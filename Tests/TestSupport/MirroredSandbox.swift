@@ -53,11 +53,6 @@ package struct EventLine: Decodable {
     package var subject: String
     package var message: String
 }
-package struct PromotionLine: Decodable {
-    package var path: String
-    package var generation: UInt64
-    package var checkpointSequence: UInt64
-}
 
 extension Sandbox {
     /// Where the mirror is looked into.

@@ -30,6 +30,19 @@ package final class TestFile {
     package func sync() throws {
         guard fsync(fd) == 0 else { throw Failure("fsync: errno \(errno)") }
     }
+    /// Writes to places all over a file of 8 MiB of zeros, and syncs nothing.
+    /// - Returns: what is in it.
+    package func writeAtRandom(count: Int) throws -> [UInt8] {
+        var model = [UInt8](repeating: 0, count: 8 << 20)
+        var random = SeededRandom(seed: Seeds.run(1)[0])
+        for number in 0..<count {
+            let offset = random.below(1024) * 8192 + random.below(4096)
+            let content = pattern(1 + random.below(4096), seed: UInt8(truncatingIfNeeded: number))
+            try write(content, at: offset)
+            model.replaceSubrange(offset..<offset + content.count, with: content)
+        }
+        return model
+    }
     package var size: Int {
         var status = stat()
         return fstat(fd, &status) == 0 ? status.st_size : -1

@@ -3,6 +3,7 @@
 
 import BlockCore
 import Foundation
+import TestSupport
 import Testing
 
 @testable import VirtualFS
@@ -91,7 +92,7 @@ private struct Model {
 private final class Run {
     let seed: Int
     let pool: TestPool
-    var random: SplitMix
+    var random: SeededRandom
     var model = Model()
     /// The model after each change since the last sync: a kill may leave any of them.
     var history: [[String: String]] = [[:]]
@@ -102,7 +103,7 @@ private final class Run {
     init(seed: Int, pool: TestPool) {
         self.seed = seed
         self.pool = pool
-        random = SplitMix(state: UInt64(seed))
+        random = SeededRandom(seed: UInt64(seed))
     }
 
     func pick(_ limit: Int) -> Int { Int.random(in: 0..<limit, using: &random) }

@@ -5,26 +5,15 @@ import BlockCore
 import Foundation
 import Pool
 import SystemIO
+import TestSupport
 import Testing
 import Volume
-
-/// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
-struct SplitMix: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
-    }
-}
 
 /// A pool in a temporary folder and what it has to hold.
 final class CheckedVolume {
     static let maxBytes = 1 << 20
     let path: String
-    var random: SplitMix
+    var random: SeededRandom
     var store: PoolStore
     var volume: Volume
     var images: [ImageID: [UInt8]] = [:]
@@ -32,7 +21,7 @@ final class CheckedVolume {
     var nextName = 0
 
     init(seed: UInt64) throws {
-        random = SplitMix(state: seed)
+        random = SeededRandom(seed: seed)
         path = NSTemporaryDirectory() + "doppel-volume-\(UUID().uuidString)"
         try PoolStore.initialize(path: path, disk: LinuxDisk())
         store = try PoolStore.open(path: path, disk: LinuxDisk())

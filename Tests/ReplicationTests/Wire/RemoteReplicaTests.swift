@@ -248,9 +248,8 @@ import Testing
         #expect(try newer.flush() == sequence(through + 1))
     }
 
-    /// What is in the server's memory when the line breaks is applied: it said that it was received.
-    @Test func whatWasReceivedIsAppliedWhenTheLineBreaks() throws {
-        let world = World(seed: 3)
+    /// A replica whose server has 41 to 45 in memory, and does not get to apply them.
+    private func receiving(_ world: World) throws -> RemoteReplica {
         let replica = world.replica()
         _ = try replica.connect(WireSamples.hello)
         world.link.performs = false
@@ -258,6 +257,13 @@ import Testing
             try withTrims(next) { try replica.send($0, tellsReceived: true) }
         }
         world.link.settle()
+        return replica
+    }
+
+    /// What is in the server's memory when the line breaks is applied: it said that it was received.
+    @Test func whatWasReceivedIsAppliedWhenTheLineBreaks() throws {
+        let world = World(seed: 3)
+        let replica = try receiving(world)
         #expect(replica.acknowledged?.received == sequence(45))
         for pipe in world.link.pipes { pipe.client.lost("the cable is out") }
         world.link.settle()
@@ -272,13 +278,8 @@ import Testing
     /// … and before a newer session begins, it is applied as well.
     @Test func whatWasReceivedIsAppliedBeforeANewerSession() throws {
         let world = World(seed: 4)
-        let replica = world.replica()
-        _ = try replica.connect(WireSamples.hello)
-        world.link.performs = false
-        for next in 41..<46 as Range<UInt64> {
-            try withTrims(next) { try replica.send($0, tellsReceived: true) }
-        }
-        world.link.settle()
+        let older = try receiving(world)
+        defer { older.disconnect() }
         world.link.performs = true
         let newer = world.replica()
         #expect(try newer.connect(WireSamples.hello).checkpoint == sequence(45))
