@@ -11,7 +11,7 @@ import Volume
 /// What verbs for targets do to a pool that is open, where that needs no mount.
 @Suite struct TargetVerbTests {
     private func with(_ body: (_ pool: String, _ mirror: String) throws -> Void) throws {
-        let folder = try makeTemporaryFolder()
+        let folder = try makeTemporaryFolder(in: TestFolders.quick)
         defer { try? FileManager.default.removeItem(atPath: folder) }
         try body(folder + "/pool", folder + "/mirror")
     }
@@ -57,7 +57,8 @@ import Volume
             let image = try look.volume.image(try #require(look.volume.imageIDs.first))
             var bytes = [UInt8](repeating: 0, count: content.count)
             let count = try bytes.withUnsafeMutableBytes { try image.read(into: $0, at: 0) }
-            #expect(count == content.count && sameBytes(bytes[...], content[...]))
+            #expect(count == content.count)
+            #expect(difference(bytes, from: content) == nil)
         }
     }
 

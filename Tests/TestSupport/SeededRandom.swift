@@ -47,23 +47,3 @@ package enum Seeds {
         return (1...max(count * factor, 1)).map { UInt64($0) }
     }
 }
-
-/// Whether two runs of bytes are equal; the standard library's `==` compares element by element.
-package func sameBytes(_ left: ArraySlice<UInt8>, _ right: ArraySlice<UInt8>) -> Bool {
-    left.count == right.count
-        && left.withUnsafeBytes { a in
-            right.withUnsafeBytes { b in
-                a.isEmpty || memcmp(a.baseAddress!, b.baseAddress!, a.count) == 0
-            }
-        }
-}
-
-/// The first index at which two equally long arrays differ.
-package func firstDifference(_ left: [UInt8], _ right: [UInt8]) -> Int? {
-    let piece = 4096
-    for start in stride(from: 0, to: min(left.count, right.count), by: piece) {
-        let range = start..<min(start + piece, left.count, right.count)
-        if !sameBytes(left[range], right[range]) { return range.first { left[$0] != right[$0] } }
-    }
-    return nil
-}
