@@ -23,7 +23,7 @@ import Testing
         var session: PoolSession?
 
         init() throws {
-            folder = try makeTemporaryFolder()
+            folder = try makeTemporaryFolder(in: TestFolders.quick)
             copy = folder + "/copy"
         }
         deinit {

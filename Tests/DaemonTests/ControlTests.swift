@@ -3,15 +3,14 @@ import Foundation
 import Glibc
 import Pool
 import SystemIO
+import TestSupport
 import Testing
 
 @testable import Daemon
 
 /// A folder that vanishes with the test.
 func withFolder(_ body: (String) throws -> Void) throws {
-    var name = Array("/tmp/doppel-daemon-XXXXXX".utf8CString)
-    try #require(mkdtemp(&name) != nil)
-    let folder = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    let folder = try makeTemporaryFolder(in: TestFolders.quick)
     defer { try? FileManager.default.removeItem(atPath: folder) }
     try body(folder)
 }

@@ -9,7 +9,7 @@ import Testing
 /// What somebody asks for while a pool is handed over waits, and then hears that the pool takes nothing.
 @Suite struct HandoverVerbTests {
     @Test func verbsAreHeldAndThenRefused() throws {
-        let folder = try makeTemporaryFolder()
+        let folder = try makeTemporaryFolder(in: TestFolders.quick)
         defer { try? FileManager.default.removeItem(atPath: folder) }
         let (pool, mirror) = (folder + "/pool", folder + "/mirror")
         try PoolStore.initialize(path: pool, disk: LinuxDisk())
@@ -96,7 +96,7 @@ import Testing
 
     /// A mirror behind a server that nobody can ask any more: before a person decides the pool takes no changes.
     @Test func whereTheMirrorIsLostAPersonDecides() throws {
-        let folder = try makeTemporaryFolder()
+        let folder = try makeTemporaryFolder(in: TestFolders.quick)
         defer { try? FileManager.default.removeItem(atPath: folder) }
         let (pool, lost) = (folder + "/pool", "doppel://127.0.0.1:1/vms")
         try PoolStore.initialize(path: pool, disk: LinuxDisk())
@@ -135,7 +135,7 @@ import Testing
     /// The process that handed over dies before it is a mirror; before it is opened again the mirror handed over to a
     /// third pool, and is a mirror itself.
     @Test func whoTookOverMayHaveHandedOverSince() throws {
-        let folder = try makeTemporaryFolder()
+        let folder = try makeTemporaryFolder(in: TestFolders.quick)
         defer { try? FileManager.default.removeItem(atPath: folder) }
         let paths = ["one", "two", "three"].map { folder + "/" + $0 }
         func session(_ path: String) throws -> PoolSession {

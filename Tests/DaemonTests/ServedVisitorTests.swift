@@ -17,7 +17,7 @@ import Testing
     private func withMirror(
         _ body: (_ pools: ServedPools, _ path: String, Pools, UInt64) throws -> Void
     ) throws {
-        let folder = try makeTemporaryFolder()
+        let folder = try makeTemporaryFolder(in: TestFolders.quick)
         defer { try? FileManager.default.removeItem(atPath: folder) }
         let (pool, root) = (folder + "/pool", folder + "/root")
         try PoolStore.initialize(path: pool, disk: LinuxDisk())

@@ -9,13 +9,6 @@ package struct Failure: Error, CustomStringConvertible {
     package init(_ description: String) { self.description = description }
 }
 
-package func makeTemporaryFolder() throws -> String {
-    let template = (getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp") + "/doppel-XXXXXX"
-    var name = Array(template.utf8CString)
-    guard mkdtemp(&name) != nil else { throw Failure("mkdtemp: errno \(errno)") }
-    return name.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
-}
-
 /// The child process, and the lines to and from it.
 package final class Server {
     package let pid: pid_t

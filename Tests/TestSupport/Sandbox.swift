@@ -36,9 +36,7 @@ package final class Sandbox {
     private var runs = 0
 
     private init(pool: String?, mirror: String?) throws {
-        var name = Array("\(Self.root)/doppel-cli-XXXXXX".utf8CString)
-        guard mkdtemp(&name) != nil else { throw Unexpected("mkdtemp: errno \(errno)") }
-        folder = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        folder = try makeTemporaryFolder(in: TestFolders.quick, called: "doppel-cli")
         self.pool = pool ?? folder + "/pool"
         self.mirror = mirror ?? folder + "/mirror"
         mkdir(mountPoint, 0o755)
@@ -61,17 +59,6 @@ package final class Sandbox {
             try body(sandbox)
         }
     }
-
-    /// In memory, where there is enough of it: programs that are driven sync hundreds of times, and what
-    /// survives a loss of power other disks show. A long run stands on a real one.
-    private static let root: String = {
-        var figures = statvfs()
-        guard getenv("DOPPEL_SOAK") == nil, access("/dev/shm", W_OK) == 0,
-            statvfs("/dev/shm", &figures) == 0,
-            UInt64(figures.f_bavail) * UInt64(figures.f_frsize) >= 4 << 30
-        else { return "/tmp" }
-        return "/dev/shm"
-    }()
 
     // MARK: Running
 
