@@ -44,6 +44,7 @@ extension Volume {
         }
         try matchSizesOfDrains(rows)
         try recover(&rows)
+        if store.wasUnclean { try cutTornTailsOfMerges(rows) }
         for row in try read({ try $0.images() }) where !row.isDeleted {
             guard let headID = row.headLayerID else { continue }
             do throws(VolumeError) { try load(row, headID: headID, rows: rows) } catch {

@@ -7,6 +7,10 @@
 //   L's commit is the newer one             U takes the size; what it has past it is cleared like what
 //                                           any unsealed layer has there (Volume+Recovery.swift)
 // Every step leaves what the next open finds in the same way, until U's map has the size.
+//
+// Layers that are sealed, and merge, have maps that are appended to all the same, and maybe nobody looks at them before
+// the pool is closed: they belong to an image that is in snapshots alone. What is torn of them is cut at once, for a
+// clean end says of every map that its end is whole.
 
 import BlockCore
 import Pool
@@ -25,6 +29,35 @@ extension Volume {
                 guard error.isOfOneImage else { throw error }
             }
         }
+    }
+
+    /// After ``recover(_:)``: what was not sealed is opened by who has it, or was sealed.
+    func cutTornTailsOfMerges(_ rows: [LayerID: LayerRecord]) throws(VolumeError) {
+        for merge in try read({ try $0.merges() }) {
+            for row in [merge.layerID, merge.intoLayerID].compactMap({ rows[$0] })
+            where row.isSealed {
+                do throws(LayerError) { try cutTornTail(of: row) } catch {
+                    let error = VolumeError(error, image: row.imageID)
+                    // Whoever needs it hears of it then.
+                    guard error.isOfOneImage else { throw error }
+                }
+            }
+        }
+    }
+
+    private func cutTornTail(of row: LayerRecord) throws(LayerError) {
+        let path = store.mapPath(image: row.imageID, layer: row.id)
+        do throws(SystemError) {
+            if try disk.status(path) == nil { return }
+        } catch { throw .system(error) }
+        let map = try LayerMapFile.open(disk: disk, path: path, layer: row.id, isSealed: false) {
+            _ in
+        }
+        map.file.close()
+        guard map.tornTailBytes > 0 else { return }
+        note(
+            "layer \(row.id.rawValue): cut \(map.tornTailBytes) bytes of an unfinished commit off its map"
+        )
     }
 
     private func matchSize(

@@ -45,6 +45,34 @@ import Volume
         } catch { Issue.record("\(scene.name), seed \(seed): \(error)") }
     }
 
+    /// An image that is in snapshots alone may not be looked at before the pool is closed again; then its layers are
+    /// what a clean end says of them.
+    @Test(
+        arguments: MergeScene.all.indices.filter { MergeScene.all[$0].upper == .sealed },
+        Seeds.run(1))
+    func nobodyNeedLookBetweenTheCutOffAndACleanEnd(_ index: Int, seed: UInt64) {
+        let scene = MergeScene.all[index]
+        do {
+            for count in 1...400 {
+                let pool = try scene.make(seed: seed, batchBlocks: 1)
+                try pool.deleteImage(try pool.anyImage())
+                pool.disk.powerOff(atSync: count)
+                do { try pool.mergeAll() } catch {
+                    guard pool.disk.isPoweredOff else { throw error }
+                }
+                let isDone = !pool.disk.isPoweredOff
+                try pool.losePower()
+                try pool.openAgain()
+                try pool.reopenCleanly()
+                try pool.mergeAll()
+                try pool.compareAll()
+                try pool.checkHouse()
+                if isDone { return }
+            }
+            throw Violation("it never comes to an end")
+        } catch { Issue.record("\(scene.name), seed \(seed): \(error)") }
+    }
+
     @Test(arguments: [true, false], Seeds.run(1))
     func aMapMayBeRewrittenAnywhere(isSealed: Bool, seed: UInt64) {
         do {
