@@ -19,7 +19,7 @@ final class SimulatedPipe: PipelinedTarget, @unchecked Sendable {  // one thread
     private var failure: TargetError?
     private var given = SequenceNumber.zero
     private var said = TargetProgress(written: .zero, durable: .zero, hasRoom: true)
-    private var hear: (@Sendable () -> Void)?
+    private var hear: (@Sendable (TargetProgress?) -> Void)?
 
     init(_ world: SimulatedWorld, _ link: SimulatedLink) {
         self.world = world
@@ -53,7 +53,7 @@ final class SimulatedPipe: PipelinedTarget, @unchecked Sendable {  // one thread
         return said
     }
     var knownFailure: TargetError? { failure }
-    func onNews(_ hear: @escaping @Sendable () -> Void) { self.hear = hear }
+    func onNews(_ hear: @escaping @Sendable (TargetProgress?) -> Void) { self.hear = hear }
 
     private func arrive(_ count: Int) {
         guard count > 0 else { return }
@@ -63,7 +63,7 @@ final class SimulatedPipe: PipelinedTarget, @unchecked Sendable {  // one thread
                 calls = []
             }
         }
-        hear?()
+        hear?(failure == nil ? said : nil)
     }
 
     private func perform(_ call: Call) throws(TargetError) {

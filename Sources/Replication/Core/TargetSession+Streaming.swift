@@ -115,6 +115,10 @@ extension TargetSession {
         if isDurable > durable { noteDurable(isDurable, now, &effects) }
     }
 
+    /// With this everything is heard of that was given or asked for.
+    package func isAnswered(by progress: TargetProgress) -> Bool {
+        outstanding == nil && progress.written >= sent && progress.durable >= underway.flushAsked
+    }
     /// Nothing can be done before the target is heard, whatever the stream has.
     package var awaitsTarget: Bool {
         state == .streaming && outstanding == nil && (underway.fullSinceNs != nil || metBarrier)

@@ -44,8 +44,8 @@ extension SessionDriver {
     private func follow(_ opened: any ReplicaTarget) {
         target = opened
         pipeline = opened as? any PipelinedTarget
-        pipeline?.onNews { [weak self] in self?.noteNews() }
-        heard = nil
+        let number = beginListening()
+        pipeline?.onNews { [weak self] in self?.noteNews($0, of: number) }
     }
 
     // MARK: Streaming

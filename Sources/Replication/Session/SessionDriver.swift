@@ -27,6 +27,11 @@ package final class SessionDriver: @unchecked Sendable {
     private var hasEnded = false
     /// The target may have something to say.
     private var hasNews = false
+    private var heard: TargetProgress?
+    /// Counts what was connected to: what an earlier one still says is of no interest.
+    private var connectionNumber = 0
+    /// Nothing but the machine has to know of what is heard.
+    private var hearsAtOnce = false
     private var thread: WorkerThread?
 
     // The thread's own.
@@ -35,7 +40,6 @@ package final class SessionDriver: @unchecked Sendable {
     var pipeline: (any PipelinedTarget)?
     /// What was last given to it.
     var given = SequenceNumber.zero
-    var heard: TargetProgress?
     var leg: OpenLeg?
     let records = RecordBuffer(capacityBytes: 4096)
     /// Batches of the stream are in its memory.
@@ -288,6 +292,7 @@ package final class SessionDriver: @unchecked Sendable {
         let now = pipeline?.progress
         if let now { noteGiven(now.written) }
         lock.lock()
+        hearsAtOnce = givenThrough == nil
         guard session.state == .streaming else { return true }
         // What is under way is answered first.
         if let error, pending == nil {
@@ -303,15 +308,45 @@ package final class SessionDriver: @unchecked Sendable {
         return true
     }
 
-    /// The target may have something to say. Nobody need be woken who comes by soon, or waits for nothing.
-    func noteNews() {
-        let isAwaited = lock.withLock {
-            hasNews = true
-            let isAwaited = session.policy.isWaitedFor || session.awaitsTarget
-            if isAwaited { changed.broadcast() }
-            return isAwaited
+    /// - Returns: what it is known by that is followed from now on.
+    func beginListening() -> Int {
+        lock.withLock {
+            heard = nil
+            hearsAtOnce = false
+            connectionNumber += 1
+            return connectionNumber
         }
-        if isAwaited { stream.interrupt(id) }
+    }
+
+    /// The target says something. Nobody need be woken who comes by soon, or waits for nothing; and where nothing else
+    /// is under way, the one who brings the news answers those who wait for it: one thread less to wake. Where there is
+    /// more to come, the session's own thread answers many at a time, and the line is not kept waiting meanwhile.
+    /// - Parameter progress: nil where something failed.
+    func noteNews(_ progress: TargetProgress?, of connection: Int) {
+        lock.lock()
+        guard connection == connectionNumber,
+            session.policy.isWaitedFor || session.awaitsTarget
+        else {
+            hasNews = true
+            return lock.unlock()
+        }
+        let wasDueNs = wakeAtNs ?? .max
+        if let progress, hearsAtOnce, session.state == .streaming,
+            session.isAnswered(by: progress)
+        {
+            heard = progress
+            apply(.heard(progress))
+        } else {
+            hasNews = true
+        }
+        let mustWake =
+            hasNews || pending != nil || session.state != .streaming
+            || wakeAtNs ?? .max < wasDueNs
+        if mustWake { changed.broadcast() }
+        let owesReplies = takeReplies()
+        lock.unlock()
+        if owesReplies { source.answer() }
+        if mustWake { stream.interrupt(id) }
     }
 
     /// Under `lock`, which is let go of meanwhile.

@@ -251,6 +251,7 @@ package protocol PipelinedTarget: ReplicaTarget {
     /// Since the last `connect`.
     var progress: TargetProgress { get }
     /// - Parameter hear: called whenever ``progress`` or ``ReplicaTarget/knownFailure`` may have changed, from any
-    ///   thread, also with locks of the target held: it asks nothing of it.
-    func onNews(_ hear: @escaping @Sendable () -> Void)
+    ///   thread: with the progress as it is, or was a moment ago, and nil where something failed. It asks nothing of
+    ///   the target.
+    func onNews(_ hear: @escaping @Sendable (TargetProgress?) -> Void)
 }

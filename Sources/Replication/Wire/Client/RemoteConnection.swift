@@ -21,12 +21,13 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
     /// Of records that the target did not take: nothing after them is done.
     private var failure: TargetError?
     private var end: WireEnd?
-    /// Called with the lock held.
-    private let onNews: (@Sendable () -> Void)?
+    /// Called with no lock held, by whoever brought the news.
+    private let onNews: (@Sendable (TargetProgress?) -> Void)?
+    private var hasNews = false
 
     init(
         _ role: WireRole, _ options: ClientConnection.Options, _ link: any WireLink,
-        onNews: (@Sendable () -> Void)? = nil
+        onNews: (@Sendable (TargetProgress?) -> Void)? = nil
     ) {
         self.link = link
         self.onNews = onNews
@@ -57,10 +58,13 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
         _ body: (inout ClientConnection, Int64) -> [ClientConnection.Event]
     ) {
         let now = link.nowNs
-        lock.withLock {
+        let (isNew, progress) = lock.withLock { () -> (Bool, TargetProgress?) in
             for event in body(&machine, now) { take(event) }
             flush()
+            defer { hasNews = false }
+            return (hasNews, failure == nil && end == nil ? currentProgress : nil)
         }
+        if isNew { onNews?(progress) }
     }
 
     /// Under the lock, so that what is sent keeps its order: a channel never blocks.
@@ -83,8 +87,8 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
             take(number, reply)
         case .ended(let end):
             self.end = end
-            onNews?()
-        case .acknowledged: onNews?()
+            hasNews = true
+        case .acknowledged: hasNews = true
         case .suspected, .recovered: break
         }
         changed.broadcast()
@@ -103,7 +107,7 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
         default: return
         }
         flushes[number] = nil
-        onNews?()
+        hasNews = true
     }
     /// Numbers whose replies somebody waits for.
     private var asked: Set<UInt64> = []
@@ -269,13 +273,12 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
         }
     }
 
-    var progress: TargetProgress {
-        lock.withLock {
-            let said = machine.acknowledged
-            return TargetProgress(
-                written: said.written, durable: max(said.durable, flushedThrough),
-                hasRoom: room(machine).isMuch)
-        }
+    var progress: TargetProgress { lock.withLock { currentProgress } }
+    private var currentProgress: TargetProgress {
+        let said = machine.acknowledged
+        return TargetProgress(
+            written: said.written, durable: max(said.durable, flushedThrough),
+            hasRoom: room(machine).isMuch)
     }
     var room: (bytes: Int, isMuch: Bool) { lock.withLock { room(machine) } }
 

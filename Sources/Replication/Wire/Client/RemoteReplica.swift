@@ -38,7 +38,7 @@ package final class RemoteReplica: PipelinedTarget, @unchecked Sendable {
     private var lastOrder: UInt64 = 0
     /// The last of what the server was given.
     private var given = SequenceNumber.zero
-    private var hear: (@Sendable () -> Void)?
+    private var hear: (@Sendable (TargetProgress?) -> Void)?
 
     /// - Parameters:
     ///   - client: at random; one for all replicas of a process.
@@ -164,7 +164,9 @@ package final class RemoteReplica: PipelinedTarget, @unchecked Sendable {
     package var progress: TargetProgress {
         ordered?.progress ?? TargetProgress(written: .zero, durable: .zero, hasRoom: false)
     }
-    package func onNews(_ hear: @escaping @Sendable () -> Void) { self.hear = hear }
+    package func onNews(_ hear: @escaping @Sendable (TargetProgress?) -> Void) {
+        self.hear = hear
+    }
 
     /// What the server said by itself.
     package var durableThrough: SequenceNumber? { acknowledged?.durable }
