@@ -1,5 +1,6 @@
 import Foundation
 import Glibc
+import SystemIO
 import TestSupport
 import Testing
 
@@ -137,6 +138,43 @@ import Testing
             #expect(!box.read(log).contains(" at 127.0.0.1:"))
             #expect(server.terminate() == 0)
             try box.until("the next one listens") { box.read(log).contains(" at 127.0.0.1:") }
+        }
+    }
+
+    /// What came before the end is done after it, and the folder is nobody else's meanwhile.
+    @Test func aServerThatEndsHasItsFolderUntilAllIsDone() throws {
+        try LossyMount.with { lossy in
+            try Sandbox.with { box in
+                let root = lossy.file("served")
+                let server = try MirrorServer(box, root: root, isEncrypted: false)
+                defer { server.kill() }
+                try box.ok("init", box.pool)
+                try box.ok("create", box.pool, "a.img", "--size", "1M")
+                try box.mount("--mirror", server.address + ",mode=sync,timeout=3s")
+                try box.untilInStep(server.address)
+                try lossy.tell("hang")
+                defer { try? lossy.tell("go") }
+                // It is given to the server, which cannot write it: whoever waits for that is let go in the end.
+                try box.write("received", to: box.mountPoint + "/a.img")
+                try box.killDaemon()
+                let pid = try #require(server.pid)
+                server.signal(SIGTERM)
+                let port = try #require(server.place.split(separator: ":").last)
+                try box.until("it listens no more") {
+                    try box.run(
+                        "-c", ": </dev/tcp/127.0.0.1/\(port)", as: "/bin/bash"
+                    ).code != 0
+                }
+                #expect(try LinuxDisk().tryLockDirectory(root) == nil)
+                #expect(LinuxDisk().lockHolders(ofDirectory: root) == [pid])
+                try lossy.tell("go")
+                #expect(server.terminate() == 0, "\(server.words)")
+                let free = try #require(try LinuxDisk().tryLockDirectory(root))
+                free.release()
+                mkdir(box.look, 0o755)
+                try box.ok("mount", server.mirror, box.look)
+                #expect(try box.text(box.look + "/a.img", count: 8) == "received")
+            }
         }
     }
 
