@@ -211,7 +211,12 @@ final class SimulatedSite: @unchecked Sendable {  // one thread
         try commitNames()
         let isSound = primary.hub.close()
         try primary.volume.close()
-        guard isSound else { throw Violation("what mirrors lack cannot be written down") }
+        guard isSound else {
+            let what = "what mirrors lack cannot be written down"
+            // It is not closed cleanly then, and the next open finds a loss of power.
+            if pool.disk.isPoweredOff { throw TargetError(.io, what) }
+            throw Violation(what)
+        }
         try primary.store.close(clean: true, lastSequence: primary.volume.sequence)
         try checkAnswers()
         self.primary = nil
