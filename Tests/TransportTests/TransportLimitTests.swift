@@ -167,14 +167,14 @@ import Testing
         try replica.beginStaging(
             id: 1, shape: Self.shape)
         let begun = ContinuousClock.now
-        for number in 1...6 as ClosedRange<UInt64> {
+        for number in 1...10 as ClosedRange<UInt64> {
             try withBlocks(2, count: 256, isStaged: true) { try replica.stage($0, number: number) }
         }
         try replica.syncStaging()
         let took = ContinuousClock.now - begun
         // Each connection reads a little ahead of what it may.
-        #expect(took > .milliseconds(500), "6 MiB at 4 MiB/s took \(took)")
-        #expect(pair.target.stagedNumbers.count == 6)
+        #expect(took > .milliseconds(500), "10 MiB at 4 MiB/s took \(took)")
+        #expect(pair.target.stagedNumbers.count == 10)
         #expect(!replica.isSuspected)
     }
 }
