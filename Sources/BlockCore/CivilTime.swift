@@ -8,7 +8,7 @@ package struct CivilTime: Sendable {
     package let secondOfDay: Int64
 
     package init(_ ns: Int64) {
-        let seconds = ns >= 0 ? ns / 1_000_000_000 : (ns - 999_999_999) / 1_000_000_000
+        let seconds = ns / 1_000_000_000 - (ns % 1_000_000_000 < 0 ? 1 : 0)
         var days = seconds / 86_400
         var rest = seconds % 86_400
         if rest < 0 {

@@ -38,10 +38,25 @@ package struct SequenceNumber: RawRepresentable, Hashable, Codable, Sendable, Co
     @inlinable package init(rawValue: UInt64) { self.rawValue = rawValue }
     @inlinable package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
     package static let zero = SequenceNumber(rawValue: 0)
+    /// No pool comes this far: whoever says more lies. Catalogs keep signed numbers, and there is room above it for
+    /// what a promotion adds.
+    package static let highest = SequenceNumber(rawValue: 1 << 62)
+
+    package init(from decoder: any Decoder) throws {
+        let value = try decoder.singleValueContainer()
+        rawValue = try value.decode(UInt64.self)
+        guard self <= .highest else {
+            throw DecodingError.dataCorruptedError(
+                in: value, debugDescription: "\(rawValue) is no sequence")
+        }
+    }
 }
 
 /// New at each promotion; fences the older primary.
 package struct Generation: Hashable, Codable, Sendable {
+    /// As ``SequenceNumber/highest``.
+    package static let highestNumber: UInt64 = 1 << 62
+
     package var number: UInt64
     package var id: String
     package var parentID: String?
@@ -52,5 +67,20 @@ package struct Generation: Hashable, Codable, Sendable {
         self.id = id
         self.parentID = parentID
         self.startSequence = startSequence
+    }
+
+    private enum CodingKeys: CodingKey { case number, id, parentID, startSequence }
+
+    package init(from decoder: any Decoder) throws {
+        let fields = try decoder.container(keyedBy: CodingKeys.self)
+        number = try fields.decode(UInt64.self, forKey: .number)
+        id = try fields.decode(String.self, forKey: .id)
+        parentID = try fields.decodeIfPresent(String.self, forKey: .parentID)
+        startSequence = try fields.decode(SequenceNumber.self, forKey: .startSequence)
+        guard number <= Self.highestNumber else {
+            throw DecodingError.dataCorruptedError(
+                forKey: .number, in: fields,
+                debugDescription: "\(number) is no generation's number")
+        }
     }
 }

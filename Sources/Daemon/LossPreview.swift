@@ -54,7 +54,8 @@ package struct LossPreview: Codable, Sendable, Hashable {
     /// The primary has ended, and nothing is missing.
     package var isNothing: Bool { knowledge == .exact && images.isEmpty }
     package var seconds: Double? {
-        throughNs.map { Double(max($0 - fromNs, 0)) / 1e9 }
+        // Files may have any time.
+        throughNs.map { max(Double($0) - Double(fromNs), 0) / 1e9 }
     }
 }
 

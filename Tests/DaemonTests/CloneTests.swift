@@ -240,6 +240,38 @@ import Testing
         }
     }
 
+    /// Numbers that no pool has are not counted with.
+    @Test func whatASourceSaysOfItselfIsHeldAgainstWhatMayBe() throws {
+        try Place.with { place in
+            let source = try place.source()
+            defer { source.close() }
+            let info = source.info
+            #expect(info.isSound)
+            let lies: [(inout CloneSourceInfo) -> Void] = [
+                { $0.legs = [] }, { $0.legs.removeLast() }, { $0.legs.swapAt(0, 1) },
+                { $0.legs[1].blocks = .max }, { $0.legs[0].blocks = 1 << 50 },
+                { info in for leg in info.legs.indices { info.legs[leg].blocks = 1 << 48 } },
+                { $0.legs[0].snapshot?.sequence = SequenceNumber(rawValue: 1 << 61) },
+                { $0.sequence = .zero }, { $0.legs[0].snapshot = nil },
+            ]
+            for (number, lie) in lies.enumerated() {
+                var told = info
+                lie(&told)
+                #expect(!told.isSound, "\(number)")
+            }
+            // As text, numbers that cannot be.
+            let text = String(decoding: JSONLine.encode(info), as: UTF8.self)
+            for field in ["sequence", "startSequence", "number"] {
+                let lie = try text.replacing(
+                    Regex("\"\(field)\":[0-9]+"), with: "\"\(field)\":18446744073709551615")
+                #expect(lie != text)
+                #expect(throws: (any Error).self, "\(field)") {
+                    try JSONLine.decode(CloneSourceInfo.self, Array(lie.utf8))
+                }
+            }
+        }
+    }
+
     /// What was there and durable does not travel again.
     @Test func whatIsDurableCounts() throws {
         try Place.with { place in

@@ -22,7 +22,7 @@ import Testing
             .zero, sequence: SequenceNumber(rawValue: 8), image: ImageID(rawValue: 3),
             range: BlockRange(start: 0, count: 1 << 34), imageSizeBytes: 64 << 40),
         StreamRecord(
-            .size, sequence: SequenceNumber(rawValue: .max), image: ImageID(rawValue: 3),
+            .size, sequence: .highest, image: ImageID(rawValue: 3),
             imageSizeBytes: 1),
         StreamRecord(
             .size, sequence: SequenceNumber(rawValue: 12), image: ImageID(rawValue: 3),
@@ -51,6 +51,14 @@ import Testing
                 wrong[offset] = value
                 #expect(decoded(wrong) == nil, "\(record) with byte \(offset) = \(value)")
             }
+        }
+    }
+
+    @Test(arguments: [SequenceNumber.highest.rawValue + 1, 1 << 63, .max])
+    func sequencesThatNoPoolHasAreRefused(sequence: UInt64) {
+        for var record in Self.records {
+            record.sequence = SequenceNumber(rawValue: sequence)
+            #expect(decoded(encoded(record)) == nil, "\(record)")
         }
     }
 
@@ -100,7 +108,7 @@ import Testing
         CopyStanding(poolID: "a pool", address: "/mnt/näher", stale: nil),
         CopyStanding(
             poolID: "a pool", address: "",
-            stale: .init(sinceNs: -3, sequence: SequenceNumber(rawValue: .max), reason: "it hangs")),
+            stale: .init(sinceNs: -3, sequence: .highest, reason: "it hangs")),
     ]
     private func decoded(_ bytes: some Sequence<UInt8>) -> CopyStanding? {
         Array(bytes).withUnsafeBytes { StandingPayload.decode($0) }

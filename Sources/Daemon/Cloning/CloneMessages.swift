@@ -21,6 +21,23 @@ package struct CloneSourceInfo: Codable, Sendable, Hashable {
     /// Every snapshot, the oldest first, then the checkpoint.
     var legs: [Leg]
 
+    /// What a pool may have, whoever says it: sequences go up, and what is counted can be counted.
+    var isSound: Bool {
+        var blocks: UInt64 = 0
+        for leg in legs {
+            guard leg.blocks <= Self.mostBlocks - blocks else { return false }
+            blocks += leg.blocks
+        }
+        guard let last = legs.last, last.snapshot == nil else { return false }
+        let cuts = legs.dropLast().map { $0.snapshot?.sequence } + [sequence]
+        return zip(cuts, cuts.dropFirst()).allSatisfy { before, after in
+            guard let before, let after else { return false }
+            return before <= after
+        }
+    }
+    /// In bytes, two exbibytes: what is done is counted in them.
+    private static let mostBlocks: UInt64 = 1 << 49
+
     /// As its primary would introduce itself.
     var hello: PrimaryHello {
         PrimaryHello(

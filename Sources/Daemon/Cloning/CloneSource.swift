@@ -62,6 +62,7 @@ final class RemoteCloneSource: CloneSource {
             guard let info = result.source else {
                 throw ControlFailure(.failed, "the server does not say what it has")
             }
+            guard info.isSound else { throw Self.unexpected }
             self.info = info
         } catch {
             connection.drop()

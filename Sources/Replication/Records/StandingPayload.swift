@@ -58,7 +58,7 @@ package enum StandingPayload {
         }
         var texts = PayloadTexts(bytes, from: 24)
         guard let pool = texts.next(), let address = texts.next(), let reason = texts.next(),
-            texts.isAtEnd
+            texts.isAtEnd, number(UInt64.self, at: 16) <= SequenceNumber.highest.rawValue
         else { return nil }
         let stale = CopyStanding.Stale(
             sinceNs: number(Int64.self, at: 8),

@@ -128,8 +128,8 @@ package struct StreamRecord: Sendable, Hashable {
 
     private var isSound: Bool {
         let blockLimit = Geometry.maxImageSizeBytes >> Geometry.blockShift
-        guard imageSizeBytes <= Geometry.maxImageSizeBytes, range.start <= blockLimit,
-            range.count <= blockLimit - range.start
+        guard sequence <= .highest, imageSizeBytes <= Geometry.maxImageSizeBytes,
+            range.start <= blockLimit, range.count <= blockLimit - range.start
         else { return false }
         switch kind {
         case .data: return !range.isEmpty && payloadBytes == Int(range.lengthBytes)

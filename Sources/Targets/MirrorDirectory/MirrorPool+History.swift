@@ -50,7 +50,9 @@ extension MirrorPool {
 
     var isBaseDue: Bool {
         guard let historyMs = options.historyMs, historyMs > 0 else { return false }
-        return newestBaseNs == 0 || store.disk.now() - newestBaseNs >= historyMs * 500_000
+        // A primary says when it was.
+        let (ageNs, isBeyond) = store.disk.now().subtractingReportingOverflow(newestBaseNs)
+        return newestBaseNs == 0 || isBeyond || ageNs >= historyMs * 500_000
     }
 
     /// Makes a base when it is time, and drops those that nobody can ask for any more. What is

@@ -93,11 +93,20 @@ extension WireReader {
     }
 
     mutating func takeSequence(_ field: StaticString) throws(WireError) -> SequenceNumber {
-        SequenceNumber(rawValue: try take(field))
+        let at = position
+        let sequence = SequenceNumber(rawValue: try take(field))
+        guard sequence <= .highest else {
+            throw error(.malformed, field, at: at, "\(sequence.rawValue) is no sequence")
+        }
+        return sequence
     }
 
     mutating func takeGeneration(_ field: StaticString) throws(WireError) -> Generation {
+        let at = position
         let number: UInt64 = try take(field)
+        guard number <= Generation.highestNumber else {
+            throw error(.malformed, field, at: at, "\(number) is no generation's number")
+        }
         let id = try takeID(field)
         let parent = try takeFlags(1, field) == 0 ? nil : try takeID(field)
         return Generation(
