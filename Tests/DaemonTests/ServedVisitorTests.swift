@@ -124,6 +124,27 @@ import Testing
         }
     }
 
+    /// Those that are in use stay; one that nobody uses makes way.
+    @Test func morePoolsThanMayBeAreRefused() throws {
+        let folder = try makeTemporaryFolder()
+        defer { try? FileManager.default.removeItem(atPath: folder) }
+        let pools = ServedPools(root: folder, historyMs: 0, mostPools: 2)
+        defer { pools.close() }
+        _ = try pools.find("idle")
+        let isTaken = try pools.find("one").replica.inTurn {
+            try pools.find("two").replica.inTurn {
+                let refused = #expect(throws: TargetError.self) { _ = try pools.find("three") }
+                #expect(refused?.kind == .absent)
+                #expect(refused?.message.contains("as many as may be") == true)
+                _ = try pools.find("one")
+                pools.change(mostPools: 3)
+                _ = try pools.find("three")
+                return true
+            }
+        }
+        #expect(isTaken == .some(.some(true)))
+    }
+
     @Test func aMirrorThatLacksSomethingIsNotHandedTo() throws {
         try withMirror { pools, path, id, sequence in
             let refusals = [
