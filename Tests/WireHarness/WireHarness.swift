@@ -4,7 +4,8 @@
 //   byte 0   bits 0 to 3: which side, in which state; bit 7: the rest is taken as it is
 //   byte 1   the longest piece that is given at once; 0: all of it
 //   then     frames: kind (1), flags (1), what is added to the next number (1), length of the body (2), the body.
-//            Lengths and checks are made right: no fuzzer guesses a hash.
+//            Lengths and checks are made right: no fuzzer guesses a hash. Of the flags, bits 4 and 5 say how many
+//            blocks of zeros follow the body, and bit 6 that all of it is sent compressed, where it shrinks.
 
 import BlockCore
 
@@ -37,18 +38,39 @@ package enum WireHarness {
         var bytes: [UInt8] = []
         let isOpen = [.serverOrdered, .serverBulk, .serverControl].contains(side)
         var next: UInt64 = isOpen ? 2 : 1
+        var packer: ZstdCompressor?
         while input.count >= 5 {
             let head = Array(input.prefix(5))
             input = input.dropFirst(5)
             let body = Array(input.prefix(Int(head[3]) | Int(head[4]) << 8))
             input = input.dropFirst(body.count)
+            let (whole, flags) = dressed(body, head[1], &packer)
             let kind = WireKind(rawValue: head[0])
             let isNumbered = kind.map { $0.isRequest || $0.isReply } ?? true
             let number = isNumbered ? next &+ UInt64(head[2]) : UInt64(head[2])
             if kind?.isRequest == true { next &+= 1 }
-            bytes += WireForge.frame(kind: head[0], flags: head[1], number: number, body: body)
+            bytes += WireForge.frame(kind: head[0], flags: flags, number: number, body: whole)
         }
         return bytes
+    }
+
+    /// What is in a compressed body no fuzzer finds by changing that, and whole blocks it finds late.
+    private static func dressed(
+        _ body: [UInt8], _ flags: UInt8, _ packer: inout ZstdCompressor?
+    ) -> (body: [UInt8], flags: UInt8) {
+        let zeros = Int(flags >> 4 & 3) << Int(Geometry.blockShift)
+        let whole = body + [UInt8](repeating: 0, count: zeros)
+        let plain = (whole, flags & 0x8f)
+        guard flags & 0x40 != 0, whole.count > 8 else { return plain }
+        packer = packer ?? ZstdCompressor()
+        var place = [UInt8](repeating: 0, count: whole.count - 8)
+        let none = UnsafeRawBufferPointer(start: nil, count: 0)
+        let count = whole.withUnsafeBytes { raw in
+            place.withUnsafeMutableBytes { packer?.compress(raw, none, none, into: $0) }
+        }
+        guard let count, count + 8 < whole.count else { return plain }
+        let length = (0..<4).map { UInt8(truncatingIfNeeded: whole.count >> (8 * $0)) }
+        return (length + [0, 0, 0, 0] + place[..<count], flags & 0x8f | 2)
     }
 
     private static func give(
@@ -225,13 +247,18 @@ package enum WireHarness {
         precondition(machine.state == .open)
     }
 
-    /// Open, with two requests waiting.
+    /// Open, with one query of each kind waiting: 2 control, 3 shape, 4 blocks, 5 hashes, 6 read, 7 control.
     private static func enter(_ machine: inout ClientConnection) {
         try! machine.enter(WireEnter(challenge: challenge, pool: "p"), now: nowNs)
         var output = WireOutput()
         try! output.send(.entered, number: 1, WireWriter("entered"))
         joined(output.take()).withUnsafeBytes { _ = machine.receive($0, now: nowNs) }
-        for _ in 0..<2 { _ = try! machine.ask(.control([1]), now: nowNs) }
+        let (image, range) = (ImageID(rawValue: 1), BlockRange(start: 2, count: 3))
+        let queries: [WireQuery] = [
+            .control([1]), .shape(leg: 0), .blocks(leg: 0), .hashes(leg: 0, of: image, in: range),
+            .read(leg: 0, range, of: image), .control([1]),
+        ]
+        for query in queries { _ = try! machine.ask(query, now: nowNs) }
         precondition(machine.state == .open)
     }
 

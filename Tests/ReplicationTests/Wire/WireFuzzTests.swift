@@ -26,10 +26,34 @@ import WireHarness
                 let body = PackedFrameTests.packed(WireSamples.longBody(kind))!
                 seeds.append(
                     [side.rawValue, 0, kind.rawValue, 2, 0, UInt8(body.count), 0] + body)
+                seeds += dressed(side, kind)
             }
         }
         return seeds
     }()
+
+    /// Whole blocks, as they are and compressed by the harness; as a reply to each of the first eight requests.
+    private static func dressed(_ side: WireHarness.Side, _ kind: WireKind) -> [[UInt8]] {
+        let last = SequenceNumber(rawValue: 41)
+        let batch = RecordBatch(pieces: [], firstSequence: last, lastSequence: last)
+        let fields: WireWriter? =
+            switch kind {
+            case .append: WireRequest.appendFields(batch, tellsReceived: true)
+            case .stage: WireRequest.stageFields(batch, order: 1, number: 1)
+            default: nil
+            }
+        let record = StreamRecord(
+            .data, sequence: kind == .content ? .zero : last, image: ImageID(rawValue: 1),
+            range: BlockRange(start: 2, count: 3), imageSizeBytes: 5 << 12, payloadBytes: 3 << 12)
+        var head = [UInt8](repeating: 0, count: StreamRecord.headerBytes)
+        head.withUnsafeMutableBytes { record.encodeHeader(into: $0) }
+        let body = (fields?.withBody { Array($0) } ?? []) + head
+        return [UInt8(0x30), 0x70].flatMap { flags in
+            (0..<UInt8(kind == .content ? 8 : 1)).map { number in
+                [side.rawValue, 0, kind.rawValue, flags, number, UInt8(body.count), 0] + body
+            }
+        }
+    }
 
     /// Bits flipped, bytes cut off, put in, doubled; lengths that lie; one message in another.
     private static func mutated(_ input: [UInt8], _ random: inout SeededRandom) -> [UInt8] {
