@@ -30,7 +30,8 @@ build:
 	.ci/scripts/ensure-packages build
 	swift build -c release --product doppel --static-swift-stdlib
 
-# The same tests with long counts; DOPPEL_SOAK multiplies steps and seeds (docs/testing.md).
+# The same tests with long counts; DOPPEL_SOAK multiplies steps and seeds (docs/testing.md). Then those of the wire and of
+# sessions once more, under the sanitizers.
 soak:
 	.ci/scripts/ensure-packages build run test
 	swift run -c release -Xswiftc -enable-testing simulator \
@@ -38,6 +39,7 @@ soak:
 	swift run -c release -Xswiftc -enable-testing simulator --world roles \
 	    --seeds $(or $(SEEDS),4000) --steps 2500 --jobs $$(nproc)
 	DOPPEL_SOAK=$(or $(DOPPEL_SOAK),50) .ci/scripts/run-tests
+	.ci/scripts/run-sanitized
 
 bench: build
 	.ci/scripts/ensure-packages run bench
