@@ -198,19 +198,21 @@ extension LossPreview {
             while start < range.end {
                 let count = min(range.end - start, Geometry.blocksPerRegion)
                 let bytes = Int(count * Geometry.blockSizeBytes)
-                for buffer in [a, b] {
-                    buffer.initializeMemory(as: UInt8.self, repeating: 0)
-                }
                 let (one, other) = (
                     UnsafeMutableRawBufferPointer(rebasing: a[..<bytes]),
                     UnsafeMutableRawBufferPointer(rebasing: b[..<bytes])
                 )
+                for buffer in [one, other] {
+                    buffer.initializeMemory(as: UInt8.self, repeating: 0)
+                }
                 let offset = start << Geometry.blockShift
                 _ = try image.read(into: one, at: offset)
                 _ = try mirrored?.read(into: other, at: offset)
                 for index in 0..<Int(count) {
                     let block = index * 4096..<(index + 1) * 4096
-                    guard !one[block].elementsEqual(other[block]) else { continue }
+                    let mine = UnsafeRawBufferPointer(rebasing: one[block])
+                    guard !mine.hasSameBytes(as: UnsafeRawBufferPointer(rebasing: other[block]))
+                    else { continue }
                     result.insert(BlockRange(start: start + UInt64(index), count: 1))
                 }
                 start += count

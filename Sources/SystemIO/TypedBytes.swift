@@ -1,3 +1,5 @@
+import Glibc
+
 // The standard library's withUnsafeBytes loses the type of what its body throws; these keep it.
 
 extension Array where Element == UInt8 {
@@ -15,5 +17,13 @@ extension Array where Element == UInt8 {
         try withUnsafeMutableBytes { bytes in
             Result { () throws(E) -> T in try body(bytes) }
         }.get()
+    }
+}
+
+extension UnsafeRawBufferPointer {
+    /// As `elementsEqual`, which goes byte by byte.
+    package func hasSameBytes(as other: UnsafeRawBufferPointer) -> Bool {
+        count == other.count
+            && (isEmpty || memcmp(baseAddress!, other.baseAddress!, count) == 0)
     }
 }

@@ -111,12 +111,15 @@ final class Stamps: @unchecked Sendable {  // what was written is under `lock`
         for (image, bytes) in images.enumerated() {
             var stamps: [UInt64] = []
             for start in stride(from: 0, to: bytes.count, by: Self.sectorBytes) {
-                let stamp = (0..<8).reduce(UInt64(0)) {
-                    $0 | UInt64(bytes[start + $1]) << UInt64($1 * 8)
+                let sector = bytes[start..<start + Self.sectorBytes]
+                // The stamp again and again: each byte is the one eight before it.
+                guard sameBytes(sector.dropFirst(8), sector.dropLast(8)) else {
+                    return "sector \(start / Self.sectorBytes) of image \(image) is torn"
                 }
-                guard sameBytes(bytes[start..<start + Self.sectorBytes], Self.sector(stamp)[...])
-                else { return "sector \(start / Self.sectorBytes) of image \(image) is torn" }
-                stamps.append(stamp)
+                stamps.append(
+                    sector.withUnsafeBytes {
+                        UInt64(littleEndian: $0.loadUnaligned(as: UInt64.self))
+                    })
             }
             found.append(stamps)
         }
