@@ -42,11 +42,11 @@ extension CatalogTransaction {
             ])
     }
     package func snapshots() throws -> [SnapshotRecord] {
-        try fetchAll(Row.self, sql: "SELECT * FROM snapshots ORDER BY id").map(Self.snapshot)
+        try fetchAll(sql: "SELECT * FROM snapshots ORDER BY id", Self.snapshot)
     }
     package func snapshot(named name: String) throws -> SnapshotRecord? {
-        try fetchOne(Row.self, sql: "SELECT * FROM snapshots WHERE name = ?", arguments: [name])
-            .map(Self.snapshot)
+        try fetchOne(
+            sql: "SELECT * FROM snapshots WHERE name = ?", arguments: [name], Self.snapshot)
     }
     private static func snapshot(_ row: Row) -> SnapshotRecord {
         SnapshotRecord(
@@ -76,9 +76,9 @@ extension CatalogTransaction {
     }
     package func snapshotNodes(_ id: SnapshotID) throws -> [SnapshotNode] {
         try fetchAll(
-            Row.self, sql: "SELECT *, node AS id FROM snapshot_nodes WHERE snapshot = ?",
+            sql: "SELECT *, node AS id FROM snapshot_nodes WHERE snapshot = ?",
             arguments: [id.rawValue]
-        ).map { row in
+        ) { row in
             SnapshotNode(
                 node: Self.node(row),
                 layerID: (row["layer"] as Int64?).map { LayerID(rawValue: $0) },
@@ -120,7 +120,7 @@ extension CatalogTransaction {
         }
     }
     package func nodes() throws -> [NodeRecord] {
-        try fetchAll(Row.self, sql: "SELECT * FROM nodes ORDER BY id").map(Self.node)
+        try fetchAll(sql: "SELECT * FROM nodes ORDER BY id", Self.node)
     }
     /// Above every id that was ever committed: ids are not used twice.
     package func nextNodeID() throws -> NodeID {

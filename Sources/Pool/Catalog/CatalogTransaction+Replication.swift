@@ -6,7 +6,9 @@ extension CatalogTransaction {
 
     /// nil: the pool is a primary that never was a replica.
     package func replica() throws -> ReplicaRecord? {
-        guard let row = try fetchOne(Row.self, sql: "SELECT * FROM replica") else { return nil }
+        try fetchOne(sql: "SELECT * FROM replica", Self.replica)
+    }
+    private static func replica(_ row: Row) throws -> ReplicaRecord {
         let roleText: String = row["role"]
         guard let role = ReplicaRecord.Role(rawValue: roleText) else {
             throw CatalogError(message: "the catalog has an unknown role '\(roleText)'", cause: "")
@@ -17,7 +19,7 @@ extension CatalogTransaction {
             replica.generation = Generation(
                 number: UInt64(bitPattern: number), id: row["generation_id"] ?? "",
                 parentID: row["generation_parent"],
-                startSequence: Self.sequence(row["generation_start"] as Int64?) ?? .zero)
+                startSequence: sequence(row["generation_start"] as Int64?) ?? .zero)
         }
         replica.incarnationID = row["incarnation_id"]
         replica.primaryAddress = row["primary_address"]
@@ -30,14 +32,14 @@ extension CatalogTransaction {
             replica.divergence = target.map { .tracked(TargetID(rawValue: $0)) } ?? .unknown
         default: replica.divergence = .unknown
         }
-        replica.appliedSequence = Self.sequence(row["applied"] as Int64?) ?? .zero
-        replica.structureSequence = Self.sequence(row["structure"] as Int64?) ?? .zero
+        replica.appliedSequence = sequence(row["applied"] as Int64?) ?? .zero
+        replica.structureSequence = sequence(row["structure"] as Int64?) ?? .zero
         replica.journalSegment = UInt64(bitPattern: row["journal_segment"] as Int64)
         if let id = row["staging"] as Int64? {
             replica.staging = ReplicaRecord.Staging(
                 id: UInt64(bitPattern: id),
                 durableBatch: UInt64(bitPattern: row["staging_batch"] as Int64? ?? 0),
-                shapeSequence: Self.sequence(row["staging_shape"] as Int64?))
+                shapeSequence: sequence(row["staging_shape"] as Int64?))
         }
         return replica
     }
@@ -136,7 +138,7 @@ extension CatalogTransaction {
         try setSetting("fence.reason", reason)
     }
     package func targets() throws -> [TargetRecord] {
-        try fetchAll(Row.self, sql: "SELECT * FROM targets ORDER BY id").map { row in
+        try fetchAll(sql: "SELECT * FROM targets ORDER BY id") { row in
             let (address, modeText): (String, String) = (row["address"], row["mode"])
             guard let mode = TargetRecord.Mode(rawValue: modeText) else {
                 throw CatalogError(

@@ -56,7 +56,7 @@ extension CatalogTransaction {
 
     package func history() throws -> GenerationHistory {
         GenerationHistory(
-            try fetchAll(Row.self, sql: "SELECT * FROM generations").map { row in
+            try fetchAll(sql: "SELECT * FROM generations") { row in
                 GenerationHistory.Entry(
                     generation: Generation(
                         number: UInt64(bitPattern: row["number"] as Int64), id: row["id"],
@@ -144,7 +144,7 @@ extension CatalogTransaction {
     // MARK: Peers
 
     package func peers() throws -> [PeerRecord] {
-        try fetchAll(Row.self, sql: "SELECT * FROM peers ORDER BY pool").map { row in
+        try fetchAll(sql: "SELECT * FROM peers ORDER BY pool") { row in
             PeerRecord(
                 poolID: row["pool"], address: row["address"], seenNs: row["seen_ns"],
                 stale: Self.stale(row))
@@ -169,8 +169,7 @@ extension CatalogTransaction {
     // MARK: Images of targets
 
     package func targetImages() throws -> [TargetImageRecord] {
-        try fetchAll(Row.self, sql: "SELECT * FROM target_images ORDER BY target, image").map {
-            row in
+        try fetchAll(sql: "SELECT * FROM target_images ORDER BY target, image") { row in
             TargetImageRecord(
                 targetID: TargetID(rawValue: row["target"]),
                 imageID: ImageID(rawValue: row["image"]), mode: row["mode"],

@@ -11,15 +11,23 @@ package final class CatalogTransaction {
     func execute(sql: String, arguments: StatementArguments = StatementArguments()) throws {
         try db.cachedStatement(sql: sql).execute(arguments: arguments)
     }
-    func fetchAll(
-        _ type: Row.Type, sql: String, arguments: StatementArguments = StatementArguments()
-    ) throws -> [Row] {
-        try Row.fetchAll(try db.cachedStatement(sql: sql), arguments: arguments)
+    /// What is made of each row, while it is the statement's: a row that is copied out of it costs many
+    /// times as much, and a column that is asked for by name more again.
+    func fetchAll<T>(
+        sql: String, arguments: StatementArguments = StatementArguments(),
+        _ make: (Row) throws -> T
+    ) throws -> [T] {
+        let rows = try Row.fetchCursor(try db.cachedStatement(sql: sql), arguments: arguments)
+        var all: [T] = []
+        while let row = try rows.next() { all.append(try make(row)) }
+        return all
     }
-    func fetchOne(
-        _ type: Row.Type, sql: String, arguments: StatementArguments = StatementArguments()
-    ) throws -> Row? {
-        try Row.fetchOne(try db.cachedStatement(sql: sql), arguments: arguments)
+    func fetchOne<T>(
+        sql: String, arguments: StatementArguments = StatementArguments(),
+        _ make: (Row) throws -> T
+    ) throws -> T? {
+        let rows = try Row.fetchCursor(try db.cachedStatement(sql: sql), arguments: arguments)
+        return try rows.next().map(make)
     }
     func fetchAll<T: DatabaseValueConvertible & StatementColumnConvertible>(
         _ type: T.Type, sql: String, arguments: StatementArguments = StatementArguments()
@@ -115,7 +123,7 @@ package final class CatalogTransaction {
             arguments: [image.rawValue])
     }
     package func images() throws -> [ImageRecord] {
-        try fetchAll(Row.self, sql: "SELECT id, head, deleted FROM images ORDER BY id").map { row in
+        try fetchAll(sql: "SELECT id, head, deleted FROM images ORDER BY id") { row in
             ImageRecord(
                 id: ImageID(rawValue: row["id"]),
                 headLayerID: (row["head"] as Int64?).map { LayerID(rawValue: $0) },
@@ -178,14 +186,12 @@ package final class CatalogTransaction {
     private static let layerColumns = "id, image, parent, sealed, size_bytes, sealed_sequence"
 
     package func layers() throws -> [LayerRecord] {
-        try fetchAll(Row.self, sql: "SELECT \(Self.layerColumns) FROM layers ORDER BY id")
-            .map(Self.layer)
+        try fetchAll(sql: "SELECT \(Self.layerColumns) FROM layers ORDER BY id", Self.layer)
     }
     package func layer(_ id: LayerID) throws -> LayerRecord? {
         try fetchOne(
-            Row.self, sql: "SELECT \(Self.layerColumns) FROM layers WHERE id = ?",
-            arguments: [id.rawValue]
-        ).map(Self.layer)
+            sql: "SELECT \(Self.layerColumns) FROM layers WHERE id = ?",
+            arguments: [id.rawValue], Self.layer)
     }
     private static func layer(_ row: Row) -> LayerRecord {
         LayerRecord(
@@ -242,7 +248,7 @@ package final class CatalogTransaction {
             arguments: [layer.rawValue, layer.rawValue])
     }
     package func merges() throws -> [MergeRecord] {
-        try fetchAll(Row.self, sql: "SELECT * FROM merges ORDER BY layer").map { row in
+        try fetchAll(sql: "SELECT * FROM merges ORDER BY layer") { row in
             MergeRecord(
                 layerID: LayerID(rawValue: row["layer"]),
                 intoLayerID: LayerID(rawValue: row["into_layer"]),
@@ -264,16 +270,12 @@ package final class CatalogTransaction {
     /// The newest first.
     package func events(limit: Int) throws -> [EventRecord] {
         try fetchAll(
-            Row.self, sql: "SELECT * FROM events ORDER BY id DESC LIMIT ?", arguments: [limit]
-        ).map { row in
-            Self.event(row)
-        }
+            sql: "SELECT * FROM events ORDER BY id DESC LIMIT ?", arguments: [limit], Self.event)
     }
     /// What came after the event with this id, the oldest first.
     package func events(after id: Int64) throws -> [EventRecord] {
         try fetchAll(
-            Row.self, sql: "SELECT * FROM events WHERE id > ? ORDER BY id", arguments: [id]
-        ).map(Self.event)
+            sql: "SELECT * FROM events WHERE id > ? ORDER BY id", arguments: [id], Self.event)
     }
     private static func event(_ row: Row) -> EventRecord {
         var event = EventRecord(
