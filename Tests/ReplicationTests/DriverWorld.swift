@@ -373,6 +373,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
     func fence(_ target: TargetID, reason: String) {}
     func acknowledged(_ target: TargetID, _ point: AckPoint, _ sequence: SequenceNumber) {}
     func answer() {}
+    var waitingCount: Int { 0 }
     func retracted(_ target: TargetID) {}
     func withhold(_ target: TargetID, _ isWithheld: Bool) {}
     func lost(_ target: TargetID) {}

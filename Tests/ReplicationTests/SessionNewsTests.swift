@@ -49,6 +49,24 @@ import Testing
         #expect(scene.acknowledged.last == .init(.written, second))
     }
 
+    /// Where many wait they are answered together, and send what follows together: that is the session's own thread's.
+    @Test func whereManyWaitTheSessionAnswers() throws {
+        let scene = NewsScene()
+        try scene.comeInStep()
+        scene.waitingCount = 5
+        let first = scene.write()
+        scene.runAll()
+        scene.line.tell(written: first)
+        #expect(scene.acknowledged.isEmpty)
+        scene.runAll()
+        #expect(scene.acknowledged == [.init(.written, first)])
+        scene.waitingCount = 4
+        let second = scene.write()
+        scene.runAll()
+        scene.line.tell(written: second)
+        #expect(scene.acknowledged.last == .init(.written, second))
+    }
+
     /// What a connection said that is over is said of nothing that was given since.
     @Test func whatAnEarlierConnectionSaysIsNotBelieved() throws {
         let scene = NewsScene()
@@ -99,6 +117,7 @@ private final class NewsScene: SessionSource, @unchecked Sendable {  // one thre
     private(set) var driver: SessionDriver!
     private(set) var acknowledged: [Acknowledgement] = []
     private(set) var answers = 0
+    var waitingCount = 1
     private var nowNs: Int64 = 1
 
     init() {

@@ -318,9 +318,12 @@ package final class SessionDriver: @unchecked Sendable {
         }
     }
 
+    private static let mostAnsweredHere = 4
+
     /// The target says something. Nobody need be woken who comes by soon, or waits for nothing; and where nothing else
     /// is under way, the one who brings the news answers those who wait for it: one thread less to wake. Where there is
-    /// more to come, the session's own thread answers many at a time, and the line is not kept waiting meanwhile.
+    /// more to come, or many wait, the session's own thread answers many at a time: the line is not kept waiting
+    /// meanwhile, and they send what follows together.
     /// - Parameter progress: nil where something failed.
     func noteNews(_ progress: TargetProgress?, of connection: Int) {
         lock.lock()
@@ -332,7 +335,7 @@ package final class SessionDriver: @unchecked Sendable {
         }
         let wasDueNs = wakeAtNs ?? .max
         if let progress, hearsAtOnce, session.state == .streaming,
-            session.isAnswered(by: progress)
+            session.isAnswered(by: progress), source.waitingCount <= Self.mostAnsweredHere
         {
             heard = progress
             apply(.heard(progress))

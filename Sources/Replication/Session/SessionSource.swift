@@ -60,6 +60,8 @@ package protocol SessionSource: AnyObject, Sendable {
     func withhold(_ target: TargetID, _ isWithheld: Bool)
     func acknowledged(_ target: TargetID, _ point: AckPoint, _ sequence: SequenceNumber)
     func answer()
+    /// How many requests wait for targets.
+    var waitingCount: Int { get }
     /// What it did not say is durable there it may have lost.
     func retracted(_ target: TargetID)
     func counts(_ target: TargetID, _ policy: TargetPolicy, durable: SequenceNumber)

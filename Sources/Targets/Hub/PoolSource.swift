@@ -267,6 +267,7 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
     }
     func withhold(_ target: TargetID, _ isWithheld: Bool) { owner?.withhold(target, isWithheld) }
     func answer() { volume.gate.answer() }
+    var waitingCount: Int { volume.gate.waitingCount }
     func retracted(_ target: TargetID) { volume.gate.retract(target) }
     func lost(_ target: TargetID) { volume.gate.isLost(target) }
     func found(_ target: TargetID) { volume.gate.isInStep(target) }
