@@ -184,6 +184,19 @@ def timed(*command):
     return time.monotonic() - start
 
 
+def resync_of(changed, pool, target, path, size):
+    """Seconds until the target has so many blocks that were written while it was paused."""
+    doppel("target", "pause", pool, target)
+    call("fio", "--name=job", f"--filename={path}", "--direct=1", "--rw=randwrite", "--bs=4k",
+         f"--number_ios={changed}", f"--size={size}", "--ioengine=psync", "--allow_file_create=0")
+    call("sync", path)
+    forget_caches()
+    start = time.monotonic()
+    doppel("target", "resume", pool, target)
+    doppel("wait", pool)
+    return time.monotonic() - start
+
+
 def largest_file(folder):
     paths = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
     return max(paths, key=os.path.getsize)
@@ -216,16 +229,8 @@ def resync(arguments):
         first = first_copy()
         rows.append(["first copy, against cp --sparse=always", f"{copied:.1f} s", f"{first:.1f} s",
                      f"{copied / first:.2f} x", "at least 0.5 x"])
-        doppel("target", "pause", pool, target)
         changed = size // 4096 // 100
-        call("fio", "--name=job", f"--filename={path}", "--direct=1", "--rw=randwrite", "--bs=4k",
-             f"--number_ios={changed}", f"--size={size}", "--ioengine=psync", "--allow_file_create=0")
-        call("sync", path)
-        forget_caches()
-        start = time.monotonic()
-        doppel("target", "resume", pool, target)
-        doppel("wait", pool)
-        delta = time.monotonic() - start
+        delta = resync_of(changed, pool, target, path, size)
         forget_caches()
         plain = timed("rsync", "-I", "--inplace", "--no-whole-file", store, copy)
         rows.append([f"resync of 1 % of the blocks ({changed:,}), against rsync", f"{plain:.1f} s",

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import time
 
-from mirrors import forget_caches, largest_file, timed
+from mirrors import forget_caches, largest_file, resync_of, timed
 from peers import blockdev_mirror, doppel_mount, running
 from tools import DOPPEL, MIB, call, doppel, fill, fio, random_4k, say, table, wait_for
 
@@ -171,15 +171,8 @@ def copies(arguments):
             forget_caches()
             seen.setdefault("rsync", []).append(
                 timed("rsync", "--whole-file", "--fsync", "-e", ssh, store, f"127.0.0.1:{copy}"))
-            doppel("target", "pause", pool, address)
-            call("fio", "--name=job", f"--filename={path}", "--direct=1", "--rw=randwrite", "--bs=4k",
-                 f"--number_ios={changed}", f"--size={size}", "--ioengine=psync", "--allow_file_create=0")
-            call("sync", path)
-            forget_caches()
-            start = time.monotonic()
-            doppel("target", "resume", pool, address)
-            doppel("wait", pool)
-            seen.setdefault("doppel, resync", []).append(time.monotonic() - start)
+            seen.setdefault("doppel, resync", []).append(
+                resync_of(changed, pool, address, path, size))
             forget_caches()
             seen.setdefault("rsync, resync", []).append(
                 timed("rsync", "-I", "--inplace", "--no-whole-file", "--fsync", "-e", ssh, store,

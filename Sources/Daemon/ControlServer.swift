@@ -62,7 +62,7 @@ package final class ControlServer: Sendable {
 }
 
 /// Requests that were read and not answered yet.
-private final class Answering: @unchecked Sendable {  // `count` is under `lock`
+private final class Answering: @unchecked Sendable {  // all `var`s are under `lock`
     private let lock = Lock()
     private let changed = Condition()
     private var count = 0

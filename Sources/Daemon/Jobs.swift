@@ -8,7 +8,7 @@
 
 import SystemIO
 
-package final class Job: @unchecked Sendable {  // fields are under `lock`
+package final class Job: @unchecked Sendable {  // all `var`s are under `lock`
     package typealias Listener = @Sendable (ControlEvent) -> Bool
     private static let intervalNs: Int64 = 200_000_000
 
@@ -66,7 +66,7 @@ package final class Job: @unchecked Sendable {  // fields are under `lock`
 }
 
 /// The jobs of one session.
-package final class JobTable: @unchecked Sendable {  // fields are under `lock`
+package final class JobTable: @unchecked Sendable {  // all `var`s are under `lock`
     private let disk: Disk
     private let lock = Lock()
     private var jobs: [Int: Job] = [:]

@@ -35,7 +35,7 @@ extension PoolReplication {
                     message: "it was at \(record.address) before"))
         }
         return trouble.map {
-            "\(address) is noted, and is tried again by itself; for now: \($0)"
+            "\(address) is noted, and is tried again by itself; the first try failed: \($0)"
         }
     }
 

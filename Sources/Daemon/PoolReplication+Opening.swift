@@ -75,7 +75,7 @@ extension PoolReplication {
 }
 
 /// A mirror that may be mounted beside: before it is let go of, nobody reads it any more.
-private final class ShownTarget: ForwardingTarget, Sendable {
+private final class ShownTarget: WrappingTarget, Sendable {
     private let mirror: MirrorTarget
     private let mounts: MirrorMounts
 

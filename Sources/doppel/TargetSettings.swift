@@ -84,43 +84,33 @@ struct TargetSettings: ParsableArguments {
         if let problem = TargetAddress.problem(address) { throw ValidationError(problem) }
         var result = TargetSpecification(address: address, mode: mode?.rawValue)
         result.onTimeout = onTimeout?.rawValue
-        if let timeout {
-            guard let timeoutMs = Duration.milliseconds(parsing: timeout), timeoutMs >= 100 else {
-                throw ValidationError("--timeout is such as 5s or 500ms, at least 100ms")
-            }
-            result.timeoutMs = timeoutMs
-        }
-        if let history {
-            guard let historyMs = Duration.milliseconds(parsing: history) else {
-                throw ValidationError("--history is such as 1h or 2d")
-            }
-            result.historyMs = historyMs
-        }
-        if let latencyBudget {
-            guard let budgetUs = Duration.microseconds(parsing: latencyBudget) else {
-                throw ValidationError("--latency-budget is such as 5ms or 800us")
-            }
-            result.latencyBudgetUs = budgetUs
-        }
+        result.timeoutMs = try Self.value(
+            timeout, "--timeout is such as 5s or 500ms, at least 100ms"
+        ) { Duration.milliseconds(parsing: $0).flatMap { $0 >= 100 ? $0 : nil } }
+        result.historyMs = try Self.value(
+            history, "--history is such as 1h or 2d", Duration.milliseconds)
+        result.latencyBudgetUs = try Self.value(
+            latencyBudget, "--latency-budget is such as 5ms or 800us", Duration.microseconds)
+        result.intervalMs = try Self.value(
+            interval, "--interval is such as 30s or 15m, at least 1s", Duration.interval)
+        result.rateBytesPerSecond = try Self.value(
+            rate, "--rate is such as 20MiB/s, or 0 for no limit", ByteSize.perSecond)
         for text in rpo {
             guard result.takeRPO(text) else {
                 throw ValidationError("--rpo is such as 10s or 64MiB, or 0 for none")
             }
         }
         if let onRPO { result.onRPO = onRPO.rawValue }
-        if let interval {
-            guard let intervalMs = Duration.interval(parsing: interval) else {
-                throw ValidationError("--interval is such as 30s or 15m, at least 1s")
-            }
-            result.intervalMs = intervalMs
-        }
-        if let rate {
-            guard let bytes = ByteSize.perSecond(parsing: rate) else {
-                throw ValidationError("--rate is such as 20MiB/s, or 0 for no limit")
-            }
-            result.rateBytesPerSecond = bytes
-        }
         result.compress = compress?.rawValue
         return result
+    }
+
+    /// What an option's text means, where it was given.
+    private static func value<T>(
+        _ text: String?, _ problem: String, _ parse: (String) -> T?
+    ) throws -> T? {
+        guard let text else { return nil }
+        guard let value = parse(text) else { throw ValidationError(problem) }
+        return value
     }
 }

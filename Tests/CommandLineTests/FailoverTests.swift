@@ -53,11 +53,7 @@ import Testing
     @Test(arguments: ["held", "drained", "noted", "promoted", "fenced", "settled", "demoted"])
     func aHandoverThatIsKilledLeavesOnePrimary(step: String) throws {
         try Sandbox.with { box in
-            try box.ok("init", box.pool)
-            let file = try box.makeFile("source.raw", count: 3 << 20)
-            try box.ok("import", box.pool, file, "--as", "a.img")
-            try box.ok("target", "add", box.pool, box.mirror)
-            try box.ok("wait", box.pool, "--timeout", "50s")
+            let file = try box.makeReplicated(to: box.mirror, count: 3 << 20)
             try box.ok("create", box.pool, "late.img", "--size", "1M")
             let died = try box.execute(
                 [Sandbox.products + "/HandoverFixture", box.pool, box.mirror, step],

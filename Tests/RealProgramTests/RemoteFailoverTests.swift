@@ -86,11 +86,7 @@ import Testing
             let server = try MirrorServer(box)
             defer { server.kill() }
             try server.allow("admin")
-            try box.ok("init", box.pool)
-            let file = try box.makeFile("source.raw", count: 3 << 20)
-            try box.ok("import", box.pool, file, "--as", "a.img")
-            try box.ok("target", "add", box.pool, server.address)
-            try box.ok("wait", box.pool, "--timeout", "50s")
+            let file = try box.makeReplicated(to: server.address, count: 3 << 20)
             try box.ok("create", box.pool, "late.img", "--size", "1M")
             let pid = try #require(server.pid)
             let died = try box.execute(

@@ -63,11 +63,7 @@ import Testing
             (self.box, self.lossy) = (box, lossy)
             server = try MirrorServer(box, root: lossy.file("served"))
             try server.allow("admin")
-            try box.ok("init", box.pool)
-            let file = try box.makeFile("source", count: 1 << 20)
-            try box.ok("import", box.pool, file, "--as", "a.img")
-            try box.ok("target", "add", box.pool, server.address)
-            try box.ok("wait", box.pool, "--timeout", "50s")
+            let file = try box.makeReplicated(to: server.address, count: 1 << 20)
             try box.ok("create", box.pool, "late.img", "--size", "64k")
             try box.ok("wait", box.pool, "--timeout", "50s")
             expected = try ["a.img": box.bytes(file), "late.img": Data(count: 64 << 10)]
@@ -217,19 +213,27 @@ import Testing
 
     // MARK: The answer is lost
 
+    /// A planned handover, up to where the server did it and its answer is held back.
+    private func handOverUnheard(
+        _ box: Sandbox, _ server: MirrorServer, _ relay: Relay, _ options: [String]
+    ) throws -> (verb: BackgroundShell, log: String) {
+        let log = box.folder + "/verb.log"
+        try box.write("before", to: box.mountPoint + "/a.img")
+        relay.holdAnswers(to: "\"generationID\"")
+        let verb = try begin(
+            box, log, ["failover", box.pool, "--to", server.address, "--planned"] + options)
+        try box.until("the server did it") {
+            try relay.isHolding && isPrimary(box, server.mirror)
+        }
+        return (verb, log)
+    }
+
     /// The server did it, and the line broke before it could say so: the primary asks, and hears that it was done.
     @Test func aHandoverWhoseAnswerIsLostIsDoneOnce() throws {
         let relay = try Relay()
         defer { relay.end() }
         try Sandbox.withServer("a.img", isEncrypted: false, through: relay) { box, server in
-            let log = box.folder + "/verb.log"
-            try box.write("before", to: box.mountPoint + "/a.img")
-            relay.holdAnswers(to: "\"generationID\"")
-            let verb = try begin(
-                box, log, ["failover", box.pool, "--to", server.address, "--planned", "--json"])
-            try box.until("the server did it") {
-                try relay.isHolding && isPrimary(box, server.mirror)
-            }
+            let (verb, log) = try handOverUnheard(box, server, relay, ["--json"])
             // The old one does not know yet: nobody is answered by it, and nobody hears an error.
             let writer = try BackgroundShell(
                 "exec dd if=/dev/zero of=\"$1\" bs=4k count=1 conv=notrunc,fsync 2>/dev/null",
@@ -249,15 +253,7 @@ import Testing
         let relay = try Relay()
         defer { relay.end() }
         try Sandbox.withServer("a.img", isEncrypted: false, through: relay) { box, server in
-            let log = box.folder + "/verb.log"
-            try box.write("before", to: box.mountPoint + "/a.img")
-            relay.holdAnswers(to: "\"generationID\"")
-            let verb = try begin(
-                box, log,
-                ["failover", box.pool, "--to", server.address, "--planned", "--timeout", "1s"])
-            try box.until("the server did it") {
-                try relay.isHolding && isPrimary(box, server.mirror)
-            }
+            let (verb, log) = try handOverUnheard(box, server, relay, ["--timeout", "1s"])
             relay.cut()
             #expect(verb.wait() == 1)
             #expect(box.read(log).contains("does not say whether it took over"), "\(box.read(log))")

@@ -100,7 +100,7 @@ extension SimulatedWorld {
 }
 
 /// Hands everything on, but for what the bug does.
-final class BuggyTarget: ForwardingTarget, @unchecked Sendable {  // one caller at a time
+final class BuggyTarget: WrappingTarget, @unchecked Sendable {  // one caller at a time
     let inner: any ReplicaTarget
     private let bug: SimulatedBug
     private unowned let primary: SimulatedSite

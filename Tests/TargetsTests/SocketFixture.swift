@@ -75,7 +75,7 @@ final class SocketFixture: TargetFixture {
 }
 
 /// A target that can be taken away from a server that goes on asking it.
-private final class Severable: ForwardingTarget, @unchecked Sendable {  // `isSevered`: under `lock`
+private final class Severable: WrappingTarget, @unchecked Sendable {  // `isSevered`: under `lock`
     let inner: any ReplicaTarget
     private let lock = Lock()
     private var isSevered = false
@@ -96,7 +96,7 @@ private final class Severable: ForwardingTarget, @unchecked Sendable {  // `isSe
 }
 
 /// A remote replica whose batches of a staging are taken when `stage` returns.
-private final class Settled: ForwardingTarget, @unchecked Sendable {  // one thread
+private final class Settled: WrappingTarget, @unchecked Sendable {  // one thread
     private let remote: RemoteReplica
     private var order: UInt64 = 0
 

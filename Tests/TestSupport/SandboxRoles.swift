@@ -40,6 +40,17 @@ package struct HandoverLine: Decodable {
 }
 
 extension Sandbox {
+    /// A new pool with the image a.img, and all of it at a target.
+    /// - Returns: the file with what the image has.
+    package func makeReplicated(to address: String, count: Int) throws -> String {
+        try ok("init", pool)
+        let file = try makeFile("source.raw", count: count)
+        try ok("import", pool, file, "--as", "a.img")
+        try ok("target", "add", pool, address)
+        try ok("wait", pool, "--timeout", "50s")
+        return file
+    }
+
     /// Which of the pool and its mirror takes changes: such as a new image.
     package func primaries(
         creating name: String, mirror other: String? = nil

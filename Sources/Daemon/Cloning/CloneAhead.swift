@@ -5,7 +5,7 @@ import SystemIO
 enum CloneAhead {
     private static let depth = 2
 
-    private final class Queue<Item: Sendable>: @unchecked Sendable {  // fields are under `lock`
+    private final class Queue<Item: Sendable>: @unchecked Sendable {  // all `var`s are under `lock`
         let lock = Lock()
         let changed = Condition()
         var items: [Item] = []

@@ -231,8 +231,9 @@ final class CloneRun {
     }
 }
 
-/// What was read, until it is staged.
-private final class CloneContent: @unchecked Sendable {  // one after the other
+/// What was read, until it is staged. The thread that fetches fills it before it hands it over, under the lock of
+/// ``CloneAhead``, and never touches it again; the one that stages only reads.
+private final class CloneContent: @unchecked Sendable {  // handed over, as said
     let memory: UnsafeMutableRawBufferPointer
 
     init(_ parts: [ClonePart]) {

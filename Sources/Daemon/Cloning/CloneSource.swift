@@ -116,8 +116,9 @@ final class RemoteCloneSource: CloneSource {
     func close() { connection.leave() }
 }
 
-/// A mirror in a folder of this machine, which nobody uses meanwhile.
-final class LocalCloneSource: CloneSource, @unchecked Sendable {  // one caller at a time
+/// A mirror in a folder of this machine, which nobody uses meanwhile. `copy` has one caller at a time: the
+/// thread that fetches ahead has ended before anybody else asks (``CloneAhead``).
+final class LocalCloneSource: CloneSource, @unchecked Sendable {  // constants
     let info: CloneSourceInfo
     private let mirror: RecoveredMirror
     private let copy: MirrorCopy

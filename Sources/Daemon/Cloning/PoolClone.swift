@@ -114,8 +114,8 @@ package enum PoolClone {
         }
     }
 
-    /// The store of the copy, while it is open.
-    private final class HeldStore: @unchecked Sendable {  // written before anybody reads it
+    /// The store of the copy, while it is open: set while the target connects, and read after that returned.
+    private final class HeldStore: @unchecked Sendable {  // set once, as said
         var store: PoolStore?
     }
 

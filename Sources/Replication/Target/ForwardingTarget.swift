@@ -2,20 +2,28 @@ import BlockCore
 
 /// A target with another behind it: what it does not do in its own way is done there.
 package protocol ForwardingTarget: ReplicaTarget {
-    var inner: any ReplicaTarget { get }
     /// The one behind, for a call that may fail.
     func reach() throws(TargetError) -> any ReplicaTarget
 }
 
-extension ForwardingTarget {
-    package func reach() throws(TargetError) -> any ReplicaTarget { inner }
+/// One that has the same behind it for as long as it lives.
+package protocol WrappingTarget: ForwardingTarget {
+    var inner: any ReplicaTarget { get }
+}
 
+extension WrappingTarget {
+    package func reach() throws(TargetError) -> any ReplicaTarget { inner }
+    package var durableThrough: SequenceNumber? { inner.durableThrough }
+    package func disconnect() { inner.disconnect() }
+    package var knownFailure: TargetError? { inner.knownFailure }
+}
+
+extension ForwardingTarget {
     package func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
         try reach().connect(hello)
     }
     package func append(_ batch: RecordBatch) throws(TargetError) { try reach().append(batch) }
     package func flush() throws(TargetError) -> SequenceNumber { try reach().flush() }
-    package var durableThrough: SequenceNumber? { inner.durableThrough }
     package func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
         try reach().beginStaging(id: id, shape: shape)
     }
@@ -42,6 +50,4 @@ extension ForwardingTarget {
         try reach().read(range, of: image, into: buffer)
     }
     package func shape() throws(TargetError) -> PoolShape { try reach().shape() }
-    package func disconnect() { inner.disconnect() }
-    package var knownFailure: TargetError? { inner.knownFailure }
 }

@@ -7,7 +7,7 @@ import Pool
 import Replication
 import SystemIO
 
-package final class ServedMirror: ReplicaTarget, @unchecked Sendable {  // one caller at a time
+package final class ServedMirror: ForwardingTarget, @unchecked Sendable {  // one caller at a time
     private let path: String
     /// What it lies below; folders on the way are made with it.
     private let root: String
@@ -149,29 +149,6 @@ package final class ServedMirror: ReplicaTarget, @unchecked Sendable {  // one c
 
     // MARK: The mirror's
 
-    package func append(_ batch: RecordBatch) throws(TargetError) { try connected().append(batch) }
-    package func flush() throws(TargetError) -> SequenceNumber { try connected().flush() }
+    package func reach() throws(TargetError) -> any ReplicaTarget { try connected() }
     package var durableThrough: SequenceNumber? { mirror?.durableThrough }
-    package func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
-        try connected().beginStaging(id: id, shape: shape)
-    }
-    package func stage(_ batch: RecordBatch, number: UInt64) throws(TargetError) {
-        try connected().stage(batch, number: number)
-    }
-    package func syncStaging() throws(TargetError) { try connected().syncStaging() }
-    package func commitStaging(
-        id: UInt64, at sequence: SequenceNumber, snapshot: SnapshotInfo?
-    ) throws(TargetError) {
-        try connected().commitStaging(id: id, at: sequence, snapshot: snapshot)
-    }
-    package func blockHashes(
-        of image: ImageID, in range: BlockRange
-    ) throws(TargetError) -> [UInt64] { try connected().blockHashes(of: image, in: range) }
-    package func allocatedBlocks() throws(TargetError) -> [ImageID: BlockSet] {
-        try connected().allocatedBlocks()
-    }
-    package func read(
-        _ range: BlockRange, of image: ImageID, into buffer: UnsafeMutableRawBufferPointer
-    ) throws(TargetError) { try connected().read(range, of: image, into: buffer) }
-    package func shape() throws(TargetError) -> PoolShape { try connected().shape() }
 }

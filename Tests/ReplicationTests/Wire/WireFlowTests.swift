@@ -8,15 +8,16 @@ import WireHarness
 @testable import Replication
 
 @Suite struct WireFlowTests {
+    private static func pair(creditBytes: UInt64) throws -> WirePair {
+        var options = ServerConnection.Options()
+        options.creditBytes = creditBytes
+        return try WirePair.open(server: options)
+    }
+
     // MARK: Credit
 
     @Test func aFloodBeyondTheCreditEndsIt() throws {
-        var pair = try WirePair.open(
-            server: {
-                var options = ServerConnection.Options()
-                options.creditBytes = 16 << 20
-                return options
-            }())
+        var pair = try Self.pair(creditBytes: 16 << 20)
         let body = [UInt8](repeating: 0, count: 24 + (4 << 20))
         for number in 2..<5 as Range<UInt64> {
             pair.toServer(WireForge.frame(kind: 5, number: number, body: body))
@@ -31,12 +32,7 @@ import WireHarness
 
     /// Credit comes back as work is done, and only then; the client keeps to it.
     @Test func creditGoesRound() throws {
-        var pair = try WirePair.open(
-            server: {
-                var options = ServerConnection.Options()
-                options.creditBytes = 16 << 20
-                return options
-            }())
+        var pair = try Self.pair(creditBytes: 16 << 20)
         let payload = [UInt8](repeating: 0, count: 5 << 20)
         var sent = 0
         try payload.withUnsafeBytes { raw in
