@@ -11,11 +11,12 @@ final class NotedTarget: ReplicaTarget, @unchecked Sendable {  // fields are und
     private var stagedBytes = 0
     private var connects = 0
     private var hangs = false
-    private(set) var isConnected = false
+    private var connected = false
 
     var stagedNumbers: [UInt64] { lock.withLock { staged } }
     var stagedByteCount: Int { lock.withLock { stagedBytes } }
     var last: UInt64 { lock.withLock { written } }
+    var isConnected: Bool { lock.withLock { connected } }
     var connectCount: Int { lock.withLock { connects } }
     func hang(_ isSo: Bool) {
         lock.withLock {
@@ -27,7 +28,7 @@ final class NotedTarget: ReplicaTarget, @unchecked Sendable {  // fields are und
     func connect(_ hello: PrimaryHello) throws(TargetError) -> ReplicaReport {
         lock.withLock {
             connects += 1
-            isConnected = true
+            connected = true
             return ReplicaReport(
                 incarnationID: hello.incarnationID, generation: hello.generation,
                 checkpoint: SequenceNumber(rawValue: written), snapshots: [], staging: nil)
@@ -69,7 +70,7 @@ final class NotedTarget: ReplicaTarget, @unchecked Sendable {  // fields are und
     func shape() throws(TargetError) -> PoolShape {
         PoolShape(sequence: SequenceNumber(rawValue: last), images: [], names: [])
     }
-    func disconnect() { lock.withLock { isConnected = false } }
+    func disconnect() { lock.withLock { connected = false } }
 }
 
 /// Records of one block each, with sequence numbers that follow one another; of a staging, all with the first.

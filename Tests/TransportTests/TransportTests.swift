@@ -198,6 +198,8 @@ import Testing
         }
         #expect(error?.message.contains("taken back") == true, "\(String(describing: error))")
         #expect(pair.known.notes.contains("peer-ended"))
+        // What had come before is done; then it is over.
+        try eventually { !pair.target.isConnected }
         let last = pair.target.last
         #expect(failure { try withBlocks(last + 1) { try replica.append($0) } } != nil)
         if isKey {
