@@ -105,7 +105,7 @@ final class DriverWorld: SessionSource, @unchecked Sendable {  // one thread
         try settle()
     }
 
-    private func tick() {
+    func tick() {
         if isStaleUnrecorded {
             isStaleUnrecorded = false
             driver.staleRecorded()

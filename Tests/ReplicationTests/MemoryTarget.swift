@@ -24,6 +24,9 @@ final class MemoryTarget: ReplicaTarget, @unchecked Sendable {  // one thread
     var whenHashed: (() -> Void)?
     /// The same for a flush, before it is answered.
     var whenFlushed: (() -> Void)?
+    /// The same for connecting, and for the beginning of a staging.
+    var whenConnected: (() -> Void)?
+    var whenStaging: (() -> Void)?
     /// A bug built in: what was staged already is taken for what a cut has, and is not replaced by it.
     var takesNewerForClean = false
     private var stagedPlaces: Set<[Int]> = []
@@ -79,6 +82,8 @@ final class MemoryTarget: ReplicaTarget, @unchecked Sendable {  // one thread
         try begin()
         isStaging = false
         flushAppended()
+        whenConnected?()
+        whenConnected = nil
         return ReplicaReport(
             incarnationID: incarnation, generation: nil, checkpoint: checkpoint,
             snapshots: [], staging: staging.map { .init(id: $0.id, durableBatch: 0) })
@@ -132,6 +137,8 @@ final class MemoryTarget: ReplicaTarget, @unchecked Sendable {  // one thread
     }
 
     func beginStaging(id: UInt64, shape: PoolShape) throws(TargetError) {
+        whenStaging?()
+        whenStaging = nil
         try begin()
         flushAppended()
         if staging?.id != id {

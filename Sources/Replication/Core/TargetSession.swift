@@ -30,6 +30,7 @@
 //   S3 A staging is committed only when nothing of its leg is left, at a sequence that the stream
 //      was staged to, not before the shape's.
 //   S4 `legIsClean` follows `legCommitted` alone.
+//   S6 The stream is held for a target only while its session goes on, or under S2.
 
 import BlockCore
 
@@ -187,6 +188,7 @@ package struct TargetSession: Sendable {
         // Whoever waits does so since it was asked, and not since the line was found to be dead.
         let asked = [outstanding?.sinceNs, underway.silentSinceNs].compactMap { $0 }.min()
         let askedSinceNs = state == .streaming ? asked : nil
+        if hasBegunTooLate(event) { effects.append(.stopStreaming) }
         outstanding = nil
         if case .failed(let error) = event {
             return fail(error, since: askedSinceNs, now, &effects)
@@ -218,6 +220,19 @@ package struct TargetSession: Sendable {
         case (.resyncing, .stagingSynced): noteStagingSynced(&effects)
         case (.resyncing, .legCommitted): commit(now, &effects)
         default: keepWhatWasTaken(event)
+        }
+    }
+
+    /// The operation under way began to hold the stream for the target (S6), and meanwhile the session left: nobody
+    /// takes that, and those who write would wait for it.
+    private func hasBegunTooLate(_ event: SessionEvent) -> Bool {
+        switch (outstanding?.operation, event) {
+        case (.openLeg, _): return state != .resyncing
+        case (.connect, .connected):
+            // One that was in step a moment ago has it held until the timeout (S2).
+            let isHeldFor = state == .disconnected && counts && !isLost
+            return state != .connecting && !isHeldFor
+        default: return false
         }
     }
 
