@@ -160,7 +160,9 @@ let package = Package(
         // Other people's programs on the mount of the built program, and the machine under it failing.
         .testTarget(
             name: "RealProgramTests",
-            dependencies: ["doppel", "LossyFS", "MountCalls", "Pool", "TestSupport"],
+            dependencies: [
+                "doppel", "LossyFS", "MountCalls", "Pool", "TestSupport", "WireHarness",
+            ],
             swiftSettings: strict),
         .testTarget(
             name: "BlockCoreTests", dependencies: ["BlockCore", "TestSupport"],

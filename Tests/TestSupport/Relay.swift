@@ -19,6 +19,8 @@ package final class Relay: @unchecked Sendable {  // fields are under `lock`
     /// It breaks when so much went there.
     private var breaksAt: [Direction: UInt64] = [:]
     private var trigger: [UInt8]?
+    private var changes: [Direction: Change] = [:]
+    private var changedFirst = 0
     private var isOver = false
     private var threads: [WorkerThread] = []
 
@@ -88,6 +90,14 @@ package final class Relay: @unchecked Sendable {  // fields are under `lock`
 
     /// As soon as a client sends this text, what it is answered does not arrive: no key may be in use.
     package func holdAnswers(to text: String) { lock.withLock { trigger = Array(text.utf8) } }
+    package typealias Change = @Sendable (inout [UInt8]) -> Void
+    /// What comes first on each new connection in that direction is changed on its way, and stays as long: no key
+    /// may be in use.
+    package func changeFirst(_ direction: Direction, _ change: Change?) {
+        lock.withLock { changes[direction] = change }
+    }
+    /// How often that was done.
+    package var changedCount: Int { lock.withLock { changedFirst } }
     package var isHolding: Bool { lock.withLock { !held.isEmpty } }
     /// Connections break, and what was held on them is lost; new ones come about at once.
     package func dropConnections() {
@@ -172,10 +182,18 @@ package final class Relay: @unchecked Sendable {  // fields are under `lock`
 
     private func pump(from: Int32, to: Int32, _ direction: Direction) {
         var bytes = [UInt8](repeating: 0, count: 64 << 10)
+        var isFirst = true
         while true {
             let got = recv(from, &bytes, bytes.count, 0)
             if got < 0, errno == EINTR { continue }
             guard got > 0 else { break }
+            if isFirst, let change = lock.withLock({ changes[direction] }) {
+                var first = Array(bytes[..<got])
+                change(&first)
+                bytes.replaceSubrange(..<got, with: first)
+                lock.withLock { changedFirst += 1 }
+            }
+            isFirst = false
             lock.withLock {
                 if direction == .toServer { look(for: bytes[..<got]) }
                 while held.contains(direction), !isOver, !isCut { changed.wait(lock) }
