@@ -3,6 +3,8 @@ package struct ImageID: RawRepresentable, Hashable, Codable, Sendable, Comparabl
     package var rawValue: Int64
     package init(rawValue: Int64) { self.rawValue = rawValue }
     package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+    /// What another pool may say; above it there is room for what promotions add, and for stand-ins of nodes.
+    package var isPlausible: Bool { 1...1 << 61 ~= rawValue }
 }
 
 package struct LayerID: RawRepresentable, Hashable, Codable, Sendable, Comparable {
@@ -30,6 +32,8 @@ package struct NodeID: RawRepresentable, Hashable, Codable, Sendable, Comparable
     package init(rawValue: UInt64) { self.rawValue = rawValue }
     package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
     package static let root = NodeID(rawValue: 1)
+    /// As ``ImageID/isPlausible``.
+    package var isPlausible: Bool { 1...1 << 61 ~= rawValue }
 }
 
 /// A place in the one order of everything that happens to a pool.
@@ -38,9 +42,10 @@ package struct SequenceNumber: RawRepresentable, Hashable, Codable, Sendable, Co
     @inlinable package init(rawValue: UInt64) { self.rawValue = rawValue }
     @inlinable package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
     package static let zero = SequenceNumber(rawValue: 0)
-    /// No pool comes this far: whoever says more lies. Catalogs keep signed numbers, and there is room above it for
-    /// what a promotion adds.
+    /// No pool comes this far. Catalogs keep signed numbers.
     package static let highest = SequenceNumber(rawValue: 1 << 62)
+    /// What another pool may say: who says more lies, and who believed as much as this can still be promoted.
+    package static let highestTold = SequenceNumber(rawValue: 1 << 61)
 
     package init(from decoder: any Decoder) throws {
         let value = try decoder.singleValueContainer()
@@ -54,8 +59,9 @@ package struct SequenceNumber: RawRepresentable, Hashable, Codable, Sendable, Co
 
 /// New at each promotion; fences the older primary.
 package struct Generation: Hashable, Codable, Sendable {
-    /// As ``SequenceNumber/highest``.
+    /// As ``SequenceNumber/highest`` and ``SequenceNumber/highestTold``.
     package static let highestNumber: UInt64 = 1 << 62
+    package static let highestNumberTold: UInt64 = 1 << 61
 
     package var number: UInt64
     package var id: String

@@ -6,12 +6,12 @@ import Testing
 @Suite struct NamesCodecTests {
     private static func node(_ random: inout SeededRandom) -> NodeRecord {
         var node = NodeRecord(
-            id: NodeID(rawValue: random.next() >> 1 | 1), parentID: nil,
+            id: NodeID(rawValue: random.next() >> 4 | 1), parentID: nil,
             name: random.bytes(random.below(30)),
             kind: NodeRecord.Kind(rawValue: random.below(3))!,
             mode: UInt32(truncatingIfNeeded: random.next()), uid: 1000, gid: UInt32.max,
             accessNs: Int64(bitPattern: random.next()), modifyNs: .min, changeNs: .max)
-        if random.chance(70) { node.parentID = NodeID(rawValue: random.next() >> 1 | 1) }
+        if random.chance(70) { node.parentID = NodeID(rawValue: random.next() >> 4 | 1) }
         if random.chance(30) { node.symlinkTarget = random.bytes(random.below(50)) }
         if random.chance(50) { node.imageID = ImageID(rawValue: 1 + Int64(random.below(1 << 40))) }
         for _ in 0..<random.below(4) {
@@ -23,7 +23,7 @@ import Testing
     private static func changes(_ random: inout SeededRandom) -> [NameChange] {
         (0..<random.below(6)).map { _ in
             random.chance(25)
-                ? .remove(NodeID(rawValue: random.next() >> 1 | 1)) : .put(node(&random))
+                ? .remove(NodeID(rawValue: random.next() >> 4 | 1)) : .put(node(&random))
         }
     }
 

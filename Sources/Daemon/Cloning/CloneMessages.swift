@@ -28,7 +28,9 @@ package struct CloneSourceInfo: Codable, Sendable, Hashable {
             guard leg.blocks <= Self.mostBlocks - blocks else { return false }
             blocks += leg.blocks
         }
-        guard let last = legs.last, last.snapshot == nil else { return false }
+        guard let last = legs.last, last.snapshot == nil, sequence <= .highestTold,
+            generation.number <= Generation.highestNumberTold
+        else { return false }
         let cuts = legs.dropLast().map { $0.snapshot?.sequence } + [sequence]
         return zip(cuts, cuts.dropFirst()).allSatisfy { before, after in
             guard let before, let after else { return false }

@@ -119,6 +119,16 @@ extension CatalogTransaction {
             }
         }
     }
+    /// An image has one name at most: others than this node's go, so long as it has one itself.
+    /// - Returns: how many there were.
+    package func deleteOtherNames(than node: NodeRecord) throws -> Int {
+        guard let image = node.imageID else { return 0 }
+        try execute(
+            sql: "DELETE FROM nodes WHERE image = ?1 AND id <> ?2 "
+                + "AND EXISTS (SELECT 1 FROM nodes WHERE id = ?2)",
+            arguments: [image.rawValue, Int64(node.id.rawValue)])
+        return db.changesCount
+    }
     package func nodes() throws -> [NodeRecord] {
         try fetchAll(sql: "SELECT * FROM nodes ORDER BY id", Self.node)
     }

@@ -115,7 +115,11 @@ extension CatalogTransaction {
     /// the same place.
     package func jumpIDs() throws {
         for table in ["images", "nodes"] {
-            let next = try lastID(of: table) >> 32 + 1
+            let last = try lastID(of: table)
+            guard last < 1 << 62 else {
+                throw CatalogError(message: "the pool has used up its ids (\(last))", cause: "")
+            }
+            let next = last >> 32 + 1
             try execute(sql: "DELETE FROM sqlite_sequence WHERE name = ?", arguments: [table])
             try execute(
                 sql: "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)",

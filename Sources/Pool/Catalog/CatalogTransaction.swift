@@ -27,7 +27,8 @@ package final class CatalogTransaction {
         _ make: (Row) throws -> T
     ) throws -> T? {
         let rows = try Row.fetchCursor(try db.cachedStatement(sql: sql), arguments: arguments)
-        return try rows.next().map(make)
+        // Its end takes the row out of the statement.
+        return try withExtendedLifetime(rows) { try rows.next().map(make) }
     }
     func fetchAll<T: DatabaseValueConvertible & StatementColumnConvertible>(
         _ type: T.Type, sql: String, arguments: StatementArguments = StatementArguments()
@@ -151,8 +152,12 @@ package final class CatalogTransaction {
         try execute(
             sql: "UPDATE images SET deleted = 1 WHERE id = ?", arguments: [image.rawValue])
     }
+    /// One that still has a name, which no pool does of itself, keeps its row: a pool must be able to open.
     package func deleteImage(_ image: ImageID) throws {
-        try execute(sql: "DELETE FROM images WHERE id = ?", arguments: [image.rawValue])
+        try execute(
+            sql: "DELETE FROM images WHERE id = ?1 AND NOT EXISTS "
+                + "(SELECT 1 FROM nodes WHERE image = ?1)",
+            arguments: [image.rawValue])
     }
 
     // MARK: Layers

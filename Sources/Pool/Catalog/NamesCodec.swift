@@ -96,10 +96,8 @@ package enum NamesCodec {
         return reader.remaining == 0 ? changes : nil
     }
 
-    /// The catalog keeps ids as signed numbers above zero.
     private static func nodeID(_ reader: inout CheckedReader) -> NodeID? {
-        guard let id = reader.take(UInt64.self), id > 0, id <= UInt64(Int64.max) else { return nil }
-        return NodeID(rawValue: id)
+        reader.take(UInt64.self).map(NodeID.init).flatMap { $0.isPlausible ? $0 : nil }
     }
 
     private static func node(_ id: NodeID, _ reader: inout CheckedReader) -> NodeRecord? {
@@ -124,8 +122,10 @@ package enum NamesCodec {
             node.symlinkTarget = target
         }
         if flags & 4 != 0 {
-            guard let image = reader.take(Int64.self), image > 0 else { return nil }
-            node.imageID = ImageID(rawValue: image)
+            guard let image = reader.take(Int64.self).map(ImageID.init), image.isPlausible else {
+                return nil
+            }
+            node.imageID = image
         }
         guard let xattrs = xattrs(&reader) else { return nil }
         node.xattrs = xattrs

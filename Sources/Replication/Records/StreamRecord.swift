@@ -132,12 +132,16 @@ package struct StreamRecord: Sendable, Hashable {
             range.start <= blockLimit, range.count <= blockLimit - range.start
         else { return false }
         switch kind {
+        case .barrier: return range.isEmpty && payloadBytes == 0
+        case .names, .snapshot, .standing: return range.isEmpty && payloadBytes > 0
+        case .data, .zero, .size, .imageCreated, .imageDeleted:
+            guard image.isPlausible else { return false }
+        }
+        switch kind {
         case .data: return !range.isEmpty && payloadBytes == Int(range.lengthBytes)
         case .zero: return !range.isEmpty && payloadBytes == 0
         case .size: return payloadBytes == 0
-        case .imageCreated, .imageDeleted, .barrier:
-            return range.isEmpty && payloadBytes == 0
-        case .names, .snapshot, .standing: return range.isEmpty && payloadBytes > 0
+        default: return range.isEmpty && payloadBytes == 0
         }
     }
 }

@@ -55,6 +55,15 @@ extension MirrorPool {
                 if case .put(let node) = $0 { node.id == .root } else { false }
             })
         else { throw TargetError(.damaged, "the names that arrived are no tree") }
+        let wanted = Set(shape.images.map(\.id))
+        var unnamed = wanted
+        for case .put(let node) in changes {
+            guard let image = node.imageID, unnamed.remove(image) == nil else { continue }
+            let isThere = wanted.contains(image)
+            throw TargetError(
+                .damaged,
+                "image \(image.rawValue) has \(isThere ? "two names" : "a name, and is not there")")
+        }
         try TargetError.volume { () throws(VolumeError) in
             for each in shape.images {
                 let image =
@@ -68,7 +77,6 @@ extension MirrorPool {
             try tx.deleteAllNodes()
             try tx.apply(changes)
         }) { $0.staging?.shapeSequence = shape.sequence }
-        let wanted = Set(shape.images.map(\.id))
         try TargetError.volume { () throws(VolumeError) in
             for id in volume.imageIDs where !wanted.contains(id) {
                 try volume.deleteImage(id)

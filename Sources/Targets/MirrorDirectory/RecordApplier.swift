@@ -115,7 +115,8 @@ final class RecordApplier {
             guard error.kind == .notFound || toleratesDamage else { throw TargetError(error) }
             if error.kind != .notFound { return nil }
         }
-        if record.sequence <= structure || source == .staging { return nil }
+        // Nothing of an image that is not there can be lost: whoever said it lied.
+        if record.sequence <= structure || source == .staging || toleratesDamage { return nil }
         throw TargetError(
             .damaged,
             "operation \(record.sequence.rawValue) is of image \(record.image.rawValue), which is "
@@ -139,8 +140,16 @@ final class RecordApplier {
         let progress = Progress(sequence: record.sequence)
         switch record.kind {
         case .names:
-            guard let changes = NamesCodec.decode(payload) else { throw malformed(record) }
-            try change(progress) { try $0.apply(changes) }
+            guard var changes = NamesCodec.decode(payload) else { throw malformed(record) }
+            // A name of what is not there would keep everything after it from being applied.
+            if toleratesDamage { changes.removeAll { !hasImage(of: $0) } }
+            try change(progress) { tx in
+                try tx.apply(changes)
+                for case .put(let node) in changes {
+                    let others = try tx.deleteOtherNames(than: node)
+                    guard others == 0 || toleratesDamage else { throw malformed(record) }
+                }
+            }
         case .imageCreated:
             try TargetError.volume { () throws(VolumeError) in
                 let image =
@@ -168,6 +177,11 @@ final class RecordApplier {
             else { throw malformed(record) }
             try cut(info)
         }
+    }
+
+    private func hasImage(of change: NameChange) -> Bool {
+        guard case .put(let node) = change, let image = node.imageID else { return true }
+        return volume.hasImage(image)
     }
 
     private func change(

@@ -1,4 +1,5 @@
 import BlockCore
+import Pool
 import Replication
 
 /// Goes through encoded records that may have come from anywhere.
@@ -29,9 +30,14 @@ enum RecordReader {
         }
         var last: SequenceNumber?
         for piece in batch.pieces {
-            try forEach(in: piece) { (record, _) throws(TargetError) in
+            try forEach(in: piece) { (record, payload) throws(TargetError) in
                 guard record.kind != .barrier else {
                     throw TargetError(.damaged, "a barrier cannot be streamed past")
+                }
+                guard saysSomething(record, payload) else {
+                    throw TargetError(
+                        .damaged,
+                        "operation \(record.sequence.rawValue) says nothing that makes sense")
                 }
                 guard last.map({ $0 < record.sequence }) ?? (record.sequence == batch.firstSequence)
                 else {
@@ -43,6 +49,18 @@ enum RecordReader {
         }
         guard last == batch.lastSequence else {
             throw TargetError(.damaged, "a batch does not end where it says")
+        }
+    }
+
+    private static func saysSomething(
+        _ record: StreamRecord, _ payload: UnsafeRawBufferPointer
+    ) -> Bool {
+        switch record.kind {
+        case .data, .zero, .size, .imageCreated, .imageDeleted, .barrier: true
+        case .names: NamesCodec.decode(payload) != nil
+        case .standing: StandingPayload.decode(payload) != nil
+        case .snapshot:
+            SnapshotPayload.decode(payload, sequence: record.sequence)?.name.contains("/") == false
         }
     }
 }

@@ -105,7 +105,9 @@ enum WireRecordReader {
         var position = 0
         while position < bytes.count {
             let rest = UnsafeRawBufferPointer(rebasing: bytes[position...])
-            guard let record = StreamRecord(decoding: rest), record.totalBytes <= rest.count else {
+            guard let record = StreamRecord(decoding: rest), record.totalBytes <= rest.count,
+                record.sequence <= .highestTold
+            else {
                 throw WireError(.malformed, field, at: position, "this is no record")
             }
             let start = StreamRecord.headerBytes

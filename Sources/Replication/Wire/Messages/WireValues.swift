@@ -95,7 +95,7 @@ extension WireReader {
     mutating func takeSequence(_ field: StaticString) throws(WireError) -> SequenceNumber {
         let at = position
         let sequence = SequenceNumber(rawValue: try take(field))
-        guard sequence <= .highest else {
+        guard sequence <= .highestTold else {
             throw error(.malformed, field, at: at, "\(sequence.rawValue) is no sequence")
         }
         return sequence
@@ -104,7 +104,7 @@ extension WireReader {
     mutating func takeGeneration(_ field: StaticString) throws(WireError) -> Generation {
         let at = position
         let number: UInt64 = try take(field)
-        guard number <= Generation.highestNumber else {
+        guard number <= Generation.highestNumberTold else {
             throw error(.malformed, field, at: at, "\(number) is no generation's number")
         }
         let id = try takeID(field)
@@ -236,6 +236,9 @@ extension WireReader {
             let image = PoolShape.Image(
                 id: ImageID(rawValue: try take("images")), sizeBytes: try take("images"),
                 modifiedNs: try take("images"))
+            guard image.id.isPlausible else {
+                throw error(.malformed, "images", at: at, "image \(image.id.rawValue)")
+            }
             guard image.sizeBytes <= Geometry.maxImageSizeBytes else {
                 throw error(.malformed, "images", at: at, "an image of \(image.sizeBytes) bytes")
             }
