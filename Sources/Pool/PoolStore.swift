@@ -12,6 +12,7 @@
 //      directory that has it is a whole pool, one that has not is none.
 
 import BlockCore
+import Synchronization
 import SystemIO
 
 package struct PoolError: Error, CustomStringConvertible, Sendable {
@@ -38,6 +39,7 @@ package final class PoolStore: @unchecked Sendable {
     package let identity: PoolIdentity
     /// The pool was not closed cleanly the last time.
     package let wasUnclean: Bool
+    private let hasUnrecovered = Atomic(false)
     let reserveLoan = ReserveLoan()
     private let guardLock = Lock()
     private var lock: DiskLock?
@@ -310,10 +312,14 @@ package final class PoolStore: @unchecked Sendable {
     /// Lets the next open wait instead of failing.
     package func markDraining() { updateOwner { $0.isDraining = true } }
 
+    /// The disk did not give back something that an unclean end may have left torn. Whatever is settled until the
+    /// pool is closed: the next open has to look at it again, or would call it damaged.
+    package func noteUnrecovered() { hasUnrecovered.store(true, ordering: .relaxed) }
+
     /// - Parameter clean: everything is durable; the next open has nothing to mend.
     package func close(clean: Bool, lastSequence: SequenceNumber) throws(PoolError) {
         var failure: PoolError?
-        if clean {
+        if clean, !hasUnrecovered.load(ordering: .relaxed) {
             do {
                 try catalog.write { tx in
                     var state = try tx.poolState()

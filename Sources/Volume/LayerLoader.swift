@@ -48,7 +48,7 @@ extension Volume {
         for row in try read({ try $0.images() }) where !row.isDeleted {
             guard let headID = row.headLayerID else { continue }
             do throws(VolumeError) { try load(row, headID: headID, rows: rows) } catch {
-                guard error.isOfOneImage else { throw error }
+                try goOn(after: error)
                 try setAside(row.id, head: rows[headID], error)
             }
         }

@@ -26,7 +26,7 @@ extension Volume {
             do throws(LayerError) { try matchSize(of: upper, drainingInto: lower) } catch {
                 let error = VolumeError(error, image: upper.imageID)
                 // One that does not open belongs to an image that is going to be set aside.
-                guard error.isOfOneImage else { throw error }
+                try goOn(after: error)
             }
         }
     }
@@ -38,11 +38,18 @@ extension Volume {
             where row.isSealed {
                 do throws(LayerError) { try cutTornTail(of: row) } catch {
                     let error = VolumeError(error, image: row.imageID)
-                    // Whoever needs it hears of it then.
-                    guard error.isOfOneImage else { throw error }
+                    // Whoever needs it hears of it then; nobody may before the pool is closed.
+                    try goOn(after: error)
                 }
             }
         }
+    }
+
+    /// Recovery goes on with the other images.
+    /// - Throws: what is not of one image alone.
+    func goOn(after error: VolumeError) throws(VolumeError) {
+        guard error.isOfOneImage else { throw error }
+        if store.wasUnclean, error.isOfTheDisk { store.noteUnrecovered() }
     }
 
     private func cutTornTail(of row: LayerRecord) throws(LayerError) {

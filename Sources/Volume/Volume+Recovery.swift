@@ -39,7 +39,7 @@ extension Volume {
         // The oldest first: a size is handed up from one to the next.
         for row in unsealed.sorted(by: { $0.id < $1.id }) {
             do throws(VolumeError) { rows[row.id] = try sealAfterCrash(row, rows: rows) } catch {
-                guard error.isOfOneImage else { throw error }
+                try goOn(after: error)
                 put(broken: row.id, error)
             }
         }
@@ -153,8 +153,7 @@ extension Volume {
                 [], imageSizeBytes: below.sizeBytes, sequence: last.sequence, isSealed: false)
             do throws(SystemError) { try map.file.syncData() } catch { throw .system(error) }
         } catch {
-            let error = VolumeError(error, image: head.imageID)
-            guard error.isOfOneImage else { throw error }
+            try goOn(after: VolumeError(error, image: head.imageID))
         }
     }
 

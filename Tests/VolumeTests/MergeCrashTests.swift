@@ -73,6 +73,38 @@ import Volume
         } catch { Issue.record("\(scene.name), seed \(seed): \(error)") }
     }
 
+    /// The same, and the disk does not give the maps back at first: what is torn of them is no damage.
+    @Test(
+        arguments: MergeScene.all.indices.filter { MergeScene.all[$0].upper == .sealed },
+        Seeds.run(1))
+    func aDiskMayFailBetweenTheCutOffAndACleanEnd(_ index: Int, seed: UInt64) {
+        let scene = MergeScene.all[index]
+        do {
+            for count in 1...400 {
+                let pool = try scene.make(seed: seed, batchBlocks: 1)
+                try pool.deleteImage(try pool.anyImage())
+                pool.disk.powerOff(atSync: count)
+                do { try pool.mergeAll() } catch {
+                    guard pool.disk.isPoweredOff else { throw error }
+                }
+                let isDone = !pool.disk.isPoweredOff
+                try pool.losePower()
+                pool.disk.failOpens { $0.hasSuffix(".map") }
+                try pool.openAgain()
+                try pool.volume.close()
+                try pool.store.close(clean: true, lastSequence: pool.volume.sequence)
+                pool.disk.failOpens { _ in false }
+                try pool.losePower()
+                try pool.openAgain()
+                try pool.mergeAll()
+                try pool.compareAll()
+                try pool.checkHouse()
+                if isDone { return }
+            }
+            throw Violation("it never comes to an end")
+        } catch { Issue.record("\(scene.name), seed \(seed): \(error)") }
+    }
+
     @Test(arguments: [true, false], Seeds.run(1))
     func aMapMayBeRewrittenAnywhere(isSealed: Bool, seed: UInt64) {
         do {
