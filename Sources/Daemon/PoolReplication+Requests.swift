@@ -126,6 +126,13 @@ extension PoolReplication {
         if let problem = TargetAddress.problem(record.address) {
             throw ControlFailure(.usage, problem)
         }
+        let times = [
+            record.timeoutMs, record.historyMs, record.intervalMs ?? 0, record.rpoMs ?? 0,
+            (record.latencyBudgetUs ?? 0) / 1000,
+        ]
+        guard times.allSatisfy({ 0...Duration.longestMs ~= $0 }) else {
+            throw ControlFailure(.usage, "\(record.address): times are a century at most")
+        }
         guard let conflict = record.conflict(hasImages: hasImages) else { return }
         throw ControlFailure(.usage, "\(record.address): \(conflict)")
     }

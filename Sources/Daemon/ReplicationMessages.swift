@@ -295,7 +295,7 @@ extension Duration {
     /// Of a budget: `800us`, or as ``milliseconds(parsing:)`` has it.
     package static func microseconds(parsing text: String) -> Int64? {
         if text.hasSuffix("us") {
-            return Int64(text.dropLast(2)).flatMap { $0 >= 0 ? $0 : nil }
+            return Int64(text.dropLast(2)).flatMap { 0...longestMs * 1000 ~= $0 ? $0 : nil }
         }
         guard let ms = milliseconds(parsing: text), ms < 1_000_000 else { return nil }
         return ms * 1000
@@ -306,7 +306,10 @@ extension Duration {
         milliseconds(parsing: text).flatMap { $0 == 0 || $0 >= 1000 ? $0 : nil }
     }
 
-    /// `5s`, `500ms`, `2m`, `1h`, `3d`.
+    /// A century: what is added up in nanoseconds stays in a word.
+    package static let longestMs: Int64 = 36_525 * 86_400_000
+
+    /// `5s`, `500ms`, `2m`, `1h`, `3d`; at most a century.
     package static func milliseconds(parsing text: String) -> Int64? {
         let units: [(String, Int64)] = [
             ("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000),
@@ -314,7 +317,7 @@ extension Duration {
         for (suffix, factor) in units where text.hasSuffix(suffix) {
             guard let number = Int64(text.dropLast(suffix.count)), number >= 0 else { continue }
             let (value, overflows) = number.multipliedReportingOverflow(by: factor)
-            return overflows ? nil : value
+            return overflows || value > longestMs ? nil : value
         }
         return nil
     }

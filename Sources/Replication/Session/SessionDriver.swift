@@ -282,7 +282,7 @@ package final class SessionDriver: @unchecked Sendable {
         lock.lock()
     }
 
-    /// Under `lock`, which is let go of meanwhile: a target that tells calls ``noteNews()`` with locks of its own.
+    /// Under `lock`, which is let go of meanwhile: a target that tells takes locks of its own.
     /// - Returns: whether the target had something to say.
     @discardableResult
     private func listen() -> Bool {
