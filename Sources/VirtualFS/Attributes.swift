@@ -41,19 +41,22 @@ package struct AttributeChanges: Sendable {
     package init() {}
 }
 
-/// Inode numbers: a node's id for the live tree; bit 62 and the snapshot for the read-only ones; a
-/// few fixed ones for the dot folders.
+/// Inode numbers: a node's id for the live tree; for the read-only ones bit 62, the snapshot and the node's
+/// number in it (``SnapshotTree/number(of:)``); a few fixed ones for the dot folders.
 enum InodeNumber {
     static let snapshotsFolder: UInt64 = 1 << 61
     static let controlFolder: UInt64 = 1 << 61 | 1
     static let statusFile: UInt64 = 1 << 61 | 2
     private static let snapshotBit: UInt64 = 1 << 62
     private static let nodeBits: UInt64 = 38
+    /// Of a snapshot's root, in the snapshot.
+    static let rootNumber: UInt64 = 1
 
-    static func inSnapshot(_ snapshot: Int64, _ node: UInt64) -> UInt64 {
-        snapshotBit | UInt64(snapshot) << nodeBits | node
+    static func inSnapshot(_ snapshot: Int64, _ number: UInt64) -> UInt64 {
+        precondition(number < 1 << nodeBits, "a snapshot has more names than memory holds")
+        return snapshotBit | UInt64(snapshot) << nodeBits | number
     }
-    static func snapshotParts(_ inode: UInt64) -> (snapshot: Int64, node: UInt64)? {
+    static func snapshotParts(_ inode: UInt64) -> (snapshot: Int64, number: UInt64)? {
         guard inode & snapshotBit != 0 else { return nil }
         return (
             Int64((inode & ~snapshotBit) >> nodeBits), inode & ((1 << nodeBits) - 1)

@@ -7,11 +7,33 @@ struct SnapshotTree: Sendable {
     let record: SnapshotRecord
     let nodes: [NodeID: SnapshotNode]
     private let names: NameTree
+    /// All but the root. Ids jump with each promotion, and would not fit beside the snapshot's; names of a
+    /// snapshot never change, and so their order does not.
+    private let order: [NodeID]
 
     init(record: SnapshotRecord, nodes: [SnapshotNode]) {
         self.record = record
+        order = nodes.map(\.node.id).filter { $0 != .root }.sorted()
         self.nodes = Dictionary(uniqueKeysWithValues: nodes.map { ($0.node.id, $0) })
         names = NameTree(nodes.map(\.node))
+    }
+
+    /// Counts from the root's; the same at each mount.
+    func number(of id: NodeID) -> UInt64 {
+        var (low, high) = (0, order.count)
+        while low < high {
+            let middle = (low + high) / 2
+            if order[middle] < id { low = middle + 1 } else { high = middle }
+        }
+        return id == .root ? InodeNumber.rootNumber : InodeNumber.rootNumber + 1 + UInt64(low)
+    }
+    func id(_ number: UInt64) -> NodeID? {
+        if number == InodeNumber.rootNumber { return .root }
+        let index = Int(number) - Int(InodeNumber.rootNumber) - 1
+        return order.indices.contains(index) ? order[index] : nil
+    }
+    func inode(of id: NodeID) -> UInt64 {
+        InodeNumber.inSnapshot(record.id.rawValue, number(of: id))
     }
 
     func child(_ parent: NodeID, _ name: [UInt8]) -> SnapshotNode? {
@@ -81,9 +103,11 @@ extension VirtualFS {
     }
 
     func snapshotNode(_ inode: UInt64) throws(FSError) -> SnapshotNode {
-        guard let parts = InodeNumber.snapshotParts(inode),
-            let node = try snapshotTree(id: parts.snapshot).nodes[NodeID(rawValue: parts.node)]
-        else { throw FSError(.stale) }
+        guard let parts = InodeNumber.snapshotParts(inode) else { throw FSError(.stale) }
+        let tree = try snapshotTree(id: parts.snapshot)
+        guard let node = tree.id(parts.number).flatMap({ tree.nodes[$0] }) else {
+            throw FSError(.stale)
+        }
         return node
     }
 
@@ -98,13 +122,13 @@ extension VirtualFS {
                 throw FSError(.notFound)
             }
             return try snapshotAttributes(
-                of: InodeNumber.inSnapshot(record.id.rawValue, NodeID.root.rawValue))
+                of: InodeNumber.inSnapshot(record.id.rawValue, InodeNumber.rootNumber))
         default:
             guard let parts = InodeNumber.snapshotParts(parent) else {
                 throw FSError(.notDirectory)
             }
             let tree = try snapshotTree(id: parts.snapshot)
-            guard let child = tree.child(NodeID(rawValue: parts.node), name) else {
+            guard let child = tree.id(parts.number).flatMap({ tree.child($0, name) }) else {
                 throw FSError(.notFound)
             }
             return attributes(of: child, in: tree)
@@ -114,7 +138,9 @@ extension VirtualFS {
     func snapshotAttributes(of inode: UInt64) throws(FSError) -> Attributes {
         if let parts = InodeNumber.snapshotParts(inode) {
             let tree = try snapshotTree(id: parts.snapshot)
-            guard let node = tree.nodes[NodeID(rawValue: parts.node)] else { throw FSError(.stale) }
+            guard let node = tree.id(parts.number).flatMap({ tree.nodes[$0] }) else {
+                throw FSError(.stale)
+            }
             return attributes(of: node, in: tree)
         }
         let root = try liveNode(NodeID.root.rawValue)
@@ -132,7 +158,7 @@ extension VirtualFS {
     private func attributes(of node: SnapshotNode, in tree: SnapshotTree) -> Attributes {
         let id = node.node.id
         var attributes = Attributes(
-            node.node, inode: InodeNumber.inSnapshot(tree.record.id.rawValue, id.rawValue),
+            node.node, inode: tree.inode(of: id),
             linkCount: node.node.kind == .directory ? UInt32(2 + tree.subdirectoryCount(id)) : 1)
         // Read-only, whoever asks: a copy made with its mode kept is writable only by intent.
         attributes.mode &= ~0o222
@@ -149,11 +175,10 @@ extension VirtualFS {
             return inode == InodeNumber.statusFile
                 ? InodeNumber.controlFolder : NodeID.root.rawValue
         }
-        let tree = try? snapshotTree(id: parts.snapshot)
-        guard let parent = tree?.parent(of: NodeID(rawValue: parts.node)) else {
-            return InodeNumber.snapshotsFolder
-        }
-        return InodeNumber.inSnapshot(parts.snapshot, parent.rawValue)
+        guard let tree = try? snapshotTree(id: parts.snapshot),
+            let parent = tree.id(parts.number).flatMap({ tree.parent(of: $0) })
+        else { return InodeNumber.snapshotsFolder }
+        return tree.inode(of: parent)
     }
 
     func snapshotSymlink(_ inode: UInt64) throws(FSError) -> [UInt8] {
@@ -167,7 +192,7 @@ extension VirtualFS {
         if inode == InodeNumber.statusFile { return .bytes(options.status()) }
         guard let parts = InodeNumber.snapshotParts(inode) else { throw FSError(.isDirectory) }
         let tree = try snapshotTree(id: parts.snapshot)
-        let id = NodeID(rawValue: parts.node)
+        guard let id = tree.id(parts.number) else { throw FSError(.stale) }
         if tree.nodes[id]?.node.kind == .directory { throw FSError(.isDirectory) }
         return .view(try view(of: id, in: tree))
     }
@@ -189,21 +214,18 @@ extension VirtualFS {
                 entries: try snapshots().map {
                     .init(
                         name: Array($0.name.utf8),
-                        inode: InodeNumber.inSnapshot($0.id.rawValue, NodeID.root.rawValue),
+                        inode: InodeNumber.inSnapshot($0.id.rawValue, InodeNumber.rootNumber),
                         kind: .directory)
                 })
         default:
             guard let parts = InodeNumber.snapshotParts(inode) else { throw FSError(.notDirectory) }
             let tree = try snapshotTree(id: parts.snapshot)
-            guard tree.nodes[NodeID(rawValue: parts.node)]?.node.kind == .directory else {
+            guard let id = tree.id(parts.number), tree.nodes[id]?.node.kind == .directory else {
                 throw FSError(.notDirectory)
             }
             return DirectoryListing(
-                entries: tree.entries(of: NodeID(rawValue: parts.node)).map {
-                    .init(
-                        name: $0.name,
-                        inode: InodeNumber.inSnapshot(parts.snapshot, $0.id.rawValue), kind: $0.kind
-                    )
+                entries: tree.entries(of: id).map {
+                    .init(name: $0.name, inode: tree.inode(of: $0.id), kind: $0.kind)
                 })
         }
     }

@@ -51,6 +51,40 @@ import Testing
         }
     }
 
+    /// Ids of names jump with each promotion: after very many, no name of a snapshot is taken for another one's.
+    @Test func namesWithLargeIDsAreTheirOwn() throws {
+        try TestPool.with { pool in
+            var files: [String: [UInt8]] = [:]
+            for round in 0..<4 {
+                for _ in 0..<round * 32 {
+                    try pool.store.catalog.write { try $0.jumpIDs() }
+                }
+                try pool.reopen()
+                let name = "of-\(round)"
+                let file = try pool.open(name)
+                files[name] = [UInt8](repeating: UInt8(round + 1), count: 4)
+                try file.put(files[name]!, at: 0)
+                file.close()
+                _ = try pool.fs.createSnapshot(name: "s\(round)")
+            }
+            #expect(try pool.inode("of-3") > 1 << 38)
+            var inodes: Set<UInt64> = []
+            for isReopened in [false, true] {
+                if isReopened { try pool.reopen() }
+                for round in 0..<4 {
+                    let base = ".snapshots/s\(round)"
+                    inodes.insert(try pool.inode(base))
+                    for each in 0...round {
+                        let path = base + "/of-\(each)"
+                        #expect(try pool.contents(path) == files["of-\(each)"]!, "\(path)")
+                        inodes.insert(try pool.inode(path))
+                    }
+                }
+                #expect(inodes.count == 4 + 10, "the same at each mount")
+            }
+        }
+    }
+
     /// Times of writes are lazy in the catalog, not in a snapshot.
     @Test func theTimeOfTheLastWriteBeforeTheCut() throws {
         try TestPool.with { pool in
