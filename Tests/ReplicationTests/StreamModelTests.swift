@@ -226,11 +226,12 @@ private struct TrackedModel {
                     let range = BlockRange(start: UInt64(count * 2), count: blocks)
                     stream.waitForRoom(bytes: Int(range.lengthBytes) + 64)
                     let sequence = stream.append(
-                        .data, image: ImageID(rawValue: Int64(number)), range: range,
+                        .data, image: ImageID(rawValue: Int64(number + 1)), range: range,
                         payloadBytes: Int(range.lengthBytes)
                     ) { payload in
                         for index in payload.indices {
-                            payload[index] = UInt8(truncatingIfNeeded: number &* 31 &+ count)
+                            payload[index] = UInt8(
+                                truncatingIfNeeded: (number + 1) &* 31 &+ count)
                         }
                     }
                     logs[number].note(sequence.rawValue, range)
@@ -247,11 +248,12 @@ private struct TrackedModel {
         #expect(Set(all.map(\.sequence)) == Set(1...total), "seed \(seed)")
         for consumer in consumers {
             #expect(consumer.problem == nil, "seed \(seed)")
+            guard consumer.problem == nil else { continue }
             stream.stopStreaming(consumer.id)
             let legs = try #require(stream.withLegs(consumer.id) { $0.legs[0].blocks })
             for (number, log) in logs.enumerated() {
                 for entry in log.entries where !consumer.acknowledged.contains(entry.sequence) {
-                    let set = legs[ImageID(rawValue: Int64(number))] ?? BlockSet()
+                    let set = legs[ImageID(rawValue: Int64(number + 1))] ?? BlockSet()
                     if !set.containsAll(entry.range) {
                         Issue.record(
                             "seed \(seed): \(entry) is lost for \(consumer.id)")
@@ -293,6 +295,8 @@ private final class StreamConsumer: @unchecked Sendable {
     }
 
     func run(until done: TestFlag) {
+        // Writers wait for one that goes on, and not for one that found something.
+        defer { if problem != nil { stream.detach(id) } }
         var taken: [UInt64] = []
         var expected: UInt64? = 1
         while problem == nil {

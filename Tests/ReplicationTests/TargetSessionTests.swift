@@ -183,8 +183,10 @@ import Testing
         var session = TargetSession(options: SessionOptions(), seed: 1)
         _ = session.apply(.start, now: 0)
         #expect(session.apply(.connectAnew(reason: "new"), now: 0).isEmpty)
-        // It may have been told the old already.
-        #expect(session.apply(.connectedInStep(at: sequence(10)), now: 0) == [.run(.disconnect)])
+        // It may have been told the old already; and nothing is to be held for it before it knows.
+        #expect(
+            session.apply(.connectedInStep(at: sequence(10)), now: 0)
+                == [.stopStreaming, .run(.disconnect)])
         #expect(session.apply(.disconnected, now: 0) == [.run(.connect)])
         _ = session.apply(.connectedInStep(at: sequence(10)), now: 1)
         #expect(session.state == .streaming && session.counts)
