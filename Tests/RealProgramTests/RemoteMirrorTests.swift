@@ -178,6 +178,46 @@ import Testing
         }
     }
 
+    /// Several pools of several hosts: each is replicated, none hears of another's end, and who may have one pool of the
+    /// server has no other.
+    @Test func severalHostsShareAServer() throws {
+        try Sandbox.withServer("a.img") { box, server in
+            try Sandbox.with { other in
+                try server.configure("other")
+                other.variables["DOPPEL_CONFIG"] = server.configuration("other")
+                try box.ok(
+                    "pair", "--config", server.configuration("server"), "--accept",
+                    try server.line("other"), "--pools", "db/*")
+                try other.ok("pair", "--accept", try server.line("server"), "--host", server.place)
+                let second = other.folder + "/two"
+                for (pool, name) in [(other.pool, "one"), (second, "two")] {
+                    try other.ok("init", pool)
+                    let refused = try other.run("target", "add", pool, server.address)
+                    #expect(refused.code != 0, "\(refused)")
+                    try other.ok("create", pool, "b.img", "--size", "1M")
+                    try other.ok("target", "add", pool, "doppel://\(server.place)/db/\(name)")
+                }
+                try other.mount()
+                try other.write("theirs", to: other.mountPoint + "/b.img")
+                try box.write("ours", to: box.mountPoint + "/a.img")
+                try other.settle()
+                try box.settle()
+                try other.killDaemon()
+                try box.write("ours, later", to: box.mountPoint + "/a.img", at: 8192)
+                try box.settle()
+                #expect(try box.target(server.address).isInStep, "it is not disturbed")
+                try other.ok("unmount", "--force", other.mountPoint)
+                try other.ok("wait", second, "--timeout", "50s")
+                try server.expectSame()
+                server.terminate()
+                mkdir(other.look, 0o755)
+                try other.ok("mount", server.root + "/db/one", other.look)
+                #expect(try other.text(other.look + "/b.img", count: 6) == "theirs")
+                try other.lookAway()
+            }
+        }
+    }
+
     /// Another pool under the same name, and a pool whose mirror was taken away from its address: nothing is touched,
     /// nothing is made anew.
     @Test func anotherPoolUnderTheNameIsRefused() throws {
