@@ -11,7 +11,7 @@ extension SimulatedSite {
     // MARK: Client operations
 
     func clientStep() throws {
-        guard let volume = primary?.volume, volume.fenceReason == nil, hasRoom else { return }
+        guard let volume = primary?.volume, volume.fenceReason == nil, try hasRoom() else { return }
         let ids = branch.history.current.images.keys.sorted()
         guard let id = ids.isEmpty ? nil : ids[random.below(ids.count)] else {
             return try create(volume)
@@ -40,14 +40,18 @@ extension SimulatedSite {
     }
 
     /// A writer that is held back would wait for what only this thread can do.
-    private var hasRoom: Bool {
+    private func hasRoom() throws -> Bool {
         guard let primary else { return false }
+        // The largest write, with its edges, and a few records more.
+        let bytes = 64 << 10
         for target in primary.hub.all where target.policy.isWaitedFor {
             let lag = primary.stream.standing(target.record.id)?.lagBytes ?? 0
-            // The largest write, with its edges, and a few records more.
-            guard lag + (64 << 10) > world.options.ringBytes / 4 * 3 else { continue }
+            guard lag + UInt64(bytes) > world.options.ringBytes / 4 * 3 else { continue }
             count("client.heldBack")
             return false
+        }
+        guard primary.stream.hasRoom(bytes: bytes) else {
+            throw Violation("those who write wait for a target that nobody waits for")
         }
         return true
     }
