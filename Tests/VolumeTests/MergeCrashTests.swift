@@ -51,26 +51,10 @@ import Volume
         arguments: MergeScene.all.indices.filter { MergeScene.all[$0].upper == .sealed },
         Seeds.run(1))
     func nobodyNeedLookBetweenTheCutOffAndACleanEnd(_ index: Int, seed: UInt64) {
-        let scene = MergeScene.all[index]
-        do {
-            for count in 1...400 {
-                let pool = try scene.make(seed: seed, batchBlocks: 1)
-                try pool.deleteImage(try pool.anyImage())
-                pool.disk.powerOff(atSync: count)
-                do { try pool.mergeAll() } catch {
-                    guard pool.disk.isPoweredOff else { throw error }
-                }
-                let isDone = !pool.disk.isPoweredOff
-                try pool.losePower()
-                try pool.openAgain()
-                try pool.reopenCleanly()
-                try pool.mergeAll()
-                try pool.compareAll()
-                try pool.checkHouse()
-                if isDone { return }
-            }
-            throw Violation("it never comes to an end")
-        } catch { Issue.record("\(scene.name), seed \(seed): \(error)") }
+        cutOffAMerge(MergeScene.all[index], seed: seed) { pool in
+            try pool.openAgain()
+            try pool.reopenCleanly()
+        }
     }
 
     /// The same, and the disk does not give the maps back at first: what is torn of them is no damage.
@@ -78,7 +62,22 @@ import Volume
         arguments: MergeScene.all.indices.filter { MergeScene.all[$0].upper == .sealed },
         Seeds.run(1))
     func aDiskMayFailBetweenTheCutOffAndACleanEnd(_ index: Int, seed: UInt64) {
-        let scene = MergeScene.all[index]
+        cutOffAMerge(MergeScene.all[index], seed: seed) { pool in
+            pool.disk.failOpens { $0.hasSuffix(".map") }
+            try pool.openAgain()
+            try pool.volume.close()
+            try pool.store.close(clean: true, lastSequence: pool.volume.sequence)
+            pool.disk.failOpens { _ in false }
+            try pool.losePower()
+            try pool.openAgain()
+        }
+    }
+
+    /// Power goes at each sync of a merge of an image that was deleted.
+    /// - Parameter opens: what happens from there until the pool is open, and whole.
+    private func cutOffAMerge(
+        _ scene: MergeScene, seed: UInt64, opens: (CheckedPool) throws -> Void
+    ) {
         do {
             for count in 1...400 {
                 let pool = try scene.make(seed: seed, batchBlocks: 1)
@@ -89,13 +88,7 @@ import Volume
                 }
                 let isDone = !pool.disk.isPoweredOff
                 try pool.losePower()
-                pool.disk.failOpens { $0.hasSuffix(".map") }
-                try pool.openAgain()
-                try pool.volume.close()
-                try pool.store.close(clean: true, lastSequence: pool.volume.sequence)
-                pool.disk.failOpens { _ in false }
-                try pool.losePower()
-                try pool.openAgain()
+                try opens(pool)
                 try pool.mergeAll()
                 try pool.compareAll()
                 try pool.checkHouse()
