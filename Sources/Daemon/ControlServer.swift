@@ -61,8 +61,9 @@ package final class ControlServer: Sendable {
     }
 }
 
-/// Requests that were read and not answered yet.
-private final class Answering: @unchecked Sendable {  // all `var`s are under `lock`
+/// Requests that were read and not answered yet. Connections' threads share it. Unchecked, for the compiler knows
+/// nothing of `lock`, under which every `var` is read and changed.
+private final class Answering: @unchecked Sendable {
     private let lock = Lock()
     private let changed = Condition()
     private var count = 0

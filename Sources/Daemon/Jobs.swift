@@ -8,7 +8,9 @@
 
 import SystemIO
 
-package final class Job: @unchecked Sendable {  // all `var`s are under `lock`
+/// The thread that works tells it how far it is, others ask and cancel. Unchecked, for the compiler knows nothing of
+/// `lock`, under which every `var` is read and changed.
+package final class Job: @unchecked Sendable {
     package typealias Listener = @Sendable (ControlEvent) -> Bool
     private static let intervalNs: Int64 = 200_000_000
 
@@ -65,8 +67,8 @@ package final class Job: @unchecked Sendable {  // all `var`s are under `lock`
     }
 }
 
-/// The jobs of one session.
-package final class JobTable: @unchecked Sendable {  // all `var`s are under `lock`
+/// The jobs of one session, for all its connections. Unchecked as ``Job`` is: every `var` is under `lock`.
+package final class JobTable: @unchecked Sendable {
     private let disk: Disk
     private let lock = Lock()
     private var jobs: [Int: Job] = [:]

@@ -12,7 +12,9 @@ import SystemIO
 import Targets
 import VirtualFS
 
-final class MirrorMounts: @unchecked Sendable {  // `mounts` is under `lock`
+/// Requests come from several threads. Unchecked, for the compiler knows nothing of `lock`, under which `mounts`, the one
+/// `var`, is read and changed.
+final class MirrorMounts: @unchecked Sendable {
     private struct Shown {
         var address: String
         var mount: MountSession

@@ -5,7 +5,9 @@ import SystemIO
 enum CloneAhead {
     private static let depth = 2
 
-    private final class Queue<Item: Sendable>: @unchecked Sendable {  // all `var`s are under `lock`
+    /// Shared by the thread that fetches and the one that uses. Unchecked, for the compiler knows nothing of `lock`,
+    /// under which every `var` is read and changed.
+    private final class Queue<Item: Sendable>: @unchecked Sendable {
         let lock = Lock()
         let changed = Condition()
         var items: [Item] = []

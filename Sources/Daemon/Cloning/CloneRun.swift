@@ -232,8 +232,9 @@ final class CloneRun {
 }
 
 /// What was read, until it is staged. The thread that fetches fills it before it hands it over, under the lock of
-/// ``CloneAhead``, and never touches it again; the one that stages only reads.
-private final class CloneContent: @unchecked Sendable {  // handed over, as said
+/// ``CloneAhead``, and never touches it again; the one that stages only reads. Unchecked, for a raw pointer is not
+/// Sendable, and that hand-over is nothing that the compiler can see.
+private final class CloneContent: @unchecked Sendable {
     let memory: UnsafeMutableRawBufferPointer
 
     init(_ parts: [ClonePart]) {

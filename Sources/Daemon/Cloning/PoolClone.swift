@@ -115,7 +115,8 @@ package enum PoolClone {
     }
 
     /// The store of the copy, while it is open: set while the target connects, and read after that returned.
-    private final class HeldStore: @unchecked Sendable {  // set once, as said
+    /// Unchecked, for the target opens it from a @Sendable closure, though on the thread that reads it later.
+    private final class HeldStore: @unchecked Sendable {
         var store: PoolStore?
     }
 
