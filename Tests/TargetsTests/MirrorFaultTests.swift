@@ -259,6 +259,34 @@ import Volume
         #expect(error { _ = try inUse.connect(world.primary.hello) }?.kind == .fenced)
     }
 
+    /// An image whose files are gone is set aside, and has the name that it was given since all the same.
+    @Test func anImageThatIsSetAsideKeepsItsNames() throws {
+        let fixture = try MirrorFixture()
+        let world = try streaming(fixture)
+        _ = try world.target!.flush()
+        var node = try #require(world.primary.pool.names.values.first { $0.imageID != nil })
+        node.name = Array("renamed since".utf8)
+        world.primary.rename(node)
+        try send(world, 0)
+        #expect(try world.target!.flush() == world.primary.last)
+        var random = SeededRandom(seed: 1)
+        fixture.losePower(&random)
+        func named() throws -> NodeRecord? {
+            try fixture.catalog.read { try $0.nodes() }.first { $0.id == node.id }
+        }
+        #expect(try named()?.name != node.name, "it is in the journal alone")
+        let image = try #require(node.imageID)
+        let folder = "/mirror/images/\(image.rawValue)"
+        for file in try fixture.disk.list(folder) {
+            try fixture.disk.removeFile(folder + "/" + file.name)
+        }
+        let mirror = try RecoveredMirror(store: try fixture.openStore(), runsInBackground: false)
+        #expect(mirror.volume.damagedImages.map(\.id) == [image])
+        _ = try mirror.promote()
+        mirror.close()
+        #expect(try named()?.name == node.name)
+    }
+
     @Test(arguments: Seeds.run(6)) func aPromotionIsWholeOrNotAtAll(seed: UInt64) throws {
         let fixture = try MirrorFixture()
         let world = try streaming(fixture, seed: seed)

@@ -181,7 +181,8 @@ final class RecordApplier {
 
     private func hasImage(of change: NameChange) -> Bool {
         guard case .put(let node) = change, let image = node.imageID else { return true }
-        return volume.hasImage(image)
+        // One that is set aside is there, and keeps its names.
+        return volume.hasImage(image) || volume.damagedImage(image) != nil
     }
 
     private func change(
