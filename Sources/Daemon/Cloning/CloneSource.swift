@@ -117,9 +117,8 @@ final class RemoteCloneSource: CloneSource {
 }
 
 /// A mirror in a folder of this machine, which nobody uses meanwhile. `copy` has one caller at a time: the
-/// thread that fetches ahead has ended before anybody else asks (``CloneAhead``). Unchecked, for `mirror` is not
-/// Sendable: it is touched at the beginning and the end alone.
-final class LocalCloneSource: CloneSource, @unchecked Sendable {
+/// thread that fetches ahead has ended before anybody else asks (``CloneAhead``).
+final class LocalCloneSource: CloneSource {
     let info: CloneSourceInfo
     private let mirror: RecoveredMirror
     private let copy: MirrorCopy
