@@ -46,15 +46,16 @@ package final class BackgroundShell {
 
     /// - Returns: the script's exit code, 128 + signal when it was killed.
     package func wait() -> Int32 {
-        var status: Int32 = 0
-        while !isReaped {
-            if waitpid(pid, &status, 0) == pid { note(status) } else if errno != EINTR { break }
-        }
+        guard !isReaped else { return code }
+        isReaped = true
+        code = waitForEnd(of: pid)
+        // Whoever was made to end left what it had started.
+        if code > 128 { _ = Glibc.kill(-pid, SIGKILL) }
         return code
     }
 
     private func note(_ status: Int32) {
         isReaped = true
-        code = status & 0x7f == 0 ? status >> 8 & 0xff : 128 + (status & 0x7f)
+        code = exitCode(status)
     }
 }

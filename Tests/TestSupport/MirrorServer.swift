@@ -120,10 +120,8 @@ package final class MirrorServer {
         guard let pid else { return 0 }
         Glibc.kill(pid, signal)
         Glibc.kill(pid, SIGCONT)
-        var status: Int32 = 0
-        while waitpid(pid, &status, 0) < 0, errno == EINTR {}
         self.pid = nil
-        return status & 0x7f == 0 ? status >> 8 & 0xff : 128 + (status & 0x7f)
+        return waitForEnd(of: pid)
     }
 
     /// What the mirror shows is what the pool shows. The server is started again afterwards.

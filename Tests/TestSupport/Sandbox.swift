@@ -91,7 +91,7 @@ package final class Sandbox {
         let err = "\(folder)/.err\(runs)"
         // posix_spawn and waitpid: Foundation's Process also waits for whoever inherits its pipe.
         // Nothing that hangs may hang the tests.
-        let script = "exec timeout \(limitSeconds) \"$@\" <'\(input)' >'\(out)' 2>'\(err)'"
+        let script = "exec timeout -k 10 \(limitSeconds) \"$@\" <'\(input)' >'\(out)' 2>'\(err)'"
         let argv = (["/bin/sh", "-c", script, "sh"] + network + words).map { strdup($0) } + [nil]
         let variables = ProcessInfo.processInfo.environment
             .merging(["DOPPEL": Self.binary]) { $1 }.merging(self.variables) { $1 }
@@ -100,15 +100,12 @@ package final class Sandbox {
         var pid: pid_t = 0
         let result = posix_spawn(&pid, "/bin/sh", nil, nil, argv, environment)
         guard result == 0 else { throw Unexpected("cannot run \(words[0]): errno \(result)") }
-        var status: Int32 = 0
-        while waitpid(pid, &status, 0) < 0, errno == EINTR {}
+        let code = waitForEnd(of: pid, limitSeconds: Double(limitSeconds) + 30)
         defer {
             unlink(out)
             unlink(err)
         }
-        return Outcome(
-            code: status & 0x7f == 0 ? status >> 8 & 0xff : 128 + (status & 0x7f),
-            output: read(out), errors: read(err))
+        return Outcome(code: code, output: read(out), errors: read(err))
     }
 
     /// The program under another name: mount(8) calls it so.
