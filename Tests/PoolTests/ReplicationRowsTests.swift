@@ -135,7 +135,7 @@ import Testing
     }
 
     /// A catalog of an older format gets the new tables and keeps its rows.
-    @Test(arguments: [1, 2, 3]) func anOlderCatalogIsBroughtUpToDate(version: Int) throws {
+    @Test(arguments: [1, 2, 3, 4]) func anOlderCatalogIsBroughtUpToDate(version: Int) throws {
         let path = NSTemporaryDirectory() + "doppel-catalog-\(UUID().uuidString)"
         defer {
             for suffix in ["", "-wal"] {
@@ -153,6 +153,11 @@ import Testing
                     cleanlyClosed: true, generation: generation, incarnation: 1, incarnationID: "i",
                     lastSequence: .zero))
             _ = try tx.insertTarget(target)
+            try tx.db.execute(sql: "DROP INDEX nodes_by_image")
+            guard version < 4 else {
+                try tx.db.execute(sql: "PRAGMA user_version = \(version)")
+                return
+            }
             try tx.db.execute(sql: "ALTER TABLE targets DROP COLUMN compress")
             guard version < 3 else {
                 try tx.db.execute(sql: "PRAGMA user_version = \(version)")
@@ -189,7 +194,11 @@ import Testing
         let new = try Catalog.open(at: path)
         #expect(try new.read { try $0.replica() } == nil)
         #expect(try new.read { try $0.identity().id } == "p")
-        #expect(try new.read { try Int.fetchOne($0.db, sql: "PRAGMA user_version") } == 4)
+        #expect(try new.read { try Int.fetchOne($0.db, sql: "PRAGMA user_version") } == 5)
+        let index = try new.read {
+            try String.fetchAll($0.db, sql: "SELECT name FROM sqlite_master WHERE type = 'index'")
+        }
+        #expect(index.contains("nodes_by_image"))
         if version < 3 {
             #expect(try new.read { try $0.history() }.entries.map(\.generation.id) == ["f", "g"])
             #expect(try new.read { try $0.history() }.current == generation)

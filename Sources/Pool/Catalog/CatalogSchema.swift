@@ -2,7 +2,7 @@ import GRDB
 
 /// The tables; `docs/disk-format.md` explains them to people.
 enum CatalogSchema {
-    static let version = 4
+    static let version = 5
 
     /// Brings an older catalog up to this version, in the caller's transaction.
     static func upgrade(_ db: Database, from version: Int) throws {
@@ -12,6 +12,7 @@ enum CatalogSchema {
             try CatalogTransaction(db).noteKnownGenerations()
         }
         if version < 4 { try db.execute(sql: lineColumns) }
+        if version < 5 { try db.execute(sql: imageIndex) }
         try db.execute(sql: "PRAGMA user_version = \(Self.version)")
     }
 
@@ -78,6 +79,9 @@ enum CatalogSchema {
     private static let lineColumns = """
         ALTER TABLE targets ADD COLUMN compress TEXT NOT NULL DEFAULT 'auto';
         """
+
+    /// Since version 5. A mirror asks at each name whether its image has another.
+    private static let imageIndex = "CREATE INDEX nodes_by_image ON nodes(image)"
 
     private static func createFirstTables(in db: Database) throws {
         try db.execute(
