@@ -106,8 +106,9 @@ extension SessionDriver {
         return try begin(stagingID, .head, shape, streamFrom: streamFrom, takenAt: streamFrom)
     }
 
-    /// The snapshot that the first leg ends in, captured; nil for the head. One that was deleted, or is
-    /// of one image alone (what a restore replaced), cannot be shipped: its leg goes with the next.
+    /// The snapshot that the first leg ends in, captured; nil for the head. One that was deleted, or is of one image
+    /// alone (what a restore replaced), or lacks one that could not be opened, cannot be shipped: its leg goes with
+    /// the next.
     func captureFirst() throws(TargetError) -> (end: SnapshotInfo, shape: PoolShape)? {
         while let info = stream.withLegs(id, { $0.legs[0].snapshot }) ?? nil {
             if let shape = try source.capture(info) { return (info, shape) }

@@ -82,6 +82,7 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
         guard let names = lock.withLock({ names }) else {
             throw TargetError(.absent, "the pool is not open yet")
         }
+        try requireAllImages()
         var from = SequenceNumber.zero
         var unfold: (@Sendable () -> [NodeRecord])?
         let images = volume.shape {
@@ -93,6 +94,22 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
             sequence: from, images: images.map { Self.image($0.id, $0.sizeBytes, $0.modifiedNs) },
             names: NamesCodec.encode((unfold?() ?? []).map { .put($0) }))
         return (shape, from)
+    }
+
+    /// An image that is set aside cannot be copied. A target that were brought in step without it would have to give up
+    /// what it has of it, which may be all that is left, or show something older than all else.
+    private func requireAllImages() throws(TargetError) {
+        let damaged = volume.damagedImages
+        guard !damaged.isEmpty else { return }
+        let nodes = try TargetHub.read(volume.store) { try $0.nodes() }
+        for image in damaged {
+            guard let node = nodes.first(where: { $0.imageID == image.id }) else { continue }
+            throw TargetError(
+                .io,
+                "'\(String(decoding: node.name, as: UTF8.self))' of this pool cannot be opened, and nothing "
+                    + "is copied without it: restore it, or delete it (`doppel check "
+                    + "\(volume.store.path)` says what is left of it)")
+        }
     }
 
     func hasNews(for target: TargetID) -> Bool { owner?.hasNews(for: target) ?? false }
@@ -107,7 +124,10 @@ final class PoolSource: SessionSource, @unchecked Sendable {  // fields are unde
         let found = try TargetError.volume { () throws(VolumeError) in
             try volume.completeSnapshot(at: snapshot.sequence)
         }
-        guard let found else { return nil }
+        // One that was taken while an image was set aside has nothing of that, and the head may have it again.
+        guard let found,
+            !found.nodes.contains(where: { $0.node.imageID != nil && $0.layerID == nil })
+        else { return nil }
         var views: [ImageID: LayerView] = [:]
         var images: [PoolShape.Image] = []
         for node in found.nodes {
