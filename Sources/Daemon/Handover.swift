@@ -84,7 +84,9 @@ extension PoolReplication {
                     "a raw mirror is not handed over to: unmount the pool, and `doppel promote \(address)` "
                         + "makes a pool of it, with nothing lost")
             }
-            if let place = RemoteAddress(address) { try RemotePool.requireAdmin(place) }
+            if let place = RemoteAddress(address) {
+                try RemotePool.requireAdmin(place, limitMs: timeoutMs)
+            }
             // Most of it is done while everybody goes on.
             guard isInStep(target, hub, timeoutMs: timeoutMs) else {
                 throw ControlFailure(
@@ -137,7 +139,8 @@ extension PoolReplication {
         do {
             try store.catalog.write { try $0.setHandover(note) }
             didReach(.noted)
-            let generation = try Handover.promote(note, from: store, at: sequence)
+            let generation = try Handover.promote(
+                note, from: store, at: sequence, limitMs: timeoutMs)
             didReach(.promoted)
             volume.fence(Handover.reason(store.path, note.address))
             didReach(.fenced)
@@ -149,14 +152,10 @@ extension PoolReplication {
                 noteSuccessor(nil)
                 try store.catalog.write { try $0.setHandover(nil) }
                 hub.takeBack(target.record.id)
-            case .taken:
-                volume.fence(Handover.reason(store.path, note.address))
+            case .taken(let generation):
                 // The answer alone was lost.
-                if let taken = try? RemotePool.look(at: note.address)?.history.current,
-                    taken.id == note.generationID
-                {
-                    return taken
-                }
+                volume.fence(Handover.reason(store.path, note.address))
+                return generation
             case .unknown:
                 let reason = Handover.unknownReason(store.path, note.address)
                 volume.fence(reason)
@@ -183,10 +182,11 @@ enum Handover {
     }
 
     static func promote(
-        _ note: HandoverRecord, from store: PoolStore, at sequence: SequenceNumber
+        _ note: HandoverRecord, from store: PoolStore, at sequence: SequenceNumber, limitMs: Int64
     ) throws -> Generation {
         if let place = RemoteAddress(note.address) {
-            return try RemotePool.promote(place, note, from: store.identity.id, at: sequence)
+            return try RemotePool.promote(
+                place, note, from: store.identity.id, at: sequence, limitMs: limitMs)
         }
         return try promote(
             note, from: store.identity.id, primaryAddress: store.path, at: sequence)
@@ -222,16 +222,21 @@ enum Handover {
 
     // MARK: After a crash
 
-    enum Outcome { case taken, notTaken, unknown }
+    enum Outcome: Equatable {
+        case taken(Generation)
+        case notTaken, unknown
+    }
 
     /// How a handover ended whose process is gone, or that was not answered.
-    /// - Parameter patienceMs: how long to go on asking a server that cannot be reached.
-    static func outcome(_ note: HandoverRecord, patienceMs: Int64 = 0) -> Outcome {
+    /// - Parameter patienceMs: how long to go on asking a server that does not answer; nil: it is asked once.
+    static func outcome(_ note: HandoverRecord, patienceMs: Int64? = nil) -> Outcome {
         let disk = LinuxDisk()
         if let place = RemoteAddress(note.address) {
-            let deadlineNs = disk.monotonic() + patienceMs * 1_000_000
+            let deadlineNs = disk.monotonic() + (patienceMs ?? 0) * 1_000_000
             while true {
-                let outcome = RemotePool.outcome(place, note)
+                let leftMs = max((deadlineNs - disk.monotonic()) / 1_000_000, 200)
+                let outcome = RemotePool.outcome(
+                    place, note, limitMs: patienceMs == nil ? RemotePool.answerMs : leftMs)
                 if outcome != .unknown || disk.monotonic() >= deadlineNs { return outcome }
                 Pause.microseconds(200_000)
             }
@@ -241,8 +246,7 @@ enum Handover {
             guard let sight = PoolSight.look(at: note.address, disk: disk),
                 sight.poolID == note.poolID
             else { return .unknown }
-            let isTaken = sight.began(note.generationID)
-            if !sight.isInUse || attempt == 9 { return isTaken ? .taken : .notTaken }
+            if !sight.isInUse || attempt == 9 { return sight.outcome(of: note.generationID) }
             Pause.microseconds(100_000)
         }
         return .unknown

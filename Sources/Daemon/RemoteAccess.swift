@@ -64,15 +64,18 @@ final class RemoteAccess: @unchecked Sendable {  // `known` is under `lock`
     }
 
     /// A control connection to a pool there.
-    /// - Parameter timeoutMs: of the line: without a sign of life it is given up.
+    /// - Parameters:
+    ///   - timeoutMs: of the line: without a sign of life it is given up.
+    ///   - limitMs: for the answers, of a server whose line is alive.
     func control(
-        _ place: RemoteAddress, timeoutMs: Int64 = 5000
+        _ place: RemoteAddress, timeoutMs: Int64 = 5000, limitMs: Int64? = nil
     ) throws(TargetError) -> RemoteControl {
         var line = try clientOptions(for: place.server)
         line.connectTimeoutMs = timeoutMs
         var options = ClientConnection.Options()
         options.timing = Self.timing(timeoutMs)
-        return try RemoteControl(TransportClient(line), pool: place.pool, options: options)
+        return try RemoteControl(
+            TransportClient(line), pool: place.pool, options: options, limitMs: limitMs)
     }
 
     private static func timing(_ timeoutMs: Int64) -> WireTiming {

@@ -13,12 +13,16 @@ package struct SeenPool: Codable, Sendable, Hashable {
 }
 
 extension RemotePool {
+    /// For what is asked of a server while others are held, or that holds up a mount: its disk may hang.
+    static let answerMs: Int64 = 30_000
+
     /// A pool's role, wherever it is.
     /// - Returns: nil where there is none on this machine, or it cannot be looked into.
     /// - Throws: why one on another machine does not answer.
     static func look(at address: String) throws -> PoolSight? {
         guard let place = RemoteAddress(address) else { return lookHere(address) }
-        guard let seen = try perform(ControlRequest(.sight), at: place).sight else { return nil }
+        guard let seen = try perform(ControlRequest(.sight), at: place, limitMs: answerMs).sight
+        else { return nil }
         var sight = seen.sight
         sight.isInUse = seen.isInUse
         return sight
@@ -31,14 +35,16 @@ extension RemotePool {
     // MARK: Planned
 
     /// Before anything is held up for it: may this host have the mirror there promoted at all?
-    static func requireAdmin(_ place: RemoteAddress) throws {
-        _ = try perform(ControlRequest(.promote) { $0.dryRun = true }, at: place)
+    static func requireAdmin(_ place: RemoteAddress, limitMs: Int64) throws {
+        _ = try perform(
+            ControlRequest(.promote) { $0.dryRun = true }, at: place, limitMs: limitMs)
     }
 
-    /// - Throws: also where the answer did not arrive: then it may have been done, and ``outcome(_:_:)`` says so.
+    /// - Throws: also where the answer did not arrive: then it may have been done, and ``outcome(_:_:limitMs:)`` says
+    ///   so.
     static func promote(
         _ place: RemoteAddress, _ note: HandoverRecord, from primaryPoolID: String,
-        at sequence: SequenceNumber
+        at sequence: SequenceNumber, limitMs: Int64
     ) throws -> Generation {
         let request = ControlRequest(.promote) {
             $0.generationID = note.generationID
@@ -46,9 +52,8 @@ extension RemotePool {
             $0.primaryPoolID = primaryPoolID
             $0.sequence = sequence.rawValue
         }
-        guard let current = try perform(request, at: place).sight?.sight.history.current,
-            current.id == note.generationID
-        else {
+        let sight = try perform(request, at: place, limitMs: limitMs).sight?.sight
+        guard let current = sight?.history.current, current.id == note.generationID else {
             throw ControlFailure(
                 .failed, "\(place.text) did not say that it is the primary now")
         }
@@ -56,26 +61,35 @@ extension RemotePool {
     }
 
     /// How a handover ended. Where it was not carried out by now it never is.
-    static func outcome(_ place: RemoteAddress, _ note: HandoverRecord) -> Handover.Outcome {
-        outcome(place, note.generationID, poolID: note.poolID)
+    static func outcome(
+        _ place: RemoteAddress, _ note: HandoverRecord, limitMs: Int64
+    ) -> Handover.Outcome {
+        outcome(place, note.generationID, poolID: note.poolID, limitMs: limitMs)
     }
 
     /// - Parameter poolID: that the pool there has to be; nil: whichever it is.
     static func outcome(
-        _ place: RemoteAddress, _ generationID: String, poolID: String?
+        _ place: RemoteAddress, _ generationID: String, poolID: String?, limitMs: Int64
     ) -> Handover.Outcome {
         let request = ControlRequest(.handoverOutcome) {
             $0.generationID = generationID
             $0.poolID = poolID
         }
-        guard let seen = try? perform(request, at: place).sight else { return .unknown }
-        return seen.sight.began(generationID) ? .taken : .notTaken
+        guard let seen = try? perform(request, at: place, limitMs: limitMs).sight else {
+            return .unknown
+        }
+        return seen.sight.outcome(of: generationID)
     }
 }
 
 extension PoolSight {
     /// Of a generation that it alone was asked to begin: it did, whatever it became since.
     func began(_ generationID: String) -> Bool { history.contains(generationID) }
+
+    func outcome(of generationID: String) -> Handover.Outcome {
+        let entry = history.entries.first { $0.generation.id == generationID }
+        return entry.map { .taken($0.generation) } ?? .notTaken
+    }
 }
 
 /// A promotion that a person asks for, of a mirror anywhere.
@@ -107,9 +121,10 @@ package enum AnyPromotion {
             }
         } catch {
             // What was asked may have been done, and the answer lost; from here on it is not done any more.
-            guard RemotePool.outcome(place, generationID, poolID: nil) == .taken else {
-                throw error
-            }
+            guard
+                case .taken = RemotePool.outcome(
+                    place, generationID, poolID: nil, limitMs: RemotePool.answerMs)
+            else { throw error }
             var info = preview
             info.isPromoted = true
             return info

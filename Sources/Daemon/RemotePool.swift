@@ -12,8 +12,10 @@ enum RemotePool {
     }
 
     /// What the pool is called where it is does not help who asks: the answer has the address.
-    static func perform(_ request: ControlRequest, at place: RemoteAddress) throws -> ControlResult
-    {
+    /// - Parameter limitMs: for the answer; nil where a person waits for it, who can leave.
+    static func perform(
+        _ request: ControlRequest, at place: RemoteAddress, limitMs: Int64? = nil
+    ) throws -> ControlResult {
         guard request.execute.remoteRight != nil else {
             throw ControlFailure(
                 .usage,
@@ -21,7 +23,7 @@ enum RemotePool {
                     + "and `failover` can be asked from here")
         }
         do {
-            let connection = try RemoteAccess.shared.control(place)
+            let connection = try RemoteAccess.shared.control(place, limitMs: limitMs)
             defer { connection.leave() }
             var result = try perform(request, by: connection)
             result.status?.pool = place.text

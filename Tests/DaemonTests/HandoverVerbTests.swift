@@ -162,7 +162,7 @@ import Testing
         let store = try PoolStore.open(path: paths[0], disk: LinuxDisk())
         try store.catalog.write { try $0.setHandover(note) }
         try store.close(clean: true, lastSequence: sequence)
-        _ = try Handover.promote(
+        let begun = try Handover.promote(
             note, from: own.poolID, primaryAddress: paths[0], at: sequence)
 
         let second = try session(paths[1])
@@ -174,7 +174,7 @@ import Testing
         #expect(isReplica(paths[1]) == true && isReplica(paths[2]) == false)
 
         // It was taken: this one is no primary any more, and a person says whom it follows.
-        #expect(Handover.outcome(note) == .taken)
+        #expect(Handover.outcome(note) == .taken(begun))
         for _ in 0..<2 {
             let refused = #expect(throws: ControlFailure.self) {
                 _ = try PoolSession(path: paths[0])

@@ -118,6 +118,33 @@ import Testing
         }
     }
 
+    /// A server whose disk hangs lives, and its line too: who is held because of it is not held for ever.
+    @Test func aHandoverToADiskThatHangsEnds() throws {
+        try LossyMount.with { lossy in
+            try Sandbox.with { box in
+                let server = try MirrorServer(
+                    box, root: lossy.file("served"), isEncrypted: false)
+                defer {
+                    try? lossy.tell("go")
+                    server.kill()
+                }
+                let file = try box.makeReplicated(to: server.address, count: 1 << 20)
+                let words = [
+                    Sandbox.products + "/HandoverFixture", box.pool, server.address, "noted",
+                    lossy.file(".lossy"),
+                ]
+                let done = try box.execute(words, input: "/dev/null", limitSeconds: 40)
+                #expect(done.code == 1, "\(done)")
+                #expect(done.output.contains("does not say whether it took over"), "\(done)")
+                try lossy.tell("go")
+                // It is asked now, and says: one of the two is the primary.
+                let primaries = try box.primaries(creating: "after.img", mirror: server.mirror)
+                #expect(primaries.count == 1, "\(primaries)")
+                #expect(try box.content(of: primaries.first ?? "")["a.img"] == box.bytes(file))
+            }
+        }
+    }
+
     /// A run that ends finishes what came, a promotion too: the next one is not asked for it meanwhile.
     @Test func theNextServerWaitsForTheOneBefore() throws {
         try Sandbox.with { box in
@@ -132,7 +159,7 @@ import Testing
                 box.read(log).contains("process \(server.pid ?? 0)): it is waited for")
             }
             #expect(!box.read(log).contains(" at 127.0.0.1:"))
-            #expect(server.terminate() == 0)
+            #expect(try server.terminate() == 0)
             try box.until("the next one listens") { box.read(log).contains(" at 127.0.0.1:") }
         }
     }
@@ -164,7 +191,7 @@ import Testing
                 #expect(try LinuxDisk().tryLockDirectory(root) == nil)
                 #expect(LinuxDisk().lockHolders(ofDirectory: root) == [pid])
                 try lossy.tell("go")
-                #expect(server.terminate() == 0, "\(server.words)")
+                #expect(try server.terminate() == 0, "\(server.words)")
                 let free = try #require(try LinuxDisk().tryLockDirectory(root))
                 free.release()
                 mkdir(box.look, 0o755)

@@ -24,6 +24,8 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
     /// Called with no lock held, by whoever brought the news.
     private let onNews: (@Sendable (TargetProgress?) -> Void)?
     private var hasNews = false
+    /// When whoever asks has waited for long enough, though the line is alive.
+    private var patience: (endNs: Int64, ms: Int64)?
 
     init(
         _ role: WireRole, _ options: ClientConnection.Options, _ link: any WireLink,
@@ -39,13 +41,22 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
     package func receive(_ bytes: UnsafeRawBufferPointer) {
         handle { machine, now in machine.receive(bytes, now: now) }
     }
-    package func tick() { handle { machine, now in machine.tick(now: now) } }
+    package func tick() {
+        handle { machine, now in
+            if let patience, now >= patience.endNs {
+                return machine.lost("it did not answer within \(patience.ms) ms")
+            }
+            return machine.tick(now: now)
+        }
+    }
     package func lost(_ why: String) { handle { machine, _ in machine.lost(why) } }
     /// Less than ``mostUnsentBytes`` waits for the line.
     package func madeRoom() { lock.withLock { changed.broadcast() } }
     package static func hasRoom(_ unsentBytes: Int) -> Bool { unsentBytes < mostUnsentBytes }
     private var hasRoom: Bool { Self.hasRoom(channel?.unsentBytes ?? 0) }
-    package var wakeNs: Int64 { lock.withLock { machine.wakeNs } }
+    package var wakeNs: Int64 {
+        lock.withLock { min(machine.wakeNs, patience?.endNs ?? .max) }
+    }
     /// The transport tells it.
     package let line = LineRate()
 
@@ -131,6 +142,12 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
         do throws(WireError) { try body() } catch {
             throw TargetError(.io, "it cannot be asked: \(error)")
         }
+    }
+
+    /// From now on: what is not answered by then is not waited for. A server that has the line's beats going may
+    /// have a disk that hangs.
+    func limit(toMs ms: Int64) {
+        lock.withLock { patience = (link.nowNs + ms * 1_000_000, ms) }
     }
 
     /// - Returns: what the server says of itself.

@@ -7,12 +7,15 @@ package final class RemoteControl: Sendable {
     private let connection: RemoteConnection
 
     /// Connects, and comes to the pool.
+    /// - Parameter limitMs: for all that is asked, after which the connection is lost; nil: the answers are waited
+    ///   for while the line is alive.
     /// - Throws: what the server says, or why it cannot be asked.
     package init(
         _ link: any WireLink, pool: String,
-        options: ClientConnection.Options = ClientConnection.Options()
+        options: ClientConnection.Options = ClientConnection.Options(), limitMs: Int64? = nil
     ) throws(TargetError) {
         connection = RemoteConnection(.control, options, link)
+        if let limitMs { connection.limit(toMs: limitMs) }
         do throws(TargetError) {
             let welcome = try connection.begin()
             try connection.enter(WireEnter(challenge: welcome.challenge, pool: pool))
