@@ -92,7 +92,7 @@ import Testing
             )
             try box.until("the freeze") { access(frozen, F_OK) == 0 }
             kill(command.pid, signal)
-            #expect(command.wait() == 1)
+            #expect(try command.wait() == 1)
             #expect(access(thawed, F_OK) == 0)
             let snapshots = try box.ok("snapshot", "list", box.pool, "--json")
             #expect(try box.json(snapshots, [SnapshotLine].self).isEmpty)

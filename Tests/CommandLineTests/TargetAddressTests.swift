@@ -72,7 +72,7 @@ import Testing
             try box.mount()
             try box.untilInStep(server.address)
             try box.ok("unmount", box.mountPoint)
-            server.terminate()
+            try server.terminate()
             try box.ok("promote", server.mirror, "--force")
             let list = try box.ok("target", "list", server.mirror)
             #expect(list.contains("doppel://192.0.2.1:7420/pool"), "\(list)")
@@ -133,7 +133,7 @@ import Testing
             #expect(again.code == 1, "\(again)")
 
             try box.ok("unmount", box.look)
-            back.terminate()
+            try back.terminate()
             let snapshots = try box.json(
                 box.ok("snapshot", "list", box.pool, "--json"), [SnapshotLine].self)
             let kept = try #require(

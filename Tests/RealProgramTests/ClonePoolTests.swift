@@ -44,7 +44,7 @@ import Testing
             #expect(made.copiedBytes >= 6_000_000 && made.verifiedBytes >= made.copiedBytes)
             #expect(try box.target(server.address).isInStep, "the primary does not notice")
             #expect(FileManager.default.createFile(atPath: box.folder + "/enough", contents: nil))
-            #expect(writer.wait() == 0)
+            #expect(try writer.wait() == 0)
             try look(box, at: copy) {
                 let a = Int(try box.text(box.look + "/a.img", count: 7)) ?? -1
                 let b = Int(try box.text(box.look + "/b.img", count: 7)) ?? 1_000_000
@@ -85,7 +85,7 @@ import Testing
                 usleep(UInt32(5000 + random.below(120_000)))
                 if random.chance(30) {
                     server.kill()
-                    #expect(clone.wait() != 0 || access(copy, F_OK) == 0)
+                    #expect(try clone.wait() != 0 || access(copy, F_OK) == 0)
                     try server.start()
                 }
                 clone.kill()

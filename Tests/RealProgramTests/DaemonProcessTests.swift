@@ -86,7 +86,7 @@ import Testing
                 try box.until("a line") { box.read(log).contains("waiting to unmount") }
                 #expect(box.isMounted)
             }
-            #expect(shell.wait() == 0)
+            #expect(try shell.wait() == 0)
         }
     }
 

@@ -65,7 +65,7 @@ import Testing
                         server.kill()
                         try lossy.tell(random.chance(50) ? "drop" : "drop \(random.next())")
                     } else {
-                        #expect(server.terminate() == 0, "\(server.words)")
+                        #expect(try server.terminate() == 0, "\(server.words)")
                     }
                     try box.ok("mount", server.mirror, box.look)
                     let found = try images.map { try contents(box.look + "/" + $0) }

@@ -67,7 +67,7 @@ import Testing
             try box.ok("create", box.pool, "late.img", "--size", "64k")
             try box.ok("wait", box.pool, "--timeout", "50s")
             expected = try ["a.img": box.bytes(file), "late.img": Data(count: 64 << 10)]
-            server.terminate()
+            try server.terminate()
             mkdir(kept, 0o700)
             let copied = try box.shell(
                 "cp -a '\(box.pool)' '\(kept)/pool' && cp -a '\(server.mirror)' '\(kept)/vms'")
@@ -76,7 +76,7 @@ import Testing
 
         /// All of it durable, and the server runs.
         func begin() throws {
-            server.terminate()
+            try server.terminate()
             let copied = try box.shell(
                 """
                 rm -rf '\(box.pool)' '\(server.mirror)' && cp -a '\(kept)/pool' '\(box.pool)' \
@@ -147,7 +147,7 @@ import Testing
         let before = try scene.lossy.standing().syncs
         let done = try scene.box.execute([Sandbox.binary] + words, input: "/dev/null")
         guard done.code == 0 else { throw Unexpected("\(words): \(done)") }
-        scene.server.terminate()
+        try scene.server.terminate()
         return try scene.lossy.standing().syncs - before
     }
 
@@ -160,7 +160,7 @@ import Testing
             for round in 1...Self.rounds {
                 let place = "seed \(seed), round \(round)"
                 let (verb, wasKilled) = try cutOff(scene, words, count, &random)
-                #expect((verb.wait() == 0) == !wasKilled, "\(place)")
+                #expect(try (verb.wait() == 0) == !wasKilled, "\(place)")
                 if wasKilled { try server.start() }
                 let found = try seen(box, server.address)
                 let isWhole = found.replica.role == "primary"
@@ -171,7 +171,7 @@ import Testing
                 #expect(again.code == (isWhole ? 1 : 0), "\(place): \(again)")
                 let after = try seen(box, server.address)
                 #expect(after.replica.role == "primary" && after.generation == 2, "\(place)")
-                server.terminate()
+                try server.terminate()
                 #expect(try promotions(server.mirror, box) == 1, "\(place)")
                 #expect(try contents(server.mirror, box) == scene.expected, "\(place)")
                 try box.ok("create", server.mirror, "after.img", "--size", "64k")
@@ -191,11 +191,11 @@ import Testing
                 let place = "seed \(seed), round \(round)"
                 let (verb, wasKilled) = try cutOff(scene, words, count, &random)
                 if wasKilled { try server.start() }
-                let code = verb.wait()
+                let code = try verb.wait()
                 let said = box.read(box.folder + "/verb.log")
                 let isOver = try seen(box, server.address).replica.role == "primary"
                 #expect((code == 0) == isOver, "\(place): \(said)")
-                server.terminate()
+                try server.terminate()
                 // Each is asked for a change; one takes it.
                 let takers = try [box.pool, server.mirror].filter {
                     try box.run("create", $0, "after.img", "--size", "64k").code == 0
@@ -204,7 +204,7 @@ import Testing
                 if !isOver {
                     try server.start()
                     try box.ok("wait", box.pool, "--timeout", "50s")
-                    server.terminate()
+                    try server.terminate()
                 }
                 var expected = scene.expected
                 expected["after.img"] = Data(count: 64 << 10)
@@ -245,9 +245,9 @@ import Testing
             defer { writer.kill() }
             #expect(verb.isRunning)
             relay.dropConnections()
-            #expect(verb.wait() == 0, "\(box.read(log))")
+            #expect(try verb.wait() == 0, "\(box.read(log))")
             #expect(try box.json(box.read(log), Handover.self).generation == 2)
-            #expect(writer.wait() != 0, "it was written by who is no primary any more")
+            #expect(try writer.wait() != 0, "it was written by who is no primary any more")
             try isHandedOver(box, server)
         }
     }
@@ -259,7 +259,7 @@ import Testing
         try Sandbox.withServer("a.img", isEncrypted: false, through: relay) { box, server in
             let (verb, log) = try handOverUnheard(box, server, relay, ["--timeout", "1s"])
             relay.cut()
-            #expect(verb.wait() == 1)
+            #expect(try verb.wait() == 1)
             #expect(box.read(log).contains("does not say whether it took over"), "\(box.read(log))")
             #expect(box.writeError(box.mountPoint + "/a.img") == EROFS)
             let again = try box.run(
@@ -278,7 +278,7 @@ import Testing
         let old = try box.status()
         #expect(old.replica?.role == "replica")
         try box.ok("unmount", box.mountPoint)
-        server.terminate()
+        try server.terminate()
         #expect(try promotions(server.mirror, box) == 1)
         #expect(try promotions(box.pool, box) == 0)
         #expect(try seen(box, server.mirror).generation == 2)
@@ -305,7 +305,7 @@ import Testing
             }
             #expect(verb.isRunning)
             if isMended { relay.dropConnections() } else { relay.cut() }
-            #expect(verb.wait() == (isMended ? 0 : 1), "\(box.read(log))")
+            #expect(try verb.wait() == (isMended ? 0 : 1), "\(box.read(log))")
             relay.hold([])
             relay.mend()
             let again = try box.run("promote", server.address, "--force")
@@ -313,7 +313,7 @@ import Testing
             #expect(again.errors.contains("is a primary, of generation 2"), "\(again)")
             let found = try seen(box, server.address)
             #expect(found.replica.role == "primary" && found.generation == 2)
-            server.terminate()
+            try server.terminate()
             #expect(try promotions(server.mirror, box) == 1)
             #expect(
                 try contents(server.mirror, box)["a.img"]?.prefix(6) == Data("before".utf8))

@@ -109,7 +109,7 @@ import Testing
             try box.untilInStep(server.address)
             try box.settle()
             #expect(try box.events().contains { $0.kind == "recovery-skipped" })
-            #expect(server.terminate() == 0)
+            #expect(try server.terminate() == 0)
             mkdir(box.look, 0o755)
             try box.ok("mount", server.mirror, box.look)
             try box.expectSame(box.mountPoint, box.look)

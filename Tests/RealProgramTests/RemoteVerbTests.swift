@@ -57,7 +57,7 @@ import Testing
                 #expect(try box.target(server.address).isInStep)
             }
             #expect(FileManager.default.createFile(atPath: box.folder + "/enough", contents: nil))
-            #expect(writer.wait() == 0)
+            #expect(try writer.wait() == 0)
             try box.settle()
             func list(_ place: String) throws -> [Named] {
                 try box.json(box.ok("list", place, "--json"), [Named].self)

@@ -8,6 +8,8 @@ import WireHarness
     /// From the document: a hello has its versions at 8, lowest and highest, a welcome the one that is spoken.
     private static func greet(with versions: UInt16...) -> @Sendable (inout [UInt8]) -> Void {
         { frame in
+            // All of it is sent at once; one that came in parts is left, and the test says that nothing was changed.
+            guard frame.count >= 40 + 2 * versions.count else { return }
             for (index, version) in versions.enumerated() {
                 frame[40 + 2 * index] = UInt8(truncatingIfNeeded: version)
                 frame[41 + 2 * index] = UInt8(truncatingIfNeeded: version >> 8)

@@ -33,7 +33,7 @@ package final class BackgroundShell {
     package func kill() {
         guard !isReaped else { return }
         _ = Glibc.kill(-pid, SIGKILL)
-        _ = wait()
+        _ = try? wait()
     }
 
     package var isRunning: Bool {
@@ -45,12 +45,14 @@ package final class BackgroundShell {
     }
 
     /// - Returns: the script's exit code, 128 + signal when it was killed.
-    package func wait() -> Int32 {
+    /// - Throws: see ``waitForEnd(of:limitSeconds:)``.
+    package func wait() throws -> Int32 {
         guard !isReaped else { return code }
         isReaped = true
-        code = waitForEnd(of: pid)
         // Whoever was made to end left what it had started.
-        if code > 128 { _ = Glibc.kill(-pid, SIGKILL) }
+        defer { if code > 128 { _ = Glibc.kill(-pid, SIGKILL) } }
+        code = 255
+        code = try waitForEnd(of: pid)
         return code
     }
 

@@ -69,9 +69,9 @@ package final class Server {
     }
 
     private func reap() {
-        var status: Int32 = 0
-        while !isReaped, waitpid(pid, &status, 0) < 0, errno == EINTR {}
+        guard !isReaped else { return }
         isReaped = true
+        _ = try? TestSupport.waitForEnd(of: pid)
     }
 
     private func readLine(timeoutMs: Int32) throws -> String {
@@ -112,7 +112,7 @@ private func spawn(_ arguments: [String], input: Int32, output: Int32) throws ->
 package func run(_ arguments: [String]) throws -> (code: Int32, output: String) {
     var ends: [Int32] = [0, 0]
     guard mc_pipe(&ends) == 0 else { throw Failure("pipe") }
-    let shell = ["sh", "-c", "exec \"$@\" 2>&1 </dev/null", "sh"] + arguments
+    let shell = ["sh", "-c", "exec timeout -k 10 100 \"$@\" 2>&1 </dev/null", "sh"] + arguments
     let pid = try spawn(shell, input: 0, output: ends[1])
     close(ends[1])
     var output: [UInt8] = []
@@ -122,7 +122,10 @@ package func run(_ arguments: [String]) throws -> (code: Int32, output: String) 
         if count > 0 { output += buffer[..<count] } else { break }
     }
     close(ends[0])
-    var status: Int32 = 0
-    while waitpid(pid, &status, 0) < 0, errno == EINTR {}
-    return ((status >> 8) & 0xff | status & 0x7f, String(decoding: output, as: UTF8.self))
+    let code = try waitForEnd(of: pid)
+    let text = String(decoding: output, as: UTF8.self)
+    guard code != 124 else {
+        throw Unexpected("\(arguments.joined(separator: " ")): after 100 s it went on: \(text)")
+    }
+    return (code, text)
 }

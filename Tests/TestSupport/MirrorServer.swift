@@ -109,25 +109,24 @@ package final class MirrorServer {
     package func signal(_ number: Int32) { if let pid { Glibc.kill(pid, number) } }
 
     /// SIGKILL.
-    package func kill() { end(SIGKILL) }
+    package func kill() { _ = try? end(SIGKILL) }
     /// SIGTERM: all that came is done.
     /// - Returns: its exit code.
     @discardableResult
-    package func terminate() -> Int32 { end(SIGTERM) }
+    package func terminate() throws -> Int32 { try end(SIGTERM) }
 
-    @discardableResult
-    private func end(_ signal: Int32) -> Int32 {
+    private func end(_ signal: Int32) throws -> Int32 {
         guard let pid else { return 0 }
         Glibc.kill(pid, signal)
         Glibc.kill(pid, SIGCONT)
         self.pid = nil
-        return waitForEnd(of: pid)
+        return try waitForEnd(of: pid)
     }
 
     /// What the mirror shows is what the pool shows. The server is started again afterwards.
     /// - Parameter look: asked in between, while nobody has the mirror open.
     package func expectSame(_ look: () throws -> Void = {}) throws {
-        guard terminate() == 0 else { throw Unexpected("the server ended badly: \(words)") }
+        guard try terminate() == 0 else { throw Unexpected("the server ended badly: \(words)") }
         mkdir(box.look, 0o755)
         let outcome = try box.run("mount", mirror, box.look)
         guard outcome.code == 0 else { throw Unexpected("mount of the mirror: \(outcome)") }

@@ -100,12 +100,18 @@ package final class Sandbox {
         var pid: pid_t = 0
         let result = posix_spawn(&pid, "/bin/sh", nil, nil, argv, environment)
         guard result == 0 else { throw Unexpected("cannot run \(words[0]): errno \(result)") }
-        let code = waitForEnd(of: pid, limitSeconds: Double(limitSeconds) + 30)
+        let code = try waitForEnd(of: pid, limitSeconds: Double(limitSeconds) + 30)
         defer {
             unlink(out)
             unlink(err)
         }
-        return Outcome(code: code, output: read(out), errors: read(err))
+        let outcome = Outcome(code: code, output: read(out), errors: read(err))
+        // Also where a failure is expected: of what hangs nothing is known.
+        guard code != 124 else {
+            throw Unexpected(
+                "\(words.joined(separator: " ")): after \(limitSeconds) s it went on: \(outcome)")
+        }
+        return outcome
     }
 
     /// The program under another name: mount(8) calls it so.
