@@ -16,7 +16,7 @@ final class SimulatedNetwork {
     private var isCut: [Bool]
     /// Of the calls.
     let delayPermille: Int
-    let lossPermille: Int
+    private(set) var lossPermille: Int
     let repeatPermille: Int
     /// More is given while something is on its way (SimulatedPipe).
     let isFar: Bool
@@ -46,6 +46,11 @@ final class SimulatedNetwork {
     }
     func heal(_ site: Int) { for other in 0..<size { set(site, other, isCut: false) } }
     func heal() { isCut = Array(repeating: false, count: size * size) }
+    /// All faults are over: what is tried once has to go well, such as fetching what a disk lost.
+    func endFaults() {
+        heal()
+        lossPermille = 0
+    }
     var isWhole: Bool { !isCut.contains(true) }
 }
 

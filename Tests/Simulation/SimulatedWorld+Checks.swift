@@ -222,7 +222,7 @@ extension SimulatedWorld {
     /// All faults over, every mirror comes to hold everything.
     package func settleDown() throws {
         (isNested, isSettling) = (true, true)
-        network.heal()
+        network.endFaults()
         for site in sites {
             site.pool.disk.cancelPowerOff()
             site.endFaults()
