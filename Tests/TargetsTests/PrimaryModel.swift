@@ -345,7 +345,10 @@ func withBatch<T>(
     _ body: (RecordBatch) throws -> T
 ) rethrows -> T {
     let at = split.map { min($0, records.count) } ?? records.count
-    let (left, right) = (Array(records[..<at].joined()), Array(records[at...].joined()))
+    // Piece by piece: a sequence of sequences takes a third of a test's time where nothing is specialized.
+    var (left, right): ([UInt8], [UInt8]) = ([], [])
+    for record in records[..<at] { left += record }
+    for record in records[at...] { right += record }
     return try left.withUnsafeBytes { a in
         try right.withUnsafeBytes { b in
             try body(

@@ -23,14 +23,17 @@ package struct SeededRandom: RandomNumberGenerator, Sendable {
     package mutating func bytes(_ count: Int) -> [UInt8] {
         var word = next()
         return [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
+            let raw = UnsafeMutableRawBufferPointer(buffer)
             for start in stride(from: 0, to: count, by: 8) {
                 word = word &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
                 // The low bits of such a sequence repeat soon: the high half, twice.
-                let mixed = word >> 32 | word & 0xffff_ffff_0000_0000
+                let mixed = (word >> 32 | word & 0xffff_ffff_0000_0000).littleEndian
+                guard count - start < 8 else {
+                    raw.storeBytes(of: mixed, toByteOffset: start, as: UInt64.self)
+                    continue
+                }
                 withUnsafeBytes(of: mixed) { bytes in
-                    for index in 0..<min(8, count - start) {
-                        buffer.initializeElement(at: start + index, to: bytes[index])
-                    }
+                    for index in 0..<count - start { raw[start + index] = bytes[index] }
                 }
             }
             filled = count
