@@ -70,7 +70,9 @@ final class MirrorMounts: @unchecked Sendable {
     }
 }
 
-private final class Readiness: @unchecked Sendable {  // `isSet` is under `lock`
+/// One thread sets it, others wait for it. Unchecked, for the compiler knows nothing of `lock`, under which `isSet`, the
+/// one `var`, is read and changed.
+private final class Readiness: @unchecked Sendable {
     private let lock = Lock()
     private let changed = Condition()
     private var isSet = false

@@ -43,8 +43,10 @@ package final class RemoteConnection: @unchecked Sendable {  // fields are under
     }
     package func tick() {
         handle { machine, now in
-            if let patience, now >= patience.endNs {
-                return machine.lost("it did not answer within \(patience.ms) ms")
+            if let ended = patience, now >= ended.endNs {
+                // Once: a time that is past would wake the line again and again while it closes.
+                patience = nil
+                return machine.lost("it did not answer within \(ended.ms) ms")
             }
             return machine.tick(now: now)
         }
