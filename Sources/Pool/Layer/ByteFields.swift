@@ -12,7 +12,8 @@ package struct ByteWriter {
     package mutating func append(_ more: some Collection<UInt8>) { bytes.append(contentsOf: more) }
     package mutating func pad(to count: Int) {
         if bytes.count < count {
-            bytes.append(contentsOf: repeatElement(0, count: count - bytes.count))
+            // An array is filled and copied as a whole; a repeated element goes byte by byte where nothing is optimized.
+            bytes.append(contentsOf: [UInt8](repeating: 0, count: count - bytes.count))
         }
     }
     /// Appends the hash of everything so far, and returns it.
