@@ -2,6 +2,7 @@
 
 import Glibc
 import SystemIO
+import TestSupport
 import Testing
 
 @testable import Pool
@@ -31,15 +32,21 @@ struct Folder {
     private let disk = LinuxDisk()
 
     /// A file, link or folder as a person sees it.
-    struct Entry: Hashable {
+    struct Entry: Equatable {
         var path: String
         var kind: FileStatus.Kind
         var mode: UInt32
         var uid: UInt32
         var gid: UInt32
         var modifyNs: Int64
-        var content: [UInt8]
+        var content: Content
         var attributes: [String: [UInt8]]
+    }
+
+    /// Compared as a whole: they are looked at after each kill.
+    struct Content: Equatable {
+        var bytes: [UInt8]
+        static func == (a: Self, b: Self) -> Bool { sameBytes(a.bytes[...], b.bytes[...]) }
     }
 
     private init() throws {
@@ -120,7 +127,7 @@ struct Folder {
         entries.append(
             Entry(
                 path: inside, kind: status.kind, mode: status.mode, uid: status.uid,
-                gid: status.gid, modifyNs: status.modifyNs, content: content,
+                gid: status.gid, modifyNs: status.modifyNs, content: Content(bytes: content),
                 attributes: try disk.userAttributes(full)))
         guard status.kind == .directory else { return }
         let names = try disk.list(full).map(\.name)

@@ -34,15 +34,17 @@ private struct LegsModel: Equatable {
     init() {}
     init(_ legs: DirtyLegs) {
         self.legs = legs.legs.map { leg in
-            (
-                leg.snapshot?.sequence.rawValue,
-                Set(
-                    leg.blocks.flatMap { image, set in
-                        set.ranges.flatMap { $0.start..<$0.end }.map {
-                            Block(image: image.rawValue, block: $0)
-                        }
-                    })
-            )
+            var blocks: Set<Block> = []
+            for (image, set) in leg.blocks {
+                for range in set.ranges {
+                    var block = range.start
+                    while block < range.end {
+                        blocks.insert(Block(image: image.rawValue, block: block))
+                        block += 1
+                    }
+                }
+            }
+            return (leg.snapshot?.sequence.rawValue, blocks)
         }
     }
 }

@@ -22,11 +22,12 @@ import Testing
     @Test(arguments: SimulatedBug.allCases)
     func aSeededBugIsFound(bug: SimulatedBug) {
         // Some need what is not met at once: a third copy that is ahead of a stale one; power lost before a
-        // dirty file is written anew.
+        // dirty file is written anew. They begin near the seed that meets it today.
         let first: UInt64
         switch bug {
         case .promotesStaleAsWhole: first = 7
-        case .dirtyFileUnsynced: first = 200
+        case .dirtyFileUnsynced: first = 220
+        case .clearsMarksEarly: first = 25
         case .answersHeld: first = 13
         default: first = 1
         }

@@ -3,6 +3,28 @@
 
 import Glibc
 
+// An array's own initializers go element by element, each by a witness, where nothing is optimized; tests fill and copy much.
+
+/// A number of zeros.
+package func zeros(_ count: Int) -> [UInt8] {
+    [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
+        if count > 0 { memset(buffer.baseAddress!, 0, count) }
+        initialized = count
+    }
+}
+
+/// The same bytes in an array of their own, with zeros after them up to a length.
+package func copied(_ bytes: ArraySlice<UInt8>, paddedTo length: Int = 0) -> [UInt8] {
+    let total = max(bytes.count, length)
+    return [UInt8](unsafeUninitializedCapacity: total) { buffer, initialized in
+        bytes.withUnsafeBytes { from in
+            if !from.isEmpty { memcpy(buffer.baseAddress!, from.baseAddress!, from.count) }
+        }
+        if total > bytes.count { memset(buffer.baseAddress! + bytes.count, 0, total - bytes.count) }
+        initialized = total
+    }
+}
+
 /// Whether two runs of bytes are equal.
 package func sameBytes(_ left: ArraySlice<UInt8>, _ right: ArraySlice<UInt8>) -> Bool {
     left.count == right.count

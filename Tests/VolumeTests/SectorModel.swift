@@ -1,4 +1,5 @@
 import BlockCore
+import Glibc
 import TestSupport
 
 /// What one image may hold: its content, and per sector what it held since its last flush.
@@ -22,7 +23,7 @@ struct SectorModel {
         let start = min(number * Self.sectorBytes, bytes.count)
         let end = min(start + Self.sectorBytes, bytes.count)
         if end - start == Self.sectorBytes { return bytes[start..<end] }
-        return bytes[start..<end] + [UInt8](repeating: 0, count: Self.sectorBytes - (end - start))
+        return copied(bytes[start..<end], paddedTo: Self.sectorBytes)[...]
     }
 
     private mutating func changing(_ range: Range<Int>, _ body: (inout [UInt8]) -> Void) {
@@ -31,20 +32,22 @@ struct SectorModel {
             / Self.sectorBytes
         // Copies: a slice would keep the whole content of each moment alive.
         for each in sectors where older[each] == nil {
-            older[each] = [Array(sector(each, of: content))[...]]
+            older[each] = [copied(sector(each, of: content))[...]]
         }
         body(&content)
-        for each in sectors { older[each]!.append(Array(sector(each, of: content))[...]) }
+        for each in sectors { older[each]!.append(copied(sector(each, of: content))[...]) }
         sizes = min(sizes.lowerBound, content.count)...max(sizes.upperBound, content.count)
     }
 
     mutating func write(_ bytes: [UInt8], at offset: Int) {
         let end = offset + bytes.count
         changing(min(offset, content.count)..<max(end, content.count)) { content in
-            if content.count < end {
-                content += [UInt8](repeating: 0, count: end - content.count)
+            if content.count < end { content = copied(content[...], paddedTo: end) }
+            content.withUnsafeMutableBytes { into in
+                bytes.withUnsafeBytes {
+                    UnsafeMutableRawBufferPointer(rebasing: into[offset..<end]).copyMemory(from: $0)
+                }
             }
-            content.replaceSubrange(offset..<end, with: bytes)
         }
     }
 
@@ -52,7 +55,9 @@ struct SectorModel {
         let range = min(range.lowerBound, content.count)..<min(range.upperBound, content.count)
         if range.isEmpty { return }
         changing(range) { content in
-            content.replaceSubrange(range, with: [UInt8](repeating: 0, count: range.count))
+            content.withUnsafeMutableBytes { into in
+                _ = memset(into.baseAddress! + range.lowerBound, 0, range.count)
+            }
         }
     }
 
@@ -62,7 +67,7 @@ struct SectorModel {
             if size < old {
                 content.removeSubrange(size...)
             } else {
-                content += [UInt8](repeating: 0, count: size - old)
+                content = copied(content[...], paddedTo: size)
             }
         }
     }
@@ -173,7 +178,8 @@ struct SectorModel {
             let source = activeRegions.contains(region) ? settled[0] : content
             let part = Self.region(region, of: source)
             if part.isEmpty { continue }
-            next += [UInt8](repeating: 0, count: max(region * bytes - next.count, 0)) + part
+            next = copied(next[...], paddedTo: region * bytes)
+            next.append(contentsOf: part)
         }
         settled = [next]
     }
