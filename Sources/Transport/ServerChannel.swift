@@ -37,8 +37,10 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
     private var trouble: String?
     private var deadline: Scheduled<Void>?
     private var throttle: PeerThrottle?
-    private var unpaidBytes = 0
     private var isPaused = false
+    /// What was read is within the peer's rate then.
+    private var paidAtNs: Int64 = 0
+    private lazy var paying = WakeTimer(loop) { [unowned self] in readWhenPaid() }
     private var drain = DrainMeter()
     private lazy var timer = WakeTimer(loop) { [unowned self] in
         connection?.tick()
@@ -103,7 +105,7 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
             tell(.limited, peer, error.message)
             closeLater(server.options.handshakeMs)
         }
-        throttle = server.registry.throttle(of: peer)
+        holdTo(server.registry.throttle(of: peer))
         let machine = ServerConnection(
             options: options, instance: server.instance, challenge: .random(in: .min ... .max),
             now: WakeTimer.nowNs)
@@ -130,22 +132,29 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
         let buffer = unwrapInboundIn(data)
         buffer.withUnsafeReadableBytes { connection.receive($0) }
         arm()
-        guard throttle != nil else { return }
-        unpaidBytes += buffer.readableBytes
-        pay()
+        guard let throttle else { return }
+        paidAtNs = throttle.charge(buffer.readableBytes, nowNs: WakeTimer.nowNs)
+        readWhenPaid()
     }
 
     /// Nothing more is read before what was read is within the peer's rate.
-    private func pay() {
-        guard let throttle, let context else { return }
-        let waitNs = throttle.take(unpaidBytes, nowNs: WakeTimer.nowNs)
-        if waitNs == nil { unpaidBytes = 0 }
-        if (waitNs != nil) != isPaused {
-            isPaused = waitNs != nil
-            try? context.channel.syncOptions?.setOption(.autoRead, value: !isPaused)
+    private func readWhenPaid() {
+        let mustWait = throttle != nil && paidAtNs > WakeTimer.nowNs
+        if mustWait { paying.arm(at: paidAtNs) }
+        guard mustWait != isPaused, let context else { return }
+        isPaused = mustWait
+        try? context.channel.syncOptions?.setOption(.autoRead, value: !mustWait)
+    }
+
+    private func holdTo(_ new: PeerThrottle?) {
+        throttle = new
+        paidAtNs = 0
+        let readsInARow = new == nil ? TransportTuning.readsInARow : 1
+        if let options = context?.channel.syncOptions {
+            try? options.setOption(.recvAllocator, value: TransportTuning.receiving(new))
+            try? options.setOption(.maxMessagesPerRead, value: readsInARow)
         }
-        guard let waitNs else { return }
-        loop.scheduleTask(in: .nanoseconds(waitNs)) { self.pay() }
+        readWhenPaid()
     }
 
     private func arm() { if let connection { timer.arm(at: connection.wakeNs) } }
@@ -206,11 +215,7 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
     func limitsChanged() {
         loop.execute { [self] in
             guard connection != nil else { return }
-            throttle = server.registry.throttle(of: peer)
-            if throttle == nil, isPaused {
-                isPaused = false
-                try? context?.channel.syncOptions?.setOption(.autoRead, value: true)
-            }
+            holdTo(server.registry.throttle(of: peer))
         }
     }
 

@@ -140,11 +140,18 @@ final class ConnectionRegistry: @unchecked Sendable {  // fields are under `lock
 final class PeerThrottle: @unchecked Sendable {  // `bucket` is under `lock`
     private let lock = Lock()
     private var bucket: TokenBucket
+    /// What a connection reads in one go: the share of a fiftieth of a second. Who reads more has to pause for as
+    /// long, and a connection in which nothing is read for long counts as lost on both sides.
+    let pieceBytes: Int
 
-    init(bytesPerSecond: UInt64) { bucket = TokenBucket(bytesPerSecond: bytesPerSecond) }
+    init(bytesPerSecond: UInt64) {
+        bucket = TokenBucket(bytesPerSecond: bytesPerSecond)
+        pieceBytes = Int(min(max(bytesPerSecond / 50, 4 << 10), 512 << 10))
+    }
 
-    /// - Returns: nil where it counts now; otherwise after how long to ask again.
-    func take(_ bytes: Int, nowNs: Int64) -> Int64? {
-        lock.withLock { bucket.take(UInt64(bytes), nowNs: nowNs) }
+    /// Each connection of the peer has its turn: what one of them read is paid for after what others read before.
+    /// - Returns: when something may be read again.
+    func charge(_ bytes: Int, nowNs: Int64) -> Int64 {
+        lock.withLock { bucket.charge(UInt64(bytes), nowNs: nowNs) }
     }
 }

@@ -16,9 +16,16 @@ package struct TokenBucket: Sendable, Hashable {
     ///   long, in nanoseconds.
     package mutating func take(_ bytes: UInt64, nowNs: Int64) -> Int64? {
         if paidAtNs > nowNs { return paidAtNs - nowNs }
+        _ = charge(bytes, nowNs: nowNs)
+        return nil
+    }
+
+    /// For what has passed already: it counts at once, so that who comes first is served first.
+    /// - Returns: when it is paid for, in nanoseconds of the same clock; not later than `nowNs` where nobody need wait.
+    package mutating func charge(_ bytes: UInt64, nowNs: Int64) -> Int64 {
         let costNs = Double(bytes) * 1e9 / Double(bytesPerSecond)
         paidAtNs = max(paidAtNs, nowNs - Self.memoryNs) + Int64(min(costNs, 1e15))
-        return nil
+        return paidAtNs
     }
 
     /// Blocks for about a twentieth of a second.
