@@ -31,8 +31,13 @@ package struct VolumeError: Error, CustomStringConvertible, Sendable {
                     + "smaller, or move the pool to a file system for larger files, such as XFS")
             return
         }
-        self.init(
-            error.isNoSpace ? .noSpace : .io, image: image, errno: error.errno, error.description)
+        if error.isNoSpace {
+            self.init(
+                .noSpace, image: image, errno: error.errno,
+                "\(error.description): \(Catalog.fullMessage)")
+            return
+        }
+        self.init(.io, image: image, errno: error.errno, error.description)
     }
 
     package init(_ error: LayerError, image: ImageID? = nil) {

@@ -122,6 +122,10 @@ package final class Catalog: Sendable {
         }
     }
 
+    /// What there is to do, whatever found no room.
+    package static let fullMessage =
+        "the store is full: delete snapshots (doppel snapshot delete) or free space"
+
     /// One transaction, durable on return. What `body` throws is thrown on; a failure of SQLite
     /// itself latches the catalog (C3).
     package func write<T>(_ body: (CatalogTransaction) throws -> T) throws -> T {
@@ -140,7 +144,7 @@ package final class Catalog: Sendable {
             let isNoSpace = error.resultCode == .SQLITE_FULL
             throw CatalogError(
                 message: isNoSpace
-                    ? "the store is full: delete snapshots (doppel snapshot delete) or free space"
+                    ? Self.fullMessage
                     : "a change of the catalog failed", cause: "\(error)", isNoSpace: isNoSpace)
         }
     }
