@@ -147,11 +147,12 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
     }
 
     private func holdTo(_ new: PeerThrottle?) {
+        guard new !== throttle else { return }
         throttle = new
         paidAtNs = 0
         let readsInARow = new == nil ? TransportTuning.readsInARow : 1
         if let options = context?.channel.syncOptions {
-            try? options.setOption(.recvAllocator, value: TransportTuning.receiving(new))
+            try? options.setOption(.recvAllocator, value: ServerReceiving(new))
             try? options.setOption(.maxMessagesPerRead, value: readsInARow)
         }
         readWhenPaid()
@@ -240,6 +241,7 @@ final class ServerChannel: ChannelInboundHandler, @unchecked Sendable {
     func channelInactive(context: ChannelHandlerContext) {
         self.context = nil
         timer.cancel()
+        paying.cancel()
         deadline?.cancel()
         sending.drop()
         connection?.lost(trouble ?? "the connection is closed")

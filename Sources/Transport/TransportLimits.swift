@@ -140,18 +140,24 @@ final class ConnectionRegistry: @unchecked Sendable {  // fields are under `lock
 final class PeerThrottle: @unchecked Sendable {  // `bucket` is under `lock`
     private let lock = Lock()
     private var bucket: TokenBucket
-    /// What a connection reads in one go: the share of a fiftieth of a second. Who reads more has to pause for as
-    /// long, and a connection in which nothing is read for long counts as lost on both sides.
+    /// What a connection reads in one go: the share of a fiftieth of a second, or less; a power of two, as buffers are.
+    /// Who reads more has to pause for as long.
     let pieceBytes: Int
+    /// A connection in which nothing is read for long counts as suspect, then as lost, on both sides. A peer with so
+    /// many connections that their turns are further apart gets more than its rate.
+    private static let longestPauseNs: Int64 = 1_000_000_000
 
     init(bytesPerSecond: UInt64) {
         bucket = TokenBucket(bytesPerSecond: bytesPerSecond)
-        pieceBytes = Int(min(max(bytesPerSecond / 50, 4 << 10), 512 << 10))
+        let share = min(max(bytesPerSecond / 50, 4 << 10), 512 << 10)
+        pieceBytes = 1 << (UInt64.bitWidth - 1 - share.leadingZeroBitCount)
     }
 
     /// Each connection of the peer has its turn: what one of them read is paid for after what others read before.
     /// - Returns: when something may be read again.
     func charge(_ bytes: Int, nowNs: Int64) -> Int64 {
-        lock.withLock { bucket.charge(UInt64(bytes), nowNs: nowNs) }
+        lock.withLock {
+            bucket.charge(UInt64(bytes), nowNs: nowNs, mostNs: Self.longestPauseNs)
+        }
     }
 }

@@ -136,7 +136,7 @@ package final class TransportServer: @unchecked Sendable {
             .serverChannelOption(.backlog, value: 256)
             .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
             .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
-            .childChannelOption(.recvAllocator, value: TransportTuning.receiving)
+            .childChannelOption(.recvAllocator, value: ServerReceiving())
             .childChannelOption(.writeBufferWaterMark, value: TransportTuning.waterMark)
             .childChannelInitializer { [self] channel in
                 channel.eventLoop.makeCompletedFuture {

@@ -21,10 +21,12 @@ package struct TokenBucket: Sendable, Hashable {
     }
 
     /// For what has passed already: it counts at once, so that who comes first is served first.
+    /// - Parameter mostNs: no debt is longer; the rest of it is forgiven.
     /// - Returns: when it is paid for, in nanoseconds of the same clock; not later than `nowNs` where nobody need wait.
-    package mutating func charge(_ bytes: UInt64, nowNs: Int64) -> Int64 {
+    package mutating func charge(_ bytes: UInt64, nowNs: Int64, mostNs: Int64 = .max) -> Int64 {
         let costNs = Double(bytes) * 1e9 / Double(bytesPerSecond)
         paidAtNs = max(paidAtNs, nowNs - Self.memoryNs) + Int64(min(costNs, 1e15))
+        if mostNs < .max { paidAtNs = min(paidAtNs, nowNs + mostNs) }
         return paidAtNs
     }
 
