@@ -150,6 +150,7 @@ extension PoolSession {
             case .damaged, .checksum: return ControlFailure(.damaged, error.description)
             case .busy: return ControlFailure(.inUse, error.description)
             case .latched: return ControlFailure(.degraded, error.description)
+            case .noSpace: return ControlFailure(.failed, withWayOut(error.description))
             default: return ControlFailure(.failed, error.description)
             }
         case let error as TargetError:
@@ -169,9 +170,15 @@ extension PoolSession {
             switch error.code {
             case .busy: return ControlFailure(.inUse, error.description)
             case .damaged: return ControlFailure(.damaged, error.description)
+            case .noSpace: return ControlFailure(.failed, withWayOut(error.description))
             default: return ControlFailure(.failed, error.description)
             }
         default: return ControlFailure(.failed, "\(error)")
         }
+    }
+
+    /// Of the pool that a verb was for: a catalog says it by itself, a file of the pool does not.
+    private static func withWayOut(_ problem: String) -> String {
+        problem.contains(Catalog.fullMessage) ? problem : "\(problem): \(Catalog.fullMessage)"
     }
 }

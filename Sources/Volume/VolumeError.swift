@@ -31,13 +31,8 @@ package struct VolumeError: Error, CustomStringConvertible, Sendable {
                     + "smaller, or move the pool to a file system for larger files, such as XFS")
             return
         }
-        if error.isNoSpace {
-            self.init(
-                .noSpace, image: image, errno: error.errno,
-                "\(error.description): \(Catalog.fullMessage)")
-            return
-        }
-        self.init(.io, image: image, errno: error.errno, error.description)
+        self.init(
+            error.isNoSpace ? .noSpace : .io, image: image, errno: error.errno, error.description)
     }
 
     package init(_ error: LayerError, image: ImageID? = nil) {

@@ -16,6 +16,8 @@ package final class BackgroundShell {
         var ordinary = sigset_t()
         sigemptyset(&ordinary)
         sigaddset(&ordinary, SIGPIPE)
+        // Under nohup, or behind `&`, the tests themselves ignore these.
+        for signal in [SIGINT, SIGQUIT, SIGHUP] { sigaddset(&ordinary, signal) }
         posix_spawnattr_setsigdefault(&attributes, &ordinary)
         posix_spawnattr_setflags(
             &attributes, Int16(POSIX_SPAWN_SETPGROUP) | Int16(POSIX_SPAWN_SETSIGDEF))

@@ -5,14 +5,6 @@ import Glibc
 
 // An array's own initializers go element by element, each by a witness, where nothing is optimized; tests fill and copy much.
 
-/// A number of zeros.
-package func zeros(_ count: Int) -> [UInt8] {
-    [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
-        if count > 0 { memset(buffer.baseAddress!, 0, count) }
-        initialized = count
-    }
-}
-
 /// The same bytes in an array of their own, with zeros after them up to a length.
 package func copied(_ bytes: ArraySlice<UInt8>, paddedTo length: Int = 0) -> [UInt8] {
     let total = max(bytes.count, length)
