@@ -125,6 +125,15 @@ package struct ControlFailure: Error, Codable, Sendable, Hashable, CustomStringC
         return failure
     }()
 
+    /// Nothing was done: the mirror is between two tries to be a target. Its primary's daemon has it again in a moment,
+    /// or whoever asked can open it himself.
+    package static func mirrorNotOpen(_ address: String) -> ControlFailure {
+        var failure = ControlFailure(.inUse, "\(address) is not open as a target now; try again")
+        failure.kind = "mirrorNotOpen"
+        return failure
+    }
+    package var isMirrorNotOpen: Bool { kind == "mirrorNotOpen" }
+
     /// - Parameter verb: as on the command line.
     package static func notPermitted(_ verb: String, _ right: Right, pool: String) -> ControlFailure
     {

@@ -9,6 +9,7 @@ import FuseFrontend
 import Logging
 import Pool
 import SystemIO
+import Targets
 import VirtualFS
 
 package struct MountRequest: Sendable {
@@ -183,9 +184,12 @@ package enum MountDaemon {
                 throw ControlFailure(.usage, "'path' and 'mountPoint' are missing")
             }
             guard let mirror = session.replication?.mirror(at: address) else {
-                throw ControlFailure(.failed, "\(address) is not open as a target now; try again")
+                throw ControlFailure.mirrorNotOpen(address)
             }
-            let view = try arguments.atNs.map { try mirror.view(atNs: $0) } ?? mirror.newestView()
+            let view: MirrorView
+            do {
+                view = try arguments.atNs.map { try mirror.view(atNs: $0) } ?? mirror.newestView()
+            } catch { throw mirror.isOpen ? error : ControlFailure.mirrorNotOpen(address) }
             var options = MountOptions.defaults(forUser: ProcessControl.userID)
             for word in (arguments.names ?? []).flatMap(MountOptions.split) {
                 guard options.accept(word) else {

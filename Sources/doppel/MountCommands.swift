@@ -71,58 +71,81 @@ struct Mount: ParsableCommand {
     func run() throws {
         let request = try request()
         if foreground || readyDescriptor != nil { return try serve(request) }
-        if try showThroughPrimary(request) { return }
+        let disk = LinuxDisk()
+        let deadlineNs = disk.monotonic() + Self.mirrorPatienceNs
+        // Between two tries to be a target a mirror is nobody's, and a moment later its primary's again.
+        func mayTryAgain(_ failure: ControlFailure) -> Bool {
+            guard disk.monotonic() < deadlineNs else { return false }
+            if failure.isMirrorNotOpen { return true }
+            guard failure.exitCode == ExitKind.inUse.rawValue else { return false }
+            // Gone already, or a daemon that shows what it writes: a server does not.
+            guard let owner = PoolStore.readOwner(path: request.poolPath, disk: disk) else {
+                return true
+            }
+            return owner.writesMirror ?? false && owner.socketPath != nil
+        }
         try exiting {
-            let disk = LinuxDisk()
-            let directory = try RuntimePaths.directory(disk: disk)
-            let log = try RuntimePaths.log(of: request.poolPath, in: directory, disk: disk)
-            guard let program = ProcessControl.realPath("/proc/self/exe") else {
-                throw ControlFailure(.failed, "cannot find my own program file")
-            }
-            let word = try ProcessControl.spawnDaemon(
-                program: program, logPath: log, whenTold: { Output.error("doppel: \($0)") }
-            ) { ready in
-                daemonArguments(request, ready: ready)
-            }
-            let parts = word.split(separator: "|", maxSplits: 1)
-            let code = parts.count == 2 ? Int32(parts[0]) : nil
-            let kind = code.flatMap(ExitKind.init) ?? (word.isEmpty ? .ok : .failed)
-            guard kind == .ok else {
-                // What fusermount3 says goes there.
-                let more = kind == .failed ? "; \(log) may say more" : ""
-                throw ControlFailure(kind, String(parts.last ?? "") + more)
-            }
-            if let warning = parts.last { Output.error("doppel: \(warning)") }
-            if let notice = SharedMmap.notice(
-                release: HostSystem.kernelRelease, cache: request.mount.cache)
-            {
-                Output.error("doppel: \(notice)")
+            while true {
+                do {
+                    if try !showThroughPrimary(request) { try startDaemon(request) }
+                    return
+                } catch let failure as ControlFailure where mayTryAgain(failure) {
+                    Pause.microseconds(50_000)
+                }
             }
         }
     }
 
+    private static let mirrorPatienceNs: Int64 = 10_000_000_000
+
+    private func startDaemon(_ request: MountRequest) throws {
+        let disk = LinuxDisk()
+        let directory = try RuntimePaths.directory(disk: disk)
+        let log = try RuntimePaths.log(of: request.poolPath, in: directory, disk: disk)
+        guard let program = ProcessControl.realPath("/proc/self/exe") else {
+            throw ControlFailure(.failed, "cannot find my own program file")
+        }
+        let word = try ProcessControl.spawnDaemon(
+            program: program, logPath: log, whenTold: { Output.error("doppel: \($0)") }
+        ) { ready in
+            daemonArguments(request, ready: ready)
+        }
+        let parts = word.split(separator: "|", maxSplits: 1)
+        let code = parts.count == 2 ? Int32(parts[0]) : nil
+        let kind = code.flatMap(ExitKind.init) ?? (word.isEmpty ? .ok : .failed)
+        guard kind == .ok else {
+            // What fusermount3 says goes there.
+            let more = kind == .failed ? "; \(log) may say more" : ""
+            throw ControlFailure(kind, String(parts.last ?? "") + more)
+        }
+        if let warning = parts.last { Output.error("doppel: \(warning)") }
+        if let notice = SharedMmap.notice(
+            release: HostSystem.kernelRelease, cache: request.mount.cache)
+        {
+            Output.error("doppel: \(notice)")
+        }
+    }
+
     /// A mirror that its primary writes to is shown by the primary's daemon.
+    /// - Returns: false where no primary has it.
     private func showThroughPrimary(_ request: MountRequest) throws -> Bool {
         guard let owner = PoolStore.readOwner(path: request.poolPath, disk: LinuxDisk()),
             owner.writesMirror ?? false, let socket = owner.socketPath,
             let client = try? ControlClient(path: socket)
         else { return false }
-        var isShown = true
-        try exiting {
-            do {
-                _ = try client.send(
-                    ControlRequest(.mirrorMount) {
-                        $0.path = request.poolPath
-                        $0.mountPoint = request.mountPoint
-                        $0.names = options
-                        $0.atNs = request.session.atNs
-                    })
-            } catch is NoAnswer {
-                // One that was killed takes along what it showed, if it got so far.
-                isShown = false
-            }
+        do {
+            _ = try client.send(
+                ControlRequest(.mirrorMount) {
+                    $0.path = request.poolPath
+                    $0.mountPoint = request.mountPoint
+                    $0.names = options
+                    $0.atNs = request.session.atNs
+                })
+            return true
+        } catch is NoAnswer {
+            // One that was killed takes along what it showed, if it got so far.
+            return false
         }
-        return isShown
     }
 
     private func daemonArguments(_ request: MountRequest, ready: Int32) -> [String] {

@@ -313,6 +313,8 @@ package final class MirrorTarget: ReplicaTarget, @unchecked Sendable {
 
     /// What the mirror shows now, for as long as the view is open.
     package func newestView() throws(TargetError) -> MirrorView { try opened().newestView() }
+    /// Not between two tries to be a target: then nobody has it.
+    package var isOpen: Bool { pool != nil }
     /// See ``MirrorPool/view(atNs:)``.
     package func view(atNs timeNs: Int64) throws(TargetError) -> MirrorView {
         try opened().view(atNs: timeNs)
